@@ -1,0 +1,359 @@
+"""Tensor names of an adapter file -> the canonical adapter; every tensor is accounted for.
+
+Knows PEFT's keys, the tutorial's keys and each architecture's head; gets the base's shapes as an
+argument and knows no model class. A tensor that finds no place is a problem, never skipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from app.adapters.adapter import Adapter, Dense, Head, LoRALayer, fold
+from app.adapters.config import Recipe, scores_of
+from app.adapters.upload import AdapterRejected, Problem
+
+PEFT_PREFIX = "base_model.model."
+PEFT_KEY = re.compile(r"(?P<path>.+)\.lora_(?P<letter>[AB])\.weight")
+TUTORIAL_KEY = re.compile(r"(?P<path>.+)\.lora\.(?P<letter>[AB])")
+UNSERVED_SUFFIXES = {
+    "lora_magnitude_vector": "DoRA's magnitude",
+    "lora_embedding_": "LoRA on an embedding",
+    "lora_B.bias": "a bias on lora_B",
+    "token_adapter.": "trained token rows",
+    "lora_E": "AdaLoRA",
+    "lora_diag": "KaSA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "ia3_l": "IA3",
+    "vera_lambda": "VeRA",
+    "oft_": "OFT",
+    "fourierft": "FourierFT",
+}
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """What an adapter has to fit. linears: module path -> (out, in); prefix: as in "bert."."""
+
+    model_type: str
+    prefix: str
+    hidden: int
+    layers: int
+    linears: Mapping[str, tuple[int, int]]
+    has_pooler: bool
+
+
+@dataclass(frozen=True)
+class HeadKeys:
+    """Where an architecture's sequence-classification head keeps its layers.
+
+    Source: transformers' <Architecture>ForSequenceClassification.
+    """
+
+    source: Literal["cls", "pooler"]
+    dense: str | None
+    activation: Literal["tanh", "relu", "gelu"] | None
+    out: str
+
+
+ROBERTA_HEAD = HeadKeys("cls", "classifier.dense", "tanh", "classifier.out_proj")
+HEADS = {
+    "bert": HeadKeys("pooler", None, None, "classifier"),
+    "albert": HeadKeys("pooler", None, None, "classifier"),
+    "roberta": ROBERTA_HEAD,
+    "xlm-roberta": ROBERTA_HEAD,
+    "camembert": ROBERTA_HEAD,
+    "electra": HeadKeys("cls", "classifier.dense", "gelu", "classifier.out_proj"),
+    "distilbert": HeadKeys("cls", "pre_classifier", "relu", "classifier"),
+}
+
+
+def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: BaseShape) -> Adapter:
+    """Sort every tensor into a LoRA layer, a replaced Linear or the head.
+
+    Raises AdapterRejected with every tensor that has no place or does not fit.
+    """
+    sorted_ = _sort(tensors)
+    layout = _layout(sorted_, recipe, base)
+    problems: list[Problem] = []
+    layers, scales = _layers(sorted_.pairs, layout, recipe, base, problems)
+    dense = _denses(sorted_.rest, problems)
+    head = _head(dense, recipe, base, problems)
+    replaced = _replaced(dense, layers, base, problems)
+    if problems:
+        raise AdapterRejected(_summary(sorted_.pairs, layout, base, problems), problems)
+    if not layers and not replaced:
+        raise AdapterRejected("the file changes no layer of the encoder: there is nothing to serve")
+    labels = _check_labels(head, recipe)
+    return Adapter(
+        layers=layers,
+        layout=layout,
+        scale=next(iter(scales)) if len(scales) == 1 else None,
+        task="classify" if head else "embed",
+        replaced=replaced,
+        head=head,
+        labels=labels,
+        scores=scores_of(recipe, len(labels)),
+        pooling=recipe.pooling,
+        normalize=recipe.normalize,
+        max_length=recipe.max_length,
+    )
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """pairs: module path as the file spells it -> its A and B; rest: all other tensors."""
+
+    pairs: dict[str, dict[str, Tensor]]
+    names: set[str]
+    rest: dict[str, Tensor]
+
+
+def _sort(tensors: Mapping[str, Tensor]) -> _Sorted:
+    pairs: dict[str, dict[str, Tensor]] = {}
+    kinds: set[str] = set()
+    rest: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        bare = name.removeprefix(PEFT_PREFIX)
+        peft, tutorial = PEFT_KEY.fullmatch(bare), TUTORIAL_KEY.fullmatch(bare)
+        match = peft or tutorial
+        if match is None:
+            rest[name] = tensor
+        else:
+            kinds.add("peft" if peft else "tutorial")
+            pairs.setdefault(match["path"], {})[match["letter"]] = tensor
+    if len(kinds) > 1:
+        raise AdapterRejected(
+            "the file mixes PEFT's keys (lora_A.weight) and the tutorial's (lora.A)"
+        )
+    return _Sorted(pairs, kinds, rest)
+
+
+def _layout(found: _Sorted, recipe: Recipe, base: BaseShape) -> str:
+    """peft, or which of the tutorial's two letter orders; shapes decide where they can."""
+    if not found.names or found.names == {"peft"}:
+        if recipe.layout not in (None, "peft"):
+            raise AdapterRejected(f"layout={recipe.layout}, but the file's keys are PEFT's")
+        return "peft"
+    if recipe.layout == "peft":
+        raise AdapterRejected("layout=peft, but the file's keys are the tutorial's (….lora.A)")
+    if recipe.layout:
+        return recipe.layout
+    fits = {layout for layout in ("tutorial", "tutorial-swapped") if _fits(found, layout, base)}
+    square = all(
+        shape is None or shape[0] == shape[1]
+        for shape in (base.linears.get(_resolve(path, base) or "") for path in found.pairs)
+    )
+    if len(fits) == 1 and not square:
+        return fits.pop()
+    if not fits:
+        return "tutorial"  # every misfit is then listed by name
+    raise AdapterRejected(
+        "the shapes do not tell the tutorial's two letter orders apart: say ?layout=tutorial "
+        "(A [r, out], B [in, r]) or ?layout=tutorial-swapped (A [in, r], B [r, out])"
+    )
+
+
+def _fits(found: _Sorted, layout: str, base: BaseShape) -> bool:
+    for path, pair in found.pairs.items():
+        shape = base.linears.get(_resolve(path, base) or "")
+        if shape is None or len(pair) < 2:
+            continue
+        A, B = _canonical(pair["A"], pair["B"], layout)
+        if A.dim() != 2 or B.dim() != 2 or (B.shape[0], A.shape[1]) != shape:
+            return False
+        if A.shape[0] != B.shape[1]:
+            return False
+    return True
+
+
+def _canonical(A: Tensor, B: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    """A [r, in] and B [out, r], as PEFT has them.
+
+    tutorial: y += x B A with B [in, r], A [r, out]; tutorial-swapped: y += x A B, A [in, r], B [r, out].
+    """
+    if layout == "peft" or A.dim() != 2 or B.dim() != 2:
+        return A, B
+    return (B.T, A.T) if layout == "tutorial" else (A.T, B.T)
+
+
+def _layers(
+    pairs: dict[str, dict[str, Tensor]],
+    layout: str,
+    recipe: Recipe,
+    base: BaseShape,
+    problems: list[Problem],
+) -> tuple[dict[str, LoRALayer], set[float]]:
+    layers: dict[str, LoRALayer] = {}
+    scales: set[float] = set()
+    for path, pair in pairs.items():
+        names = {letter: _key(path, letter, layout) for letter in "AB"}
+        target = _resolve(path, base)
+        if target is None or target in layers:
+            reason = "is given twice" if target else "is not a linear layer of this base"
+            problems += [Problem(f"{path} {reason}", names[letter]) for letter in pair]
+            continue
+        if len(pair) < 2:
+            missing = names["B" if "A" in pair else "A"]
+            problems.append(
+                Problem(f"has no partner: {missing} is missing", names[next(iter(pair))])
+            )
+            continue
+        A, B = _canonical(pair["A"], pair["B"], layout)
+        fault = _misfit(A, B, base.linears[target], recipe.expected_rank(path))
+        if fault:
+            shapes = f"A {list(pair['A'].shape)}, B {list(pair['B'].shape)}"
+            problems.append(Problem(f"{fault} ({shapes} in the file)", names["A"]))
+            continue
+        scale = recipe.scale(path, A.shape[0])
+        scales.add(scale)
+        layers[target] = fold(A, B, scale)
+        if not all(torch.isfinite(t).all() for t in (layers[target].A, layers[target].B)):
+            problems.append(Problem("is not finite in float32 once scaled", names["B"]))
+    return layers, scales
+
+
+def _misfit(A: Tensor, B: Tensor, shape: tuple[int, int], expected_rank: int | None) -> str | None:
+    out, in_ = shape
+    if A.dim() != 2 or B.dim() != 2:
+        return "A and B must be matrices"
+    if A.shape[0] != B.shape[1]:
+        return f"A's rank {A.shape[0]} is not B's rank {B.shape[1]}"
+    if (B.shape[0], A.shape[1]) != (out, in_):
+        return f"made for a layer {A.shape[1]} -> {B.shape[0]}; this base's is {in_} -> {out}"
+    if expected_rank is not None and A.shape[0] != expected_rank:
+        return f"has rank {A.shape[0]}, while the config says {expected_rank}"
+    return None
+
+
+def _key(path: str, letter: str, layout: str) -> str:
+    return (
+        f"{PEFT_PREFIX}{path}.lora_{letter}.weight" if layout == "peft" else f"{path}.lora.{letter}"
+    )
+
+
+def _resolve(path: str, base: BaseShape) -> str | None:
+    """The base's own path of a module, which a model with a head spells with a prefix."""
+    bare = path.removeprefix(f"{base.prefix}.")
+    return next((p for p in (path, bare) if p in base.linears), None)
+
+
+def _denses(rest: dict[str, Tensor], problems: list[Problem]) -> dict[str, Dense]:
+    """weight and bias of each module in `rest`; anything else is a problem."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in rest.items():
+        path, _, leaf = name.removeprefix(PEFT_PREFIX).rpartition(".")
+        known = next((what for suffix, what in UNSERVED_SUFFIXES.items() if suffix in name), None)
+        if known:
+            problems.append(Problem(f"{known} is not served", name))
+        elif leaf in ("weight", "bias") and path and tensor.dim() == (2 if leaf == "weight" else 1):
+            parts.setdefault(path, {})[leaf] = tensor.to(torch.float32)
+        else:
+            problems.append(Problem("is no tensor that this server knows", name))
+    denses = {}
+    for path, found in parts.items():
+        if "weight" not in found:
+            problems.append(Problem("a bias without its weight is not served", f"{path}.bias"))
+        elif "bias" in found and found["bias"].shape[0] != found["weight"].shape[0]:
+            problems.append(Problem("bias and weight do not fit each other", f"{path}.bias"))
+        else:
+            denses[path] = Dense(found["weight"], found.get("bias"))
+    return denses
+
+
+def _head(
+    dense: dict[str, Dense], recipe: Recipe, base: BaseShape, problems: list[Problem]
+) -> Head | None:
+    """Take the head's layers out of `dense`."""
+    keys = HEADS.get(base.model_type)
+    if keys is None or keys.out not in dense:
+        if recipe.task == "classify" and not problems:
+            where = f"{keys.out}.weight" if keys else "a head"
+            problems.append(Problem(f"is a classification adapter, but {where} is not in the file"))
+        return None
+    out = dense.pop(keys.out)
+    inner = dense.pop(keys.dense, None) if keys.dense else None
+    if keys.dense and inner is None:
+        problems.append(
+            Problem(
+                f"{keys.dense} is not in the file, and the base has none: "
+                "train with it in modules_to_save",
+                f"{keys.dense}.weight",
+            )
+        )
+    if keys.source == "pooler" and not base.has_pooler:
+        problems.append(
+            Problem("the head reads the pooler, and this base has none", f"{keys.out}.weight")
+        )
+    for path, layer in ((keys.dense, inner), (keys.out, out)):
+        if layer is not None and layer.weight.shape[1] != base.hidden:
+            width = layer.weight.shape[1]
+            problems.append(
+                Problem(f"reads {width} values; this base is {base.hidden}-wide", f"{path}.weight")
+            )
+    if inner is not None and inner.weight.shape[0] != out.weight.shape[1]:
+        problems.append(
+            Problem("the head's two layers do not fit each other", f"{keys.dense}.weight")
+        )
+    return Head(keys.source, inner, keys.activation if keys.dense else None, out)
+
+
+def _replaced(
+    dense: dict[str, Dense],
+    layers: dict[str, LoRALayer],
+    base: BaseShape,
+    problems: list[Problem],
+) -> dict[str, Dense]:
+    """The Linear layers of the base that the file replaces whole."""
+    replaced: dict[str, Dense] = {}
+    for path, layer in dense.items():
+        target = _resolve(path, base)
+        name = f"{path}.weight"
+        if target is None:
+            problems.append(
+                Problem("belongs to no linear layer of this base nor to its head", name)
+            )
+        elif target in layers:
+            problems.append(Problem("replaces a layer that the file also adapts", name))
+        elif tuple(layer.weight.shape) != base.linears[target]:
+            out, in_ = base.linears[target]
+            problems.append(
+                Problem(f"has shape {list(layer.weight.shape)}; the base's is [{out}, {in_}]", name)
+            )
+        else:
+            replaced[target] = layer
+    return replaced
+
+
+def _check_labels(head: Head | None, recipe: Recipe) -> tuple[str, ...]:
+    if head is None:
+        return ()
+    labels = recipe.labels or tuple(f"LABEL_{i}" for i in range(head.labels))
+    if len(labels) != head.labels:
+        raise AdapterRejected(f"{len(labels)} labels are given for a head of {head.labels}")
+    if len(set(labels)) != len(labels):
+        raise AdapterRejected("a label is given twice")
+    return labels
+
+
+def _summary(
+    pairs: dict[str, dict[str, Tensor]], layout: str, base: BaseShape, problems: list[Problem]
+) -> str:
+    """In words where the whole file is for another base; else a count."""
+    widths = [
+        _canonical(pair["A"], pair["B"], layout)[0].shape[-1]
+        for path, pair in pairs.items()
+        if len(pair) == 2 and re.search(r"(query|key|value|[qkv]_lin|Wqkv)$", path)
+    ]
+    layers = {int(n) for path in pairs for n in re.findall(r"layers?\.(\d{1,3})\.", path)}
+    made_for = f"{widths[0]}-wide, {max(layers) + 1}-layer" if widths and layers else ""
+    this = f"{base.hidden}-wide, {base.layers}-layer {base.model_type}"
+    if widths and layers and (widths[0] != base.hidden or max(layers) >= base.layers):
+        return f"made for another base ({made_for}); this base is {this}"
+    return f"{len(problems)} tensors of the file cannot be served on this base ({this})"

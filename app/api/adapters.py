@@ -1,0 +1,240 @@
+"""PUT, GET, HEAD, DELETE /adapters/{name}; merge, unmerge, versions, rollback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.adapters.adapter import Pooling, Task
+from app.adapters.config import Options
+from app.adapters.registry import Name
+from app.adapters.store import valid_name
+from app.api.answer import json_answer
+from app.api.errors import documented, invalid
+from app.api.serving import Served
+from app.engine.install import How, PreconditionFailed
+
+router = APIRouter(prefix="/adapters", tags=["adapters"])
+
+
+def _name(name: str) -> str:
+    if not valid_name(name):
+        raise invalid(
+            "name",
+            f"{name!r} is no adapter name: 1 to 63 of a-z 0-9 . _ -, first a letter or digit; "
+            "base is reserved",
+        )
+    return name
+
+
+AdapterName = Annotated[str, Depends(_name)]
+
+
+class UploadQuery(BaseModel):
+    """What an uploader may say beside the file; a misspelled parameter is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    alpha: float | None = Field(None, gt=0, allow_inf_nan=False, description="LoRA's alpha.")
+    layout: Literal["peft", "tutorial", "tutorial-swapped"] | None = None
+    labels: str | None = Field(None, description="neg,pos: the head's labels in order.")
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    task: Task | None = None
+    dry_run: bool = Field(False, description="Report and change nothing.")
+    allow_noop: bool = Field(False, description="Take an adapter that changes nothing.")
+
+    def options(self) -> Options:
+        """What it says about the adapter itself."""
+        labels = None if self.labels is None else tuple(self.labels.split(","))
+        return Options(self.alpha, self.layout, labels, self.pooling, self.normalize, self.task)
+
+
+class RollbackBody(BaseModel):
+    """Where to roll back to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str | None = Field(None, description="12 or more hex digits; none: the one before.")
+
+
+REPORT_EXAMPLE = {
+    "name": "sentiment",
+    "version": "4f1c22ab90d3",
+    "task": "classify",
+    "labels": ["negative", "positive"],
+    "rank": 8,
+    "scale": 2.0,
+    "targets": {"query": 6, "value": 6},
+    "merged": False,
+}
+REPORT: dict[str, Any] = {
+    "description": "The adapter, as it was matched and measured against the base.",
+    "content": {"application/json": {"schema": {"type": "object"}, "example": REPORT_EXAMPLE}},
+}
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in (
+                "application/octet-stream",
+                "multipart/form-data",
+                "application/x-tar",
+                "application/gzip",
+                "application/zip",
+            )
+        },
+    }
+}
+Answers = dict[int | str, dict[str, Any]]
+PUT_ANSWERS: Answers = {200: REPORT, 201: REPORT, **documented(400, 412, 413, 415, 422, 507)}
+ONE: Answers = {200: REPORT, **documented(404, 422)}
+LIST: Answers = {
+    200: {
+        "description": "Every adapter.",
+        "content": {"application/json": {"schema": {"type": "array"}}},
+    }
+}
+
+
+def describe(found: Name) -> dict[str, Any]:
+    """API.md's adapter object."""
+    return {
+        "name": found.name,
+        **found.version.report,
+        "merged": found.version.merged,
+        "resident": True,
+        "created": found.created,
+    }
+
+
+@router.put("/{name}", response_class=Response, responses=PUT_ANSWERS, openapi_extra=UPLOAD)
+async def put(
+    request: Request,
+    name: AdapterName,
+    query: Annotated[UploadQuery, Query()],
+    serving: Served,
+) -> Response:
+    """Upload an adapter: bare safetensors, multipart, tar or zip of a PEFT folder."""
+    installer = serving.installer
+    precondition = _precondition(request)
+    with installer.store.receiving() as folder:
+        body = folder / "body"
+        with body.open("wb") as file:
+            async for chunk in request.stream():
+                file.write(chunk)
+        done = await installer.install_body(
+            name,
+            body,
+            request.headers.get("content-type", ""),
+            How(query.options(), query.allow_noop, query.dry_run, precondition),
+        )
+    if done.name is None:
+        dry = {"name": name, **done.report, "merged": False, "resident": False, "created": None}
+        return json_answer({**dry, "dry_run": True}, {})
+    headers = {"ETag": _etag(done.name.version.digest), "Location": f"/adapters/{name}"}
+    answer = describe(done.name) | ({"unchanged": True} if done.unchanged else {})
+    return json_answer(answer, headers, 201 if done.created else 200)
+
+
+@router.get("", response_class=Response, responses=LIST)
+async def list_all(serving: Served) -> Response:
+    """Every adapter that is served."""
+    names = serving.registry.names
+    return json_answer([describe(names[name]) for name in sorted(names)], {})
+
+
+@router.get("/{name}", response_class=Response, responses=ONE)
+@router.head("/{name}", response_class=Response, responses=ONE)
+async def get(request: Request, name: AdapterName, serving: Served) -> Response:
+    """One adapter; 304 where If-None-Match holds its version."""
+    found = serving.registry.get(name)
+    etag = _etag(found.version.digest)
+    if _matches(request.headers.get("if-none-match"), found.version.digest):
+        return Response(status_code=304, headers={"ETag": etag})
+    return json_answer(describe(found), {"ETag": etag})
+
+
+@router.delete(
+    "/{name}", status_code=204, response_class=Response, responses=documented(404, 412, 422, 507)
+)
+async def delete(request: Request, name: AdapterName, serving: Served) -> Response:
+    """Stop serving the name; requests in flight finish on their version."""
+    await serving.installer.remove(name, _precondition(request))
+    return Response(status_code=204)
+
+
+@router.post("/{name}/merge", response_class=Response, responses=ONE | documented(507))
+async def merge(name: AdapterName, serving: Served) -> Response:
+    """Give the adapter its own merged copy of the layers it targets."""
+    started = time.perf_counter()
+    await serving.installer.merge(serving.registry.get(name).version)
+    return _timed(serving.registry.get(name), started)
+
+
+@router.post("/{name}/unmerge", response_class=Response, responses=ONE)
+async def unmerge(name: AdapterName, serving: Served) -> Response:
+    """Drop the merged copy."""
+    started = time.perf_counter()
+    await serving.installer.unmerge(serving.registry.get(name).version)
+    return _timed(serving.registry.get(name), started)
+
+
+def _timed(found: Name, started: float) -> Response:
+    took_ms = round(1000 * (time.perf_counter() - started), 3)
+    return json_answer(describe(found) | {"took_ms": took_ms}, {})
+
+
+@router.get("/{name}/versions", response_class=Response, responses=LIST | documented(404, 422))
+async def versions(name: AdapterName, serving: Served) -> Response:
+    """What the name has pointed at, oldest first."""
+    found = serving.registry.get(name)
+    current = found.version.digest
+    return json_answer(
+        [
+            {"version": e.version, "created": e.created, "current": e.version == current}
+            for e in found.history
+        ],
+        {},
+    )
+
+
+@router.post("/{name}/rollback", response_class=Response, responses=ONE | documented(400, 415, 507))
+async def rollback(
+    name: AdapterName, serving: Served, body: RollbackBody | None = None
+) -> Response:
+    """Point the name at an earlier version of its own."""
+    found = await serving.installer.rollback(name, body.version if body else None)
+    return json_answer(describe(found), {"ETag": _etag(found.version.digest)})
+
+
+def _etag(digest: str) -> str:
+    return f'"{digest}"'
+
+
+def _matches(header: str | None, digest: str | None) -> bool:
+    """Whether an If-Match or If-None-Match list holds the version (RFC 9110, 13.1)."""
+    if header is None or digest is None:
+        return False
+    tags = [tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")]
+    return "*" in tags or digest in tags
+
+
+def _precondition(request: Request) -> Callable[[str | None], None]:
+    """What the request's headers ask of the current version; None: there is none."""
+    if_match = request.headers.get("if-match")
+    if_none_match = request.headers.get("if-none-match")
+
+    def check(current: str | None) -> None:
+        if if_match is not None and not _matches(if_match, current):
+            now = f"the current version is {current}" if current else "there is no such adapter"
+            raise PreconditionFailed(f"If-Match does not hold: {now}")
+        if _matches(if_none_match, current):
+            raise PreconditionFailed(f"If-None-Match does not hold: version {current} is there")
+
+    return check

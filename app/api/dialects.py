@@ -1,0 +1,110 @@
+"""Other servers' shapes for the same call: OpenAI's /v1/embeddings and /v1/models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.answer import base64_strings, float_lists, json_answer
+from app.api.choosing import BASE, choose
+from app.api.errors import documented
+from app.api.inference import EmbedBody, embedding_want, prompt_of
+from app.api.inputs import Inputs
+from app.api.running import Texts, run
+from app.api.serving import Served, Serving
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+
+class OpenAIEmbeddingBody(BaseModel):
+    """As OpenAI's clients send it; members they add beyond these are let through."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "sentiment", "input": ["I love this film."]}]}
+    )
+
+    model: str = Field(description="base-id, adapter or base-id:adapter, each also with @version.")
+    input: Inputs
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+
+
+EMBEDDED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Embeddings in OpenAI's shape.",
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "required": ["object", "data", "model", "usage"]},
+                "example": {
+                    "object": "list",
+                    "data": [{"object": "embedding", "index": 0, "embedding": [0.0123]}],
+                    "model": "sentiment",
+                    "usage": {"prompt_tokens": 7, "total_tokens": 7},
+                },
+            }
+        },
+    }
+}
+MODELS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The base, then every adapter.",
+        "content": {
+            "application/json": {"schema": {"type": "object", "required": ["object", "data"]}}
+        },
+    }
+}
+
+
+@router.post(
+    "/embeddings",
+    response_class=Response,
+    responses=EMBEDDED | documented(400, 404, 413, 415, 422, 429, 503),
+)
+async def embeddings(request: Request, body: OpenAIEmbeddingBody, serving: Served) -> Response:
+    """OpenAI's embeddings call; `model` chooses the adapter."""
+    count = len(body.input.items)
+    choice = await choose(serving, [_adapter_of(serving, body.model)], None, count)
+    native = EmbedBody(inputs=body.input, dimensions=body.dimensions)
+    texts = Texts(body.input.items, True, "right", prompt_of(serving, native))
+    ran = await run(request, serving, choice, texts, embedding_want(serving, native))
+    rows = ran.lines[0]
+    vectors = base64_strings(rows) if body.encoding_format == "base64" else float_lists(rows)
+    answer = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)
+        ],
+        "model": body.model,
+        "usage": {"prompt_tokens": ran.tokens, "total_tokens": ran.tokens},
+    }
+    return json_answer(answer, ran.headers)
+
+
+def _adapter_of(serving: Serving, model: str) -> str:
+    """base-id -> base; base-id:adapter -> adapter; versions stay behind."""
+    base = serving.engine.encoder.files.id
+    if model == base or model.startswith(f"{base}@"):
+        return BASE + model.removeprefix(base)
+    return model.removeprefix(f"{base}:")
+
+
+@router.get("/models", response_class=Response, responses=MODELS)
+async def models(serving: Served) -> Response:
+    """Every name that `model` may be."""
+    encoder = serving.engine.encoder
+    base = {"id": encoder.files.id, "object": "model", "created": 0, "owned_by": "base"}
+    adapters = [
+        {
+            "id": name,
+            "object": "model",
+            "created": entry.created_unix,
+            "owned_by": "adapter",
+            "parent": encoder.files.id,
+            "version": entry.version.digest,
+        }
+        for name, entry in sorted(serving.registry.names.items())
+    ]
+    return json_answer({"object": "list", "data": [base, *adapters]}, {})

@@ -1,0 +1,195 @@
+"""Errors as part of the interface: the one table exception -> status, and the one JSON shape.
+
+{"error", "error_type", "request_id"} and, where it helps, "problems" and "nearest"; below /v1 the
+same inside OpenAI's {"error": {"message", "type", "param", "code"}}.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app.adapters.registry import UnknownAdapter, UnknownVersion
+from app.adapters.store import StaleRevision, StoreFull
+from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.engine.install import MergeMemoryFull, PreconditionFailed
+from app.engine.queue import QueueFull
+from app.engine.tokenizer import InputRefused
+
+log = logging.getLogger(__name__)
+
+TABLE: dict[type[Exception], tuple[int, str]] = {
+    UnknownAdapter: (404, "adapter_not_found"),
+    UnknownVersion: (404, "version_not_found"),
+    PreconditionFailed: (412, "precondition_failed"),
+    StaleRevision: (412, "precondition_failed"),
+    UploadTooLarge: (413, "payload_too_large"),
+    UnsupportedMedia: (415, "unsupported_media_type"),
+    AdapterRejected: (422, "adapter_rejected"),
+    InputRefused: (422, "validation"),
+    QueueFull: (429, "overloaded"),
+    StoreFull: (507, "store_full"),
+    MergeMemoryFull: (507, "merge_memory_full"),
+}
+HTTP_TYPES = {
+    400: "malformed",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+}
+SCHEMA = {
+    "type": "object",
+    "required": ["error", "error_type", "request_id"],
+    "properties": {
+        "error": {"type": "string", "description": "What is wrong and what to do."},
+        "error_type": {"type": "string", "description": "Stable; branch on this."},
+        "request_id": {"type": "string"},
+        "problems": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["reason"],
+                "properties": {
+                    "reason": {"type": "string"},
+                    "tensor": {"type": "string"},
+                    "field": {"type": "string"},
+                },
+            },
+        },
+        "nearest": {"type": "array", "items": {"type": "string"}},
+    },
+}
+
+
+@dataclass(eq=False)
+class Refusal(Exception):
+    """An error answer. problems: [{"field" or "tensor", "reason"}]; more: further JSON members."""
+
+    status: int
+    error_type: str
+    message: str
+    problems: list[dict[str, str]] = field(default_factory=list)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def invalid(name: str, reason: str) -> Refusal:
+    """422 for one field."""
+    return Refusal(422, "validation", f"{name} {reason}", [{"field": name, "reason": reason}])
+
+
+class BodyTooLarge(HTTPException):
+    """An HTTPException, so that FastAPI's own body reader lets it through."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(413, f"the body is over the cap of {max_bytes:,} bytes")
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for error answers."""
+    content = {"application/json": {"schema": SCHEMA}}
+    return {status: {"description": "Error", "content": content} for status in statuses}
+
+
+def install_errors(app: FastAPI) -> None:
+    """Every exception that a route may raise, as an answer."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return respond(request, refusal_of(error, request))
+
+    for kind in (*TABLE, Refusal, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def respond(request: Request, refusal: Refusal) -> Response:
+    """The refusal in the shape that the route's clients read."""
+    request_id = getattr(request.state, "request_id", "")
+    body: dict[str, Any] = {
+        "error": refusal.message,
+        "error_type": refusal.error_type,
+        "request_id": request_id,
+        **refusal.more,
+    }
+    if refusal.problems:
+        body["problems"] = refusal.problems
+    if request.url.path.startswith("/v1/"):
+        openai = {
+            "message": refusal.message,
+            "type": refusal.error_type,
+            "param": next((p["field"] for p in refusal.problems if "field" in p), None),
+            "code": refusal.error_type,
+        }
+        body = {**body, "error": openai}
+    return Response(orjson.dumps(body), refusal.status, dict(refusal.headers), "application/json")
+
+
+def refusal_of(error: Exception, request: Request) -> Refusal:
+    """The exception as a refusal; what is in no table is a bug: logged, 500."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _of_validation(error, request)
+    if isinstance(error, HTTPException):
+        kind = HTTP_TYPES.get(error.status_code, f"http_{error.status_code}")
+        return Refusal(error.status_code, kind, str(error.detail), headers=error.headers or {})
+    found = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
+    if found is None:
+        log.error("unhandled", exc_info=error)
+        return Refusal(500, "internal", "the server failed; this is a bug, please report it")
+    refusal = Refusal(*found, str(error) or found[1])
+    if isinstance(error, AdapterRejected):
+        refusal.problems = [
+            {"reason": p.reason, **({"tensor": p.tensor} if p.tensor else {})}
+            for p in error.problems
+        ]
+    elif isinstance(error, InputRefused):
+        where = f"inputs[{error.index}]"
+        refusal.message = f"{where} {error.reason}"
+        refusal.problems = [{"field": where, "reason": error.reason}]
+    elif isinstance(error, UnknownAdapter):
+        refusal.more = {"nearest": error.nearest}
+    elif isinstance(error, QueueFull):
+        wait_s = error.retry_after_s
+        refusal.headers = {
+            "Retry-After": str(max(1, math.ceil(wait_s))),
+            "retry-after-ms": str(max(1, math.ceil(wait_s * 1000))),
+        }
+    return refusal
+
+
+def _of_validation(error: RequestValidationError, request: Request) -> Refusal:
+    faults = error.errors()
+    if any(f["type"] == "json_invalid" for f in faults):
+        reason = str(faults[0].get("ctx", {}).get("error", "cannot be parsed"))
+        return Refusal(400, "malformed", f"the body is not JSON: {reason}")
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    in_body = any(f["loc"][:1] == ("body",) for f in faults)
+    if in_body and media != "application/json" and not media.endswith("+json"):
+        said = f"not {media}" if media else "and say so"
+        return Refusal(
+            415,
+            "unsupported_media_type",
+            f"send the body as JSON, {said}: -H 'Content-Type: application/json'",
+        )
+    problems = [
+        {"field": _where(f["loc"]), "reason": f["msg"].removeprefix("Value error, ")}
+        for f in faults
+    ]
+    first = problems[0]
+    return Refusal(422, "validation", f"{first['field']}: {first['reason']}", problems)
+
+
+def _where(loc: tuple[int | str, ...]) -> str:
+    """("body", "inputs", 3) -> inputs[3]."""
+    parts = loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc
+    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts)
+    return text.lstrip(".") or str(loc[0] if loc else "body")

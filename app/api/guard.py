@@ -1,0 +1,76 @@
+"""Around every request: its id, its body's cap, its count and its latency.
+
+Plain ASGI, because Starlette's BaseHTTPMiddleware hides a client's going away.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import BodyTooLarge
+from app.api.metrics import Metrics
+
+MAX_ID_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Guard:
+    """max_body_bytes: any body but an upload's; max_upload_bytes: PUT /adapters/{name}."""
+
+    app: ASGIApp
+    metrics: Metrics
+    max_body_bytes: int
+    max_upload_bytes: int
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers)
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        upload = scope["method"] == "PUT" and scope["path"].startswith("/adapters/")
+        cap = self.max_upload_bytes if upload else self.max_body_bytes
+        received = 0
+        status = 499  # the client went away before an answer began
+
+        async def capped_receive() -> Message:
+            nonlocal received
+            if received == 0 and int(headers.get("content-length") or 0) > cap:
+                raise BodyTooLarge(cap)
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > cap:
+                raise BodyTooLarge(cap)
+            return message
+
+        async def stamped_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, capped_receive, stamped_send)
+        finally:
+            self._count(scope, status, time.perf_counter() - started)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        for adapter in scope["state"].get("adapters", [""]):
+            self.metrics.requests.labels(route, adapter, str(status)).inc()
+            self.metrics.latency.labels(route, adapter).observe(seconds)
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    good = 0 < len(given) <= MAX_ID_LENGTH and given.isascii() and given.isprintable()
+    return given if good else uuid.uuid4().hex

@@ -1,0 +1,113 @@
+"""/livez, /readyz, /health, /metrics, /info."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from fastapi import APIRouter, Response
+from fastapi.responses import RedirectResponse
+
+from app.api.answer import json_answer
+from app.api.errors import Refusal, documented
+from app.api.serving import Served, Serving
+
+router = APIRouter(tags=["running"])
+
+Answers = dict[int | str, dict[str, Any]]
+OBJECT: Answers = {
+    200: {
+        "description": "An object.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
+METRICS: Answers = {
+    200: {
+        "description": "Prometheus' text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """The documentation, until there is a page."""
+    return RedirectResponse("/docs")
+
+
+@router.get("/livez", response_class=Response, responses=OBJECT)
+async def livez() -> Response:
+    """The process answers."""
+    return json_answer({"status": "alive"}, {})
+
+
+@router.get("/readyz", response_class=Response, responses=OBJECT | documented(503))
+async def readyz(serving: Served) -> Response:
+    """The base is loaded and the loop turns; names that could not be loaded are listed."""
+    _check(serving)
+    answer = {
+        "status": "ready",
+        "adapters": len(serving.registry.names),
+        "broken": serving.registry.broken,
+    }
+    return json_answer(answer, {})
+
+
+@router.get("/health", response_class=Response, responses=OBJECT | documented(503))
+async def health(serving: Served) -> Response:
+    """As /readyz, for TEI's clients."""
+    _check(serving)
+    return json_answer({"status": "ok"}, {})
+
+
+def _check(serving: Serving) -> None:
+    if not serving.engine.turning:
+        raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
+
+
+@router.get("/metrics", response_class=Response, responses=METRICS)
+async def metrics(serving: Served) -> Response:
+    """Requests, tokens and latency by adapter, for Prometheus."""
+    return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/info", response_class=Response, responses=OBJECT | documented(422))
+async def info(serving: Served, verify: bool = False) -> Response:
+    """The base and its limits. verify=true reads every weight again: `digest_now`."""
+    encoder = serving.engine.encoder
+    base: dict[str, Any] = {"digest": encoder.digest}
+    if verify:
+        now = await asyncio.to_thread(encoder.digest_now)
+        base |= {"digest_now": now, "intact": now == encoder.digest}
+    files = encoder.files
+    answer = {
+        "version": _own_version(),
+        "model_id": files.id,
+        "model_type": encoder.shape.model_type,
+        "model_dtype": str(encoder.dtype).removeprefix("torch."),
+        "device": str(encoder.device),
+        "torch": torch.__version__,
+        "base": base,
+        "hidden_size": encoder.shape.hidden,
+        "layers": encoder.shape.layers,
+        "linears": len(encoder.shape.linears),
+        "max_input_length": encoder.max_length,
+        "max_client_batch_size": serving.max_client_batch,
+        "max_batch_tokens": serving.engine.max_batch_tokens,
+        "pooling": files.pooling,
+        "normalize": files.normalize,
+        "prompts": files.prompts,
+        "adapters": sorted(serving.registry.names),
+        "broken": serving.registry.broken,
+        "merged_bytes": serving.registry.merged_bytes,
+    }
+    return json_answer(answer, {})
+
+
+def _own_version() -> str:
+    try:
+        return version("bert-lora-server")
+    except PackageNotFoundError:
+        return "source"

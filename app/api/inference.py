@@ -1,0 +1,210 @@
+"""POST /embed and POST /classify."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from app.adapters.adapter import Pooling
+from app.api.answer import OCTETS, base64_strings, float_lists, json_answer, octets
+from app.api.choosing import Chosen, ChosenByQuery, choose
+from app.api.errors import Refusal, documented, invalid
+from app.api.inputs import Inputs
+from app.api.running import Texts, run
+from app.api.serving import Served, Serving
+from app.engine.tokenizer import Direction
+from app.model.batch import Want
+from app.model.head import scores
+
+router = APIRouter(tags=["inference"])
+ERRORS = documented(400, 404, 413, 415, 422, 429, 503)
+PER_INPUT = "One adapter per input, in order; null: the base."
+
+
+class EmbedBody(BaseModel):
+    """What is left out comes from the adapter, then from the base's own files."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"inputs": ["I love this film.", "How do I top up?"]}]},
+    )
+
+    inputs: Inputs
+    adapters: list[str | None] | None = Field(None, description=PER_INPUT)
+    normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
+    truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
+    truncation_direction: Direction = Field("right", description="Which end is cut.")
+    prompt: str | None = Field(None, description="Put before each text.")
+    prompt_name: str | None = Field(None, description="One of the base's own prompts.")
+    pooling: Pooling | None = Field(None, description="How token states become one vector.")
+    dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class ClassifyBody(BaseModel):
+    """The activation is the adapter's: softmax, sigmoid for multi-label, none for regression."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"inputs": "My card has not arrived.", "top_k": 3}]},
+    )
+
+    inputs: Inputs
+    adapters: list[str | None] | None = Field(None, description=PER_INPUT)
+    truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
+    truncation_direction: Direction = Field("right", description="Which end is cut.")
+    raw_scores: bool = Field(False, description="Logits, without the activation.")
+    top_k: int | None = Field(None, ge=1, description="Only the best ones.")
+    threshold: float | None = Field(None, description="Only scores of at least this.")
+
+
+VECTORS: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "array", "items": {"type": "number"}},
+    "example": [[0.0123, -0.0456]],
+}
+LABELS: dict[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"label": {"type": "string"}, "score": {"type": "number"}},
+        "required": ["label", "score"],
+    },
+    "example": [{"label": "card_arrival", "score": 0.98}],
+}
+
+
+def _content(schema: dict[str, Any]) -> dict[str, Any]:
+    """An answer of one adapter, or an object of those in a fan-out."""
+    fan_out = {"type": "object", "additionalProperties": schema}
+    return {"application/json": {"schema": {"anyOf": [schema, fan_out]}}}
+
+
+EMBEDDED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Always a list of lists; base64 strings where asked for.",
+        "content": _content({"anyOf": [VECTORS, {"type": "array", "items": {"type": "string"}}]})
+        | {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+CLASSIFIED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One text in: its labels, best first. A list in: a list of those.",
+        "content": _content({"anyOf": [LABELS, {"type": "array", "items": LABELS}]}),
+    }
+}
+
+
+@router.post("/embed", response_class=Response, responses=EMBEDDED | ERRORS)
+async def embed(
+    request: Request, body: EmbedBody, query: ChosenByQuery, serving: Served
+) -> Response:
+    """Embeddings, each input through the adapter that was chosen for it."""
+    choice = await choose(serving, query.adapter, body.adapters, len(body.inputs.items))
+    raw = OCTETS in request.headers.get("accept", "")
+    if raw and choice.fan_out:
+        raise invalid(
+            "adapter", f"is given several times, which {OCTETS} cannot carry: ask for JSON"
+        )
+    texts = Texts(
+        body.inputs.items, body.truncate, body.truncation_direction, prompt_of(serving, body)
+    )
+    ran = await run(request, serving, choice, texts, embedding_want(serving, body))
+    if raw:
+        return octets(ran.lines[0], ran.headers)
+    encode = base64_strings if body.encoding_format == "base64" else float_lists
+    answers = [encode(rows) for rows in ran.lines]
+    return json_answer(_shaped(choice.fan_out, choice.lines, answers), ran.headers)
+
+
+@router.post("/classify", response_class=Response, responses=CLASSIFIED | ERRORS)
+async def classify(
+    request: Request, body: ClassifyBody, query: ChosenByQuery, serving: Served
+) -> Response:
+    """Labels and scores from the heads that the chosen adapters bring along."""
+    choice = await choose(serving, query.adapter, body.adapters, len(body.inputs.items))
+    for chosen in choice.distinct:
+        _refuse_without_head(chosen, serving)
+    texts = Texts(body.inputs.items, body.truncate, body.truncation_direction, "")
+    ran = await run(request, serving, choice, texts, lambda _: Want("logits"))
+    answers = []
+    for line, rows in zip(choice.lines, ran.lines, strict=True):
+        labelled = [_labelled(c, row, body) for c, row in zip(line, rows, strict=True)]
+        answers.append(labelled[0] if body.inputs.single else labelled)
+    return json_answer(_shaped(choice.fan_out, choice.lines, answers), ran.headers)
+
+
+def _shaped(fan_out: bool, lines: list[list[Chosen]], answers: list[Any]) -> Any:
+    if not fan_out:
+        return answers[0]
+    return {line[0].spelled: answer for line, answer in zip(lines, answers, strict=True)}
+
+
+def embedding_want(serving: Serving, body: EmbedBody) -> Any:
+    """Chosen -> Want: the request's wish, then the adapter's, then the base's files'."""
+    encoder = serving.engine.encoder
+    if body.dimensions is not None and body.dimensions > encoder.shape.hidden:
+        raise invalid("dimensions", f"is over the base's {encoder.shape.hidden}")
+    if body.pooling == "pooler" and not encoder.shape.has_pooler:
+        raise invalid("pooling", "is pooler, and this base has none")
+
+    def want(chosen: Chosen) -> Want:
+        adapter = chosen.version.adapter if chosen.version else None
+        pooling = body.pooling or (adapter and adapter.pooling) or encoder.files.pooling
+        wishes = (body.normalize, adapter.normalize if adapter else None, encoder.files.normalize)
+        normalize = next(w for w in wishes if w is not None)
+        return Want("embedding", pooling, normalize, body.dimensions)
+
+    return want
+
+
+def prompt_of(serving: Serving, body: EmbedBody) -> str:
+    """The text to put before each input. Raises Refusal for an unknown name, or beside ids."""
+    files = serving.engine.encoder.files
+    if body.prompt is not None and body.prompt_name is not None:
+        raise invalid("prompt", "and prompt_name are both given: send one of them")
+    asked = "prompt" if body.prompt is not None else "prompt_name"
+    has_ids = any(isinstance(item, list) for item in body.inputs.items)
+    if has_ids and (body.prompt is not None or body.prompt_name is not None):
+        raise invalid(asked, "cannot be put before token ids")
+    if body.prompt is not None:
+        return body.prompt
+    name = body.prompt_name or files.default_prompt
+    if name is None:
+        return ""
+    if name not in files.prompts:
+        names = ", ".join(sorted(files.prompts)) or "none"
+        raise invalid("prompt_name", f"is {name!r}; this base has {names}")
+    return files.prompts[name]
+
+
+def _refuse_without_head(chosen: Chosen, serving: Serving) -> None:
+    if chosen.version is not None and chosen.version.adapter.head is not None:
+        return
+    with_head = sorted(n for n, e in serving.registry.names.items() if e.version.adapter.head)
+    who = f"adapter {chosen.name}" if chosen.version else "the base"
+    raise Refusal(
+        422,
+        "no_head",
+        f"{who} has no classification head; these have one: {', '.join(with_head) or 'none'}",
+        more={"adapters_with_head": with_head},
+    )
+
+
+def _labelled(chosen: Chosen, logits: Tensor, body: ClassifyBody) -> list[dict[str, Any]]:
+    """[{"label", "score"}], best first."""
+    adapter = chosen.version.adapter if chosen.version else None
+    if adapter is None:  # refused before
+        return []
+    values = logits if body.raw_scores else scores(logits, adapter.scores)
+    best = sorted(zip(values.tolist(), adapter.labels, strict=True), key=lambda pair: -pair[0])
+    return [
+        {"label": label, "score": score}
+        for score, label in best[: body.top_k]
+        if body.threshold is None or score >= body.threshold
+    ]

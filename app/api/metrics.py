@@ -1,0 +1,74 @@
+"""What /metrics counts, in a registry of its own, so that two apps in one process don't mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+BATCH_TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One server's counters. A request through several adapters counts once for each."""
+
+    registry: CollectorRegistry
+    requests: Counter = field(init=False)
+    latency: Histogram = field(init=False)
+    tokens: Counter = field(init=False)
+    batch_tokens: Histogram = field(init=False)
+    batch_sequences: Counter = field(init=False)
+
+    def __post_init__(self) -> None:
+        def put(name: str, metric: object) -> None:
+            object.__setattr__(self, name, metric)
+
+        by = ["route", "adapter"]
+        at = self.registry
+        put(
+            "requests",
+            Counter("bert_lora_requests", "Requests answered.", [*by, "status"], registry=at),
+        )
+        put(
+            "latency",
+            Histogram(
+                "bert_lora_request_seconds",
+                "From the request's first byte to the answer's last.",
+                by,
+                registry=at,
+                buckets=LATENCY_S,
+            ),
+        )
+        put(
+            "tokens",
+            Counter("bert_lora_tokens", "Tokens run, special ones too.", ["adapter"], registry=at),
+        )
+        put(
+            "batch_tokens",
+            Histogram(
+                "bert_lora_batch_tokens",
+                "Tokens of a forward pass.",
+                registry=at,
+                buckets=BATCH_TOKENS,
+            ),
+        )
+        put(
+            "batch_sequences",
+            Counter("bert_lora_sequences", "Sequences run.", registry=at),
+        )
+
+    def watch(self, name: str, what: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when it is asked for."""
+        Gauge(name, what, registry=self.registry).set_function(read)
+
+    def batch(self, tokens: int, sequences: int) -> None:
+        """One forward pass is over."""
+        self.batch_tokens.observe(tokens)
+        self.batch_sequences.inc(sequences)
+
+    def text(self) -> bytes:
+        """The Prometheus exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,34 @@
+"""What every route works with, built once by main.py and held by the app, never by a module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from tokenizers import Tokenizer
+
+from app.adapters.registry import Registry
+from app.api.metrics import Metrics
+from app.engine.engine import Engine
+from app.engine.install import Installer
+
+
+@dataclass(frozen=True)
+class Serving:
+    """max_client_batch: inputs of one request."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    registry: Registry
+    installer: Installer
+    metrics: Metrics
+    max_client_batch: int
+
+
+def _serving(request: Request) -> Serving:
+    found: Serving = request.app.state.serving
+    return found
+
+
+Served = Annotated[Serving, Depends(_serving)]

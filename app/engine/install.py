@@ -1,0 +1,251 @@
+"""The life of adapters: PUT, the watched folder and start-up alike; delete, rollback, merge.
+
+receive -> unpack -> load (load.py) -> commit -> point. One change at a time; requests in flight
+never wait for one. Knows the store, the registry and the engine; knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.adapters.config import Options
+from app.adapters.registry import Name, Registry, Version
+from app.adapters.store import Pointer, Store, StoreFull, content_version, now, valid_name
+from app.adapters.upload import ADAPTER_FILES, WEIGHTS, AdapterRejected, unpack
+from app.engine.engine import Engine
+from app.engine.load import load_version, said_of
+from app.model.lora import merge_lora, merged_bytes
+
+log = logging.getLogger(__name__)
+
+
+class PreconditionFailed(Exception):
+    """If-Match or If-None-Match does not hold."""
+
+
+class MergeMemoryFull(Exception):
+    """The merged copy would go over MERGE_MEMORY_BYTES."""
+
+
+@dataclass(frozen=True, eq=False)
+class Installed:
+    """What a PUT did. name: None after a dry run, which changes nothing."""
+
+    report: dict[str, Any]
+    name: Name | None
+    created: bool = False
+    unchanged: bool = False
+
+
+Precondition = Callable[[str | None], None]  # gets the current version; raises PreconditionFailed
+
+
+def _always(_: str | None) -> None:
+    """No precondition."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What a PUT asks for beside the files."""
+
+    options: Options = field(default_factory=Options)
+    allow_noop: bool = False
+    dry_run: bool = False
+    precondition: Precondition = _always
+
+
+@dataclass(eq=False)
+class Installer:
+    """probe_ids: the text that measures what an adapter does. Sizes in bytes."""
+
+    store: Store
+    registry: Registry
+    engine: Engine
+    probe_ids: list[int]
+    max_adapter_bytes: int
+    merge_memory_bytes: int
+    _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def install_body(self, name: str, body: Path, content_type: str, how: How) -> Installed:
+        """An uploaded body becomes the name's version.
+
+        Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, PreconditionFailed, StoreFull.
+        """
+        folder = body.parent / "adapter"
+        folder.mkdir()
+        left = await asyncio.to_thread(unpack, body, content_type, folder, self.max_adapter_bytes)
+        installed = await self._install(name, folder, None, how)
+        left_aside = [f"{file}: not part of an adapter, left aside" for file in left]
+        warnings = [*installed.report["warnings"], *left_aside]
+        return Installed(
+            {**installed.report, "warnings": warnings},
+            installed.name,
+            installed.created,
+            installed.unchanged,
+        )
+
+    async def install_folder(self, name: str, source: Path) -> Installed | None:
+        """A folder of ADAPTERS_DIR becomes the name's version when its content is new; else None.
+
+        Raises AdapterRejected, StoreFull.
+        """
+        with self.store.receiving() as tmp:
+            folder = tmp / "adapter"
+            await asyncio.to_thread(_copy_adapter, source, folder)
+            content = await asyncio.to_thread(content_version, folder, {})
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            if pointer is not None and pointer.folder == content:
+                return None
+            return await self._install(name, folder, content, How())
+
+    async def _install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
+        """content: the folder's hash where it comes from ADAPTERS_DIR."""
+        said = said_of(how.options, how.allow_noop)
+        digest = await asyncio.to_thread(content_version, folder, said)
+        async with self._changing:
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            current = pointer.version if pointer else None
+            how.precondition(current)
+            version = await load_version(self.engine, self.probe_ids, folder, digest, said)
+            report = dict(version.report)
+            if how.dry_run:
+                return Installed(report, None)
+            served = self.registry.names.get(name)
+            unchanged = served is not None and current == digest == served.version.digest
+            if unchanged and content is None:
+                return Installed(report, served, unchanged=True)
+            await asyncio.to_thread(self.store.commit, folder, digest, said, report)
+            try:
+                moved = await asyncio.to_thread(self.store.point, name, digest, pointer, content)
+            except StoreFull:
+                await asyncio.to_thread(self.store.drop_unheld, {digest})
+                raise
+            return Installed(report, self._serve(moved, version), current is None, unchanged)
+
+    def _serve(self, pointer: Pointer, version: Version) -> Name:
+        version = self.registry.resident(version.digest) or version
+        self.registry.point(pointer.name, version, pointer.created or now(), pointer.history)
+        return self.registry.get(pointer.name)
+
+    async def load_all(self, adapters_dir: Path) -> None:
+        """At start: every name of the store, then what is new in ADAPTERS_DIR."""
+        for pointer in await asyncio.to_thread(lambda: list(self.store.pointers())):
+            if pointer.version is None:
+                continue
+            try:
+                version = await self.load_stored(pointer.version)
+            except (AdapterRejected, OSError, ValueError, KeyError) as error:
+                self.registry.broken[pointer.name] = _reason(error)
+                log.error("adapter %s is stored but not served: %s", pointer.name, _reason(error))
+                continue
+            self._serve(pointer, version)
+        await self.sync_folder(adapters_dir)
+
+    async def load_stored(self, digest: str) -> Version:
+        """A stored version, from memory where it is resident. Raises AdapterRejected, OSError."""
+        resident = self.registry.resident(digest)
+        if resident is not None:
+            return resident
+        folder = self.store.version_folder(digest)
+        said = await asyncio.to_thread(self.store.read_options, digest)
+        if await asyncio.to_thread(content_version, folder, said) != digest:
+            raise AdapterRejected("its files on disk are not the ones that were uploaded")
+        return await load_version(self.engine, self.probe_ids, folder, digest, said)
+
+    async def sync_folder(self, adapters_dir: Path) -> None:
+        """Serve each folder of ADAPTERS_DIR whose content is new, as if it had been PUT."""
+        for source in await asyncio.to_thread(_adapter_folders, adapters_dir):
+            name = source.name
+            try:
+                if not valid_name(name):
+                    raise AdapterRejected(f"{name!r} is no adapter name (a-z 0-9 . _ -)")
+                installed = await self.install_folder(name, source)
+            except (AdapterRejected, StoreFull, OSError) as error:
+                log.error("folder %s is not served: %s", source, _reason(error))
+                if name not in self.registry.names:
+                    self.registry.broken[name] = _reason(error)
+                continue
+            if installed is not None:
+                log.info("folder %s is served as %s", source, installed.report["version"][:12])
+
+    async def remove(self, name: str, precondition: Precondition) -> None:
+        """The name is gone at once; requests in flight finish on their version.
+
+        Raises UnknownAdapter, PreconditionFailed, StoreFull.
+        """
+        async with self._changing:
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            current = pointer.version if pointer else None
+            if current is None and name not in self.registry.broken:
+                self.registry.get(name)
+            precondition(current)
+            if pointer is not None:
+                await asyncio.to_thread(self.store.point, name, None, pointer)
+            self.registry.remove(name)
+
+    async def rollback(self, name: str, prefix: str | None) -> Name:
+        """Point the name at an earlier version of its own; none given: the one before.
+
+        Raises UnknownAdapter, UnknownVersion, AdapterRejected, StoreFull.
+        """
+        async with self._changing:
+            found = self.registry.get(name)
+            digest = (
+                self.registry.before(name)
+                if prefix is None
+                else self.registry.digest_of(name, prefix)
+            )
+            if digest == found.version.digest:
+                return found
+            version = await self.load_stored(digest)
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            moved = await asyncio.to_thread(self.store.point, name, digest, pointer)
+            return self._serve(moved, version)
+
+    async def merge(self, version: Version) -> None:
+        """Make the version's own copy of the layers it changes; others go on with the base.
+
+        Raises MergeMemoryFull.
+        """
+        async with self._changing:
+            if version.merged or not version.adapter.layers:
+                return
+            wrappers = self.engine.encoder.wrappers
+            size = merged_bytes(wrappers, version.adapter)
+            held = self.registry.merged_bytes
+            if held + size > self.merge_memory_bytes:
+                raise MergeMemoryFull(
+                    f"merging takes {size:,} bytes beside the {held:,} of other merged adapters, "
+                    f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another one first"
+                )
+            merged = await asyncio.to_thread(merge_lora, wrappers, version.adapter)
+            version.own, version.merged_bytes = {**version.own, **merged}, size
+
+    async def unmerge(self, version: Version) -> None:
+        """Drop the merged copy; batches that are running keep the one that they started with."""
+        async with self._changing:
+            version.unmerge()
+
+
+def _adapter_folders(adapters_dir: Path) -> list[Path]:
+    return sorted(p for p in adapters_dir.glob("*") if (p / WEIGHTS).is_file())
+
+
+def _copy_adapter(source: Path, folder: Path) -> None:
+    folder.mkdir()
+    for name in ADAPTER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, AdapterRejected):
+        named = [f"{p.tensor or ''} {p.reason}".strip() for p in error.problems[:5]]
+        return "; ".join([error.message, *named])
+    return f"{type(error).__name__}: {error}"

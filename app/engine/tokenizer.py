@@ -1,0 +1,134 @@
+"""Text -> token ids, cut to length, off the event loop.
+
+The fast tokenizer is used without its own truncation and padding, which are state: so one object
+serves every thread, and each call can have its own length. Knows no models and no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import Encoding, Tokenizer
+from transformers import AutoTokenizer
+
+Input = str | tuple[str, str] | list[int]
+Direction = Literal["left", "right"]
+
+
+class InputRefused(Exception):
+    """An input that cannot be run. index: which of the request's inputs."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One sequence. ids and types (token_type_ids) have one length; special tokens included."""
+
+    ids: list[int]
+    types: list[int]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How inputs that are too long are treated; max_length counts special tokens."""
+
+    max_length: int
+    truncate: bool = True
+    direction: Direction = "right"
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's fast tokenizer, its built-in truncation and padding switched off."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def tokenize(
+    tokenizer: Tokenizer, inputs: Sequence[Input], cut: Cut, prompt: str, vocabulary: int
+) -> list[Tokens]:
+    """Each text, pair or list of ids as tokens; ids are taken as they are, nothing is added.
+
+    prompt goes before each text (a pair's first). Blocks: call it in a thread. Raises InputRefused
+    for an empty input, an id outside the vocabulary, or a long input with truncate=False.
+    """
+    texts = [i for i, value in enumerate(inputs) if not isinstance(value, list)]
+    firsts, seconds = _split(inputs, texts, prompt)
+    encoded = iter(tokenizer.encode_batch(firsts, add_special_tokens=False))
+    paired = dict(
+        zip(
+            seconds,
+            tokenizer.encode_batch(list(seconds.values()), add_special_tokens=False),
+            strict=True,
+        )
+    )
+    return [
+        _from_ids(i, value, cut, vocabulary)
+        if isinstance(value, list)
+        else _finish(tokenizer, i, next(encoded), paired.get(i), cut)
+        for i, value in enumerate(inputs)
+    ]
+
+
+def _split(
+    inputs: Sequence[Input], texts: list[int], prompt: str
+) -> tuple[list[str], dict[int, str]]:
+    firsts: list[str] = []
+    seconds: dict[int, str] = {}
+    for i in texts:
+        value = inputs[i]
+        first = value if isinstance(value, str) else value[0]
+        if not first:
+            raise InputRefused(i, "is empty")
+        firsts.append(prompt + str(first))
+        if isinstance(value, tuple):
+            seconds[i] = value[1]
+    return firsts, seconds
+
+
+def _finish(
+    tokenizer: Tokenizer, i: int, first: Encoding, second: Encoding | None, cut: Cut
+) -> Tokens:
+    """Cut, then add the special tokens (truncation as transformers' longest_first)."""
+    room = cut.max_length - tokenizer.num_special_tokens_to_add(second is not None)
+    total = len(first) + (len(second) if second else 0)
+    if total > room:
+        if not cut.truncate:
+            over = total - room + cut.max_length
+            raise InputRefused(
+                i,
+                f"has {over} tokens, over the {cut.max_length} that fit: send truncate=true, or less",
+            )
+        keep_first, keep_second = _longest_first(len(first), len(second) if second else 0, room)
+        first.truncate(keep_first, direction=cut.direction)
+        if second is not None:
+            second.truncate(keep_second, direction=cut.direction)
+    done = tokenizer.post_process(first, second, add_special_tokens=True)
+    return Tokens(done.ids, done.type_ids)
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each stay: the longer one loses first, then both to half."""
+    short = min(first, second, room // 2)
+    return (room - short, short) if first > second else (short, room - short)
+
+
+def _from_ids(i: int, ids: list[int], cut: Cut, vocabulary: int) -> Tokens:
+    if not ids:
+        raise InputRefused(i, "is empty")
+    if not all(0 <= t < vocabulary for t in ids):
+        raise InputRefused(i, f"has a token id outside of 0 to {vocabulary - 1}")
+    if len(ids) > cut.max_length:
+        if not cut.truncate:
+            raise InputRefused(i, f"has {len(ids)} tokens, over the {cut.max_length} that fit")
+        ids = ids[: cut.max_length] if cut.direction == "right" else ids[-cut.max_length :]
+    return Tokens(ids, [0] * len(ids))

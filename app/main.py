@@ -1,0 +1,159 @@
+"""Builds the objects in order and mounts the routes; nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.config
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry
+
+from app.adapters.registry import Registry
+from app.adapters.store import Store, StoreUnusable
+from app.api import adapters, dialects, health, inference
+from app.api.errors import install_errors
+from app.api.guard import Guard
+from app.api.metrics import Metrics
+from app.api.serving import Serving
+from app.engine.engine import Engine
+from app.engine.install import Installer
+from app.engine.load import PROBE
+from app.engine.tokenizer import Cut, load_tokenizer, tokenize
+from app.engine.watch import watch
+from app.logs import log_config
+from app.model.base_files import BaseRefused, find_base
+from app.model.embedded import EmbeddedBaseMissing
+from app.model.encoder import DTYPES, load_encoder
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs latency
+GPU_BATCH_TOKENS = 16_384
+DRAIN_S = 30
+
+
+class StartRefused(Exception):
+    """The server cannot start, with the reason in words."""
+
+
+def build(settings: Settings) -> FastAPI:
+    """The whole app; all its state is made in the lifespan and lives on the app.
+
+    The lifespan raises StartRefused.
+    """
+    metrics = Metrics(CollectorRegistry())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        serving = await asyncio.to_thread(_load, settings, metrics)
+        app.state.serving = serving
+        serving.engine.start()
+        try:
+            await serving.installer.load_all(settings.adapters_dir)
+            watching = asyncio.create_task(watch(serving.installer, settings.adapters_dir))
+            names = sorted(serving.registry.names)
+            log.info(
+                "serving %s with %d adapters: %s", _base(serving), len(names), ", ".join(names)
+            )
+            yield
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+        finally:
+            await asyncio.to_thread(serving.engine.stop)
+
+    app = FastAPIOffline(
+        title="bert-lora-server",
+        description="One frozen BERT, many LoRA adapters, each request picks its own.",
+        lifespan=lifespan,
+    )
+    for room in (inference, adapters, dialects, health):
+        app.include_router(room.router)
+    install_errors(app)
+    app.add_middleware(
+        Guard,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_adapter_bytes,
+    )
+    return app
+
+
+def _load(settings: Settings, metrics: Metrics) -> Serving:
+    """Store, base, tokenizer, engine, installer. Blocks. Raises StartRefused."""
+    device = _device(settings.device)
+    dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
+    try:
+        store = Store(settings.store)
+        files = find_base(settings.model, settings.model_revision)
+        encoder = load_encoder(files, device, dtype)
+        tokenizer = load_tokenizer(files.folder)
+    except (BaseRefused, EmbeddedBaseMissing, StoreUnusable) as error:
+        raise StartRefused(str(error)) from error
+    default_budget = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+    engine = Engine(encoder, settings.max_batch_tokens or default_budget, settings.max_queue_tokens)
+    engine.on_batch = metrics.batch
+    registry = Registry()
+    probe = tokenize(tokenizer, [PROBE], Cut(encoder.max_length), "", encoder.vocabulary)[0]
+    installer = Installer(
+        store,
+        registry,
+        engine,
+        probe.ids,
+        settings.max_adapter_bytes,
+        settings.merge_memory_bytes,
+    )
+    queue = engine.queue
+    metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: queue.tokens)
+    metrics.watch("bert_lora_adapters", "Adapters served.", lambda: len(registry.names))
+    metrics.watch(
+        "bert_lora_merged_bytes", "Memory of merged copies.", lambda: registry.merged_bytes
+    )
+    return Serving(engine, tokenizer, registry, installer, metrics, settings.max_client_batch)
+
+
+def _device(asked: str) -> torch.device:
+    """Raises StartRefused for a GPU that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(asked)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise StartRefused(f"DEVICE={asked}, but torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def _base(serving: Serving) -> str:
+    encoder = serving.engine.encoder
+    return f"{encoder.files.id} ({encoder.shape.model_type}, {encoder.device}, {encoder.dtype})"
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; what is being answered then is finished. Raises StartRefused."""
+    logging.config.dictConfig(log_config(settings.log_format))
+    for caught in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(caught, lambda *_: sys.exit(0))
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    """The lifespan is ours and not uvicorn's, so that a refusal to start is one line."""
+    app = build(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="off",
+        log_config=None,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    async with app.router.lifespan_context(app):
+        await uvicorn.Server(config).serve()

@@ -1,0 +1,135 @@
+"""Sequences of many adapters packed end to end: who sits where.
+
+Knows lengths and adapters; computes nothing. Order: the base's sequences first, then each adapter's
+as one segment, those with layers of their own last; within a segment by length, so that equal lengths run together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from app.adapters.adapter import Adapter, Pooling
+from app.model.linear import FrozenLinear
+
+
+@dataclass(frozen=True)
+class Want:
+    """What one sequence is to give: a pooled embedding [H or dimensions] or its head's logits [L]."""
+
+    kind: Literal["embedding", "logits"]
+    pooling: Pooling = "mean"
+    normalize: bool = True
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One sequence to run. own: the layers it runs with in place of the base's (merged, replaced)."""
+
+    ids: Sequence[int]
+    types: Sequence[int]
+    want: Want
+    adapter: Adapter | None = None
+    own: Mapping[str, FrozenLinear] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Neighbouring rows of one adapter (None: the base)."""
+
+    rows: slice
+    adapter: Adapter | None
+    own: Mapping[str, FrozenLinear]
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` neighbouring sequences of equal length: one attention call."""
+
+    rows: slice
+    count: int
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """input_ids, token_type_ids, position_ids [1, T] (positions restart at 0 per sequence).
+
+    items[i], starts[i] and lengths[i] belong to the i-th packed sequence; order[i] is its place
+    in what pack() was given. segments: over T rows.
+    """
+
+    items: list[Item]
+    order: list[int]
+    starts: list[int]
+    lengths: list[int]
+    segments: list[Segment]
+    runs: list[Run]
+    input_ids: Tensor
+    token_type_ids: Tensor
+    position_ids: Tensor
+
+
+def pack(items: Sequence[Item], device: torch.device) -> Batch:
+    """Pack sequences of any length and adapter; T = the sum of their lengths."""
+    place: dict[object, int] = {None: 0}
+    for item in items:
+        place.setdefault(item.adapter, len(place))
+
+    def key(i: int) -> tuple[bool, int, int]:
+        item = items[i]
+        return (bool(item.own), place[item.adapter], len(item.ids))
+
+    order = sorted(range(len(items)), key=key)
+    packed = [items[i] for i in order]
+    lengths = [len(item.ids) for item in packed]
+    starts = [0]
+    for length in lengths[:-1]:
+        starts.append(starts[-1] + length)
+
+    def row(values: list[int]) -> Tensor:
+        return torch.tensor([values], dtype=torch.long).to(device, non_blocking=True)
+
+    return Batch(
+        packed,
+        order,
+        starts,
+        lengths,
+        segments(packed, lengths),
+        _runs(lengths),
+        row([i for item in packed for i in item.ids]),
+        row([t for item in packed for t in item.types]),
+        row([p for length in lengths for p in range(length)]),
+    )
+
+
+def segments(items: Sequence[Item], widths: Sequence[int]) -> list[Segment]:
+    """Neighbours of one adapter joined; the i-th item takes widths[i] rows."""
+    found: list[Segment] = []
+    end = 0
+    for item, width in zip(items, widths, strict=True):
+        start, end = end, end + width
+        last = found[-1] if found else None
+        if last is not None and last.adapter is item.adapter and last.own is item.own:
+            start = last.rows.start
+            found.pop()
+        found.append(Segment(slice(start, end), item.adapter, item.own))
+    return found
+
+
+def _runs(lengths: Sequence[int]) -> list[Run]:
+    found: list[Run] = []
+    end = 0
+    for length in lengths:
+        start, end = end, end + length
+        if found and found[-1].length == length:
+            last = found.pop()
+            found.append(Run(slice(last.rows.start, end), last.count + 1, length))
+        else:
+            found.append(Run(slice(start, end), 1, length))
+    return found

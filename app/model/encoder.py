@@ -1,0 +1,235 @@
+"""The frozen base: load, refuse what would be served wrong, run packed batches, measure a delta.
+
+Keeps transformers' model and changes two things in it: the attention function (attention.py) and
+every Linear (lora.py). Knows no names of adapters and no clients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from app.adapters.adapter import Adapter
+from app.adapters.layouts import BaseShape
+from app.model import attention, head
+from app.model.base_files import BaseFiles, BaseRefused
+from app.model.batch import Batch, Item, Want, pack, segments
+from app.model.linear import FrozenLinear
+from app.model.lora import LinearWithLoRA, Route, insert_lora
+
+SERVED = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "albert",
+    "modernbert",
+)
+WHY_NOT = {
+    "deberta-v2": "its attention does not go through transformers' attention interface, so packed "
+    "sequences would see each other",
+    "mpnet": "its attention does not go through transformers' attention interface, so packed "
+    "sequences would see each other",
+}
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")  # first position: pad id + 1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class Encoder:
+    """One frozen base. Its methods run in the model's one thread.
+
+    digest: sha256 over every parameter and buffer at load. max_length: tokens per sequence.
+    """
+
+    model: nn.Module
+    files: BaseFiles
+    shape: BaseShape
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+    vocabulary: int
+    wrappers: dict[str, LinearWithLoRA]
+    route: Route
+    digest: str
+    _frozen: list[tuple[str, Tensor]]
+    _first_position: int
+    _takes_types: bool
+    _pooler: LinearWithLoRA | None = field(default=None)
+
+    @torch.inference_mode()
+    def run(self, items: Sequence[Item]) -> list[Tensor]:
+        """Embeddings or logits (fp32, on the CPU), one per item, in the items' order."""
+        batch = pack(items, self.device)
+        hidden = self._forward(batch).last_hidden_state[0]
+        found = head.answers(hidden, batch, self._pool if self._pooler else None)
+        ordered: list[Tensor | None] = [None] * len(items)
+        for place, row in zip(batch.order, found, strict=True):
+            ordered[place] = row
+        return [row for row in ordered if row is not None]
+
+    def _forward(self, batch: Batch, **more: Any) -> Any:
+        self.route.segments = batch.segments
+        if self._takes_types:
+            more["token_type_ids"] = batch.token_type_ids
+        return self.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids + self._first_position,
+            runs=batch.runs,
+            **more,
+        )
+
+    def _pool(self, rows: Tensor, items: list[Item]) -> Tensor:
+        """The base's pooler over first-token rows [S, H], each through its item's adapter."""
+        self.route.segments = segments(items, [1] * len(items))
+        return torch.tanh(self._pooler(rows))  # type: ignore[misc]
+
+    @torch.inference_mode()
+    def measure(self, ids: Sequence[int], adapter: Adapter, own: dict[str, FrozenLinear]) -> Delta:
+        """How far the adapter moves the base on one text: relative L2 distance of the hidden states.
+
+        Over the last hidden state and, where the base has one, the pooler's output; per layer as well.
+        """
+        want = Want("embedding", normalize=False)
+        types = [0] * len(ids)
+        items = [Item(ids, types, want), Item(ids, types, want, adapter, own)]
+        batch = pack(items, self.device)
+        out = self._forward(batch, output_hidden_states=True)
+        n = len(ids)
+        states = [h[0].double() for h in out.hidden_states[1:]]
+        layers = [_relative(h[n:], h[:n]) for h in states]
+        last = out.last_hidden_state[0]
+        ends = [last[:n].flatten(), last[n:].flatten()]
+        if self._pooler is not None:
+            pooled = self._pool(last[[0, n]], items)
+            ends = [torch.cat([end, row]) for end, row in zip(ends, pooled, strict=True)]
+        return Delta(_relative(ends[1].double(), ends[0].double()), layers)
+
+    def digest_now(self) -> str:
+        """The digest again, over the tensors as they are; packed copies are compared with them."""
+        if not all(w.frozen.intact() for w in self.wrappers.values()):
+            return "a packed copy differs from its weight"
+        return _digest(self._frozen)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """relative: ||out(adapter) - out(base)|| / ||out(base)||; layers: the same per layer."""
+
+    relative: float
+    layers: list[float]
+
+
+def _relative(changed: Tensor, base: Tensor) -> float:
+    return float((changed - base).norm() / base.norm())
+
+
+def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> Encoder:
+    """Load the base frozen and ready for packed batches. Raises BaseRefused with the reason."""
+    attention.register()
+    config = _config(files)
+    try:
+        model, report = AutoModel.from_pretrained(
+            files.folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=attention.NAME,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseRefused(
+            f"{files.id} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from None
+    missing = {str(k) for k in report["missing_keys"]} | {
+        str(k[0]) for k in report["mismatched_keys"]
+    }
+    lost = sorted(k for k in missing if not k.startswith("pooler."))
+    if lost:
+        raise BaseRefused(
+            f"{files.id} lacks {', '.join(lost[:5])}: it would be served with random weights"
+        )
+    if missing:
+        model.pooler = None
+    model = model.to(device).eval().requires_grad_(False)
+    frozen = [(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()]]
+    has_pooler = getattr(model, "pooler", None) is not None
+    shape = _shape(model, config, has_pooler)
+    route = Route()
+    wrappers = insert_lora(model, route)
+    pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
+    if pooler is not None:
+        model.pooler = None  # run over the sequences' first tokens instead, in _pool
+    first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+    positions = config.max_position_embeddings - first
+    return Encoder(
+        model,
+        files,
+        shape,
+        device,
+        dtype,
+        min(files.max_length or positions, positions),
+        config.vocab_size,
+        wrappers,
+        route,
+        _digest(frozen),
+        frozen,
+        first,
+        "token_type_ids" in inspect.signature(type(model).forward).parameters,
+        pooler,
+    )
+
+
+def _config(files: BaseFiles) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(files.folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseRefused(f"{files.id} has no readable config.json: {error}") from None
+    kind = config.model_type
+    if kind not in SERVED:
+        why = WHY_NOT.get(kind, f"served are {', '.join(SERVED)}")
+        raise BaseRefused(f"{files.id} is a {kind} model, which cannot be served right: {why}")
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise BaseRefused(f"{files.id} is a decoder; an encoder is needed")
+    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
+        raise BaseRefused(
+            f"{files.id} has relative positions, which transformers no longer computes"
+        )
+    if getattr(config, "quantization_config", None):
+        raise BaseRefused(f"{files.id} is quantised; its plain weights are needed")
+    return config
+
+
+def _shape(model: Any, config: Any, has_pooler: bool) -> BaseShape:
+    linears = {
+        path: (m.out_features, m.in_features)
+        for path, m in model.named_modules()
+        if isinstance(m, nn.Linear)
+    }
+    return BaseShape(
+        config.model_type,
+        model.base_model_prefix,
+        config.hidden_size,
+        config.num_hidden_layers,
+        linears,
+        has_pooler,
+    )
+
+
+def _digest(tensors: list[tuple[str, Tensor]]) -> str:
+    """sha256 over every tensor's name, dtype, shape and bytes, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""LoRA around every Linear of a frozen encoder: insert, run by segment, merge, unmerge.
+
+Knows modules and segments; knows no names of adapters. The base's weights are only ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from app.adapters.adapter import Adapter
+from app.model.batch import Segment
+from app.model.delta import add_delta
+from app.model.linear import FrozenLinear
+
+
+@dataclass
+class Route:
+    """The segments of the forward that is running; set by the model's one thread before each."""
+
+    segments: list[Segment] = field(default_factory=list)
+
+
+class LinearWithLoRA(nn.Module):
+    """A frozen Linear whose rows each take their own segment's adapter, or none.
+
+    The tutorial's `linear(x) + lora(x)`, with the lora chosen by segment.
+    """
+
+    def __init__(self, linear: nn.Linear, path: str, route: Route) -> None:
+        super().__init__()
+        self.linear = linear
+        self.path = path
+        self.route = route
+        self.frozen = FrozenLinear(linear.weight, linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]; the leading dimensions' product is the segments' T rows."""
+        flat = x.reshape(-1, x.shape[-1])
+        segments = self.route.segments
+        y = self._products(flat, segments)
+        updates = [
+            (s.rows, s.adapter.layers[self.path])
+            for s in segments
+            if s.adapter is not None and self.path in s.adapter.layers and self.path not in s.own
+        ]
+        return add_delta(y, flat, updates).view(*x.shape[:-1], -1)
+
+    def _products(self, x: Tensor, segments: list[Segment]) -> Tensor:
+        """Each stretch of rows times its own weight: the base's, a merged or a replaced one."""
+        stretches: list[tuple[slice, FrozenLinear]] = []
+        for s in segments:
+            layer = s.own.get(self.path, self.frozen)
+            if stretches and stretches[-1][1] is layer:
+                stretches[-1] = (slice(stretches[-1][0].start, s.rows.stop), layer)
+            else:
+                stretches.append((s.rows, layer))
+        if len(stretches) == 1:
+            return stretches[0][1](x)
+        if self.frozen.packed is None and stretches[0][1] is self.frozen:
+            # Here (CUDA) a row's bits depend on how many rows the product has: the base's rows
+            # get the product over all rows, as they would without the merged ones beside them.
+            y = self.frozen(x)
+            for rows, layer in stretches[1:]:
+                y[rows] = layer(x[rows])
+            return y
+        return torch.cat([layer(x[rows]) for rows, layer in stretches])
+
+
+def insert_lora(model: nn.Module, route: Route) -> dict[str, LinearWithLoRA]:
+    """Put a LinearWithLoRA in the place of every Linear below `model`; returns them by path."""
+    linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+    wrappers = {path: LinearWithLoRA(linear, path, route) for path, linear in linears.items()}
+    for path, wrapper in wrappers.items():
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, wrapper)
+    return wrappers
+
+
+@torch.inference_mode()
+def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter) -> dict[str, FrozenLinear]:
+    """A second copy of the layers that the adapter changes: W + BA, by path.
+
+    Computed in fp32, stored in the base's dtype; the base itself is not touched, so there is
+    nothing to subtract at unmerge: dropping the copy is the unmerge, without drift.
+    """
+    merged = {}
+    for path, lora in adapter.layers.items():
+        linear = wrappers[path].linear
+        weight = linear.weight.float() + lora.B.float() @ lora.A.float()
+        merged[path] = FrozenLinear(weight.to(linear.weight.dtype), linear.bias, keep_weight=False)
+    return merged
+
+
+def replaced_linears(adapter: Adapter) -> dict[str, FrozenLinear]:
+    """The layers that the adapter brings whole, ready to run, by path."""
+    return {
+        path: FrozenLinear(d.weight, d.bias, keep_weight=False)
+        for path, d in adapter.replaced.items()
+    }
+
+
+def merged_bytes(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter) -> int:
+    """What merge_lora's copy will take."""
+    return sum(wrappers[path].frozen.bytes for path in adapter.layers)

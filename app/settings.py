@@ -1,0 +1,91 @@
+"""One frozen Settings: from BERT_LORA_… variables and the flags of `bert-lora serve`.
+
+Only main.py reads it; everything else gets plain values. Imports nothing heavy, so that --help is
+quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "BERT_LORA_"
+
+
+class SettingsRefused(Exception):
+    """A variable or flag that is unknown or has an impossible value."""
+
+
+class Settings(BaseSettings):
+    """What one server is started with. Sizes in bytes or tokens, as their names say."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+    )
+
+    model: str | None = Field(
+        None, description="Hub id or folder of the base; unset: the embedded all-MiniLM-L6-v2."
+    )
+    model_revision: str | None = Field(
+        None, description="Commit, tag or branch of a hub id; a commit pins the base."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto (the GPU where there is one), cpu, cuda or cuda:n.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="The base's and the adapters' number format; auto is float32."
+    )
+    adapters_dir: Path = Field(
+        Path("adapters"),
+        description="Watched folder of PEFT folders, one a name; only read, may be missing.",
+    )
+    store: Path = Field(
+        Path("data"), description="Folder where uploaded versions and names live; is written."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
+    max_batch_tokens: int | None = Field(
+        None, ge=1, description="Tokens of one forward pass; unset: 1024 on a CPU, 16384 on a GPU."
+    )
+    max_queue_tokens: int = Field(
+        262_144, ge=1, description="Tokens that may wait; above, requests get 429."
+    )
+    max_client_batch: int = Field(1024, ge=1, description="Inputs of one request; above: 413.")
+    max_body_bytes: int = Field(
+        16 << 20, ge=1, description="Size of a request's body, uploads aside; above: 413."
+    )
+    max_adapter_bytes: int = Field(
+        512 << 20, ge=1, description="Size of an upload, and of what it unpacks to; above: 413."
+    )
+    merge_memory_bytes: int = Field(
+        2 << 30, ge=0, description="Memory for the copies that merged adapters keep; above: 507."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text, or json: one object a line."
+    )
+
+
+def read_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Flags over variables over defaults. Raises SettingsRefused, naming the nearest variable."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
+            raise SettingsRefused(f"{name} is not a setting; did you mean {near[0]}?")
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        faults = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+        raise SettingsRefused("; ".join(faults)) from None
