@@ -57,14 +57,10 @@ def minilm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServ
 
 
 @pytest.fixture(scope="module")
-def tiny_server(
-    tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LiveServer]:
+def tiny_server(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """The tiny BERT, quick to ask."""
     folder = tmp_path_factory.mktemp("tiny")
-    server = live_server(
-        model=str(tiny_bert), store=folder / "store", adapters_dir=folder / "none"
-    )
+    server = live_server(model=str(tiny_bert), store=folder / "store", adapters_dir=folder / "none")
     yield server
     server.stop()
 

@@ -35,16 +35,17 @@ class UnknownVersion(Exception):
 
 @dataclass(eq=False)
 class Version:
-    """One immutable adapter, and the layers that it runs with in place of the base's.
+    """One immutable adapter, ready to run. report: what the adapter routes answer about it.
 
-    own: module path -> layer: those it replaces whole and, while merged, W + BA of the others.
-    Opaque here; engine/install.py fills it. report: what the adapter routes answer about it.
+    unmerged: its layers as they were loaded; layers: those that it runs with, which a merge swaps
+    for merged ones. Both are model/delta.py's Layers, and opaque here.
     """
 
     digest: str
     adapter: Adapter
     report: Mapping[str, Any]
-    own: Mapping[str, Any]
+    unmerged: Any
+    layers: Any
     merged_bytes: int = 0
 
     @property
@@ -53,8 +54,7 @@ class Version:
 
     def unmerge(self) -> None:
         """Drop the merged copy. A batch that is running keeps the layers it started with."""
-        replaced = self.adapter.replaced
-        self.own = {path: layer for path, layer in self.own.items() if path in replaced}
+        self.layers = self.unmerged
         self.merged_bytes = 0
 
 

@@ -150,7 +150,7 @@ def _item(waiting: Waiting) -> Item:
     version = waiting.version
     if version is None:
         return Item(waiting.ids, waiting.types, waiting.want)
-    return Item(waiting.ids, waiting.types, waiting.want, version.adapter, version.own)
+    return Item(waiting.ids, waiting.types, waiting.want, version.layers, version.adapter.head)
 
 
 def _deliver(ticket: Ticket, index: int, row: Tensor, finished: float) -> None:

@@ -224,8 +224,10 @@ class Installer:
                     f"merging takes {size:,} bytes beside the {held:,} of other merged adapters, "
                     f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another one first"
                 )
-            merged = await asyncio.to_thread(merge_lora, wrappers, version.adapter)
-            version.own, version.merged_bytes = {**version.own, **merged}, size
+            version.layers = await asyncio.to_thread(
+                merge_lora, wrappers, version.adapter, version.unmerged
+            )
+            version.merged_bytes = size
 
     async def unmerge(self, version: Version) -> None:
         """Drop the merged copy; batches that are running keep the one that they started with."""

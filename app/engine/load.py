@@ -25,8 +25,8 @@ from app.adapters.upload import (
     read_tensors,
 )
 from app.engine.engine import Engine
+from app.model.delta import unmerged_layers
 from app.model.encoder import Delta, Encoder
-from app.model.lora import replaced_linears
 
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
 ALLOW_NOOP = "allow_noop"
@@ -41,10 +41,10 @@ async def load_version(
     if adapter.pooling == "pooler" and not encoder.shape.has_pooler:
         raise AdapterRejected("its pooling is the pooler, and this base has none")
     adapter = await asyncio.to_thread(move, adapter, encoder.device, encoder.dtype)
-    own = await asyncio.to_thread(replaced_linears, adapter)
-    delta = await engine.call(lambda: encoder.measure(probe_ids, adapter, own))
+    layers = await asyncio.to_thread(unmerged_layers, adapter)
+    delta = await engine.call(lambda: encoder.measure(probe_ids, layers))
     _refuse_no_effect(delta, bool(said.get(ALLOW_NOOP)))
-    return Version(digest, adapter, _report(digest, adapter, delta, facts, encoder), own)
+    return Version(digest, adapter, _report(digest, adapter, delta, facts, encoder), layers, layers)
 
 
 def said_of(options: Options, allow_noop: bool) -> dict[str, Any]:

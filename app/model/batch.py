@@ -6,15 +6,15 @@ as one segment, those with layers of their own last; within a segment by length,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, Pooling
-from app.model.linear import FrozenLinear
+from app.adapters.adapter import Head, Pooling
+from app.model.delta import BASE_LAYERS, Layers
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,21 @@ class Want:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One sequence to run. own: the layers it runs with in place of the base's (merged, replaced)."""
+    """One sequence to run, through its adapter's layers and head."""
 
     ids: Sequence[int]
     types: Sequence[int]
     want: Want
-    adapter: Adapter | None = None
-    own: Mapping[str, FrozenLinear] = field(default_factory=dict)
+    layers: Layers = BASE_LAYERS
+    head: Head | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Neighbouring rows of one adapter (None: the base)."""
+    """Neighbouring rows that run through the same layers."""
 
     rows: slice
-    adapter: Adapter | None
-    own: Mapping[str, FrozenLinear]
+    layers: Layers
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,13 @@ class Batch:
 
 def pack(items: Sequence[Item], device: torch.device) -> Batch:
     """Pack sequences of any length and adapter; T = the sum of their lengths."""
-    place: dict[object, int] = {None: 0}
+    place = {BASE_LAYERS: 0}
     for item in items:
-        place.setdefault(item.adapter, len(place))
+        place.setdefault(item.layers, len(place))
 
     def key(i: int) -> tuple[bool, int, int]:
         item = items[i]
-        return (bool(item.own), place[item.adapter], len(item.ids))
+        return (bool(item.layers.own), place[item.layers], len(item.ids))
 
     order = sorted(range(len(items)), key=key)
     packed = [items[i] for i in order]
@@ -115,10 +114,10 @@ def segments(items: Sequence[Item], widths: Sequence[int]) -> list[Segment]:
     for item, width in zip(items, widths, strict=True):
         start, end = end, end + width
         last = found[-1] if found else None
-        if last is not None and last.adapter is item.adapter and last.own is item.own:
+        if last is not None and last.layers is item.layers:
             start = last.rows.start
             found.pop()
-        found.append(Segment(slice(start, end), item.adapter, item.own))
+        found.append(Segment(slice(start, end), item.layers))
     return found
 
 

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from app.adapters.adapter import Adapter
 from app.adapters.layouts import BaseShape
 from app.model import attention, head
 from app.model.base_files import BaseFiles, BaseRefused
 from app.model.batch import Batch, Item, Want, pack, segments
-from app.model.linear import FrozenLinear
+from app.model.delta import Layers
 from app.model.lora import LinearWithLoRA, Route, insert_lora
 
 SERVED = (
@@ -75,6 +74,7 @@ class Encoder:
         ordered: list[Tensor | None] = [None] * len(items)
         for place, row in zip(batch.order, found, strict=True):
             ordered[place] = row
+        self.route.clear()
         return [row for row in ordered if row is not None]
 
     def _forward(self, batch: Batch, **more: Any) -> Any:
@@ -94,25 +94,25 @@ class Encoder:
         return torch.tanh(self._pooler(rows))  # type: ignore[misc]
 
     @torch.inference_mode()
-    def measure(self, ids: Sequence[int], adapter: Adapter, own: dict[str, FrozenLinear]) -> Delta:
-        """How far the adapter moves the base on one text: relative L2 distance of the hidden states.
+    def measure(self, ids: Sequence[int], layers: Layers) -> Delta:
+        """How far an adapter's layers move the base on one text: relative L2 distance of the hidden states.
 
         Over the last hidden state and, where the base has one, the pooler's output; per layer as well.
         """
         want = Want("embedding", normalize=False)
         types = [0] * len(ids)
-        items = [Item(ids, types, want), Item(ids, types, want, adapter, own)]
+        items = [Item(ids, types, want), Item(ids, types, want, layers)]
         batch = pack(items, self.device)
         out = self._forward(batch, output_hidden_states=True)
         n = len(ids)
         states = [h[0].double() for h in out.hidden_states[1:]]
-        layers = [_relative(h[n:], h[:n]) for h in states]
+        per_layer = [_relative(h[n:], h[:n]) for h in states]
         last = out.last_hidden_state[0]
         ends = [last[:n].flatten(), last[n:].flatten()]
         if self._pooler is not None:
             pooled = self._pool(last[[0, n]], items)
             ends = [torch.cat([end, row]) for end, row in zip(ends, pooled, strict=True)]
-        return Delta(_relative(ends[1].double(), ends[0].double()), layers)
+        return Delta(_relative(ends[1].double(), ends[0].double()), per_layer)
 
     def digest_now(self) -> str:
         """The digest again, over the tensors as they are; packed copies are compared with them."""

@@ -33,14 +33,14 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
     logits: dict[int, list[int]] = {}
     for i, item in enumerate(batch.items):
         if item.want.kind == "logits":
-            logits.setdefault(id(item.adapter), []).append(i)
+            logits.setdefault(id(item.head), []).append(i)
             continue
         pooling = item.want.pooling
         start = batch.starts[i]
         rows = hidden[start : start + batch.lengths[i]]
         results[i] = _embedding(poolers[i] if pooling == "pooler" else pool(rows, pooling), item)
     for members in logits.values():
-        head = batch.items[members[0]].adapter.head  # type: ignore[union-attr]
+        head = batch.items[members[0]].head
         if head is None:  # pragma: no cover - the door refuses this
             raise ValueError("logits were asked of an adapter without a head")
         rows = torch.stack(
@@ -90,13 +90,9 @@ def _pooler_rows(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> dict[in
         i
         for i, item in enumerate(batch.items)
         if (item.want.kind == "embedding" and item.want.pooling == "pooler")
-        or (item.want.kind == "logits" and _head_source(item) == "pooler")
+        or (item.want.kind == "logits" and item.head is not None and item.head.source == "pooler")
     ]
     if not asking or pooler is None:
         return {}
     first = hidden[[batch.starts[i] for i in asking]]
     return dict(zip(asking, pooler(first, [batch.items[i] for i in asking]).unbind(), strict=True))
-
-
-def _head_source(item: Item) -> str | None:
-    return item.adapter.head.source if item.adapter and item.adapter.head else None

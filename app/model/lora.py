@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from app.adapters.adapter import Adapter
 from app.model.batch import Segment
-from app.model.delta import add_delta
+from app.model.delta import Layers, Shrunk, add_delta
 from app.model.linear import FrozenLinear
 
 
@@ -22,6 +22,21 @@ class Route:
     """The segments of the forward that is running; set by the model's one thread before each."""
 
     segments: list[Segment] = field(default_factory=list)
+    shrunk: Shrunk = field(default_factory=Shrunk)
+    _flat: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [T, in]; the same object again for the same x, so that shrinks are shared."""
+        seen, flat = self._flat
+        if seen is not x or flat is None:
+            flat = x.reshape(-1, x.shape[-1])
+            self._flat = (x, flat)
+        return flat
+
+    def clear(self) -> None:
+        """Let go of the last forward's tensors."""
+        self._flat = (None, None)
+        self.shrunk.clear()
 
 
 class LinearWithLoRA(nn.Module):
@@ -39,21 +54,19 @@ class LinearWithLoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]; the leading dimensions' product is the segments' T rows."""
-        flat = x.reshape(-1, x.shape[-1])
+        rows = self.route.rows_of(x)
         segments = self.route.segments
-        y = self._products(flat, segments)
+        y = self._products(rows, segments)
         updates = [
-            (s.rows, s.adapter.layers[self.path])
-            for s in segments
-            if s.adapter is not None and self.path in s.adapter.layers and self.path not in s.own
+            (s.rows, s.layers.updates[self.path]) for s in segments if self.path in s.layers.updates
         ]
-        return add_delta(y, flat, updates).view(*x.shape[:-1], -1)
+        return add_delta(y, rows, updates, self.route.shrunk).view(*x.shape[:-1], -1)
 
     def _products(self, x: Tensor, segments: list[Segment]) -> Tensor:
         """Each stretch of rows times its own weight: the base's, a merged or a replaced one."""
         stretches: list[tuple[slice, FrozenLinear]] = []
         for s in segments:
-            layer = s.own.get(self.path, self.frozen)
+            layer = s.layers.own.get(self.path, self.frozen)
             if stretches and stretches[-1][1] is layer:
                 stretches[-1] = (slice(stretches[-1][0].start, s.rows.stop), layer)
             else:
@@ -81,26 +94,18 @@ def insert_lora(model: nn.Module, route: Route) -> dict[str, LinearWithLoRA]:
 
 
 @torch.inference_mode()
-def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter) -> dict[str, FrozenLinear]:
-    """A second copy of the layers that the adapter changes: W + BA, by path.
+def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter, layers: Layers) -> Layers:
+    """The adapter's layers with W + BA in the place of every update: a second copy, its own.
 
     Computed in fp32, stored in the base's dtype; the base itself is not touched, so there is
     nothing to subtract at unmerge: dropping the copy is the unmerge, without drift.
     """
-    merged = {}
+    merged = dict(layers.own)
     for path, lora in adapter.layers.items():
         linear = wrappers[path].linear
         weight = linear.weight.float() + lora.B.float() @ lora.A.float()
         merged[path] = FrozenLinear(weight.to(linear.weight.dtype), linear.bias, keep_weight=False)
-    return merged
-
-
-def replaced_linears(adapter: Adapter) -> dict[str, FrozenLinear]:
-    """The layers that the adapter brings whole, ready to run, by path."""
-    return {
-        path: FrozenLinear(d.weight, d.bias, keep_weight=False)
-        for path, d in adapter.replaced.items()
-    }
+    return Layers({}, merged)
 
 
 def merged_bytes(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter) -> int:
