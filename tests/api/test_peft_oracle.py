@@ -172,3 +172,14 @@ def test_plain_rows_are_bit_equal_with_and_without_adapters_beside(
     assert torch.equal(with_merged[rows], plain[rows])
     others = [i for i, name in enumerate(names) if name is not None]
     assert (mixed[others] - plain[others]).abs().amax(1).min() > 1e-3
+
+
+def test_a_plain_text_has_the_same_bits_alone_and_in_any_batch(
+    minilm_server: LiveServer, embedders: dict[str, Path]
+) -> None:
+    texts = sentences(40, seed=6)
+    client = minilm_server.client
+    names = [("e0", None, "e3")[i % 3] for i in range(40)]
+    batch = client.post("/embed", json={"inputs": texts, "adapters": names}).json()
+    for i in [i for i, name in enumerate(names) if name is None]:
+        assert client.post("/embed", json={"inputs": texts[i]}).json() == [batch[i]]

@@ -1,0 +1,220 @@
+"""PUT in every packing, GET, HEAD, DELETE, dry run, ETag, versions, restart, watched folder."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.adapters.made import peft_file
+from tests.conftest import Serve
+from tests.oracles import files_of, make_adapter, put
+
+
+def tarred(folder: Path, mode: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]
+        archive.add(folder, arcname="my-adapter")
+    return out.getvalue()
+
+
+def zipped(folder: Path) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in folder.iterdir():
+            archive.write(path, f"checkpoint/{path.name}")
+    return out.getvalue()
+
+
+PACKINGS: dict[str, Callable[[Path], dict[str, object]]] = {
+    "multipart": lambda f: {"files": files_of(f)},
+    "tar": lambda f: {"content": tarred(f, "w"), "headers": {"content-type": "application/x-tar"}},
+    "tar.gz": lambda f: {"content": tarred(f, "w:gz")},
+    "zip": lambda f: {"content": zipped(f), "headers": {"content-type": "application/zip"}},
+}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_every_packing_of_a_folder_is_the_same_version(
+    client: httpx.Client, folders: dict[str, Path], packing: str
+) -> None:
+    wanted = put(client, "plain", folders["c"])
+    answer = client.put("/adapters/packed", **PACKINGS[packing](folders["c"]))
+    assert answer.status_code in (200, 201), answer.text
+    got = answer.json()
+    assert got["version"] == wanted["version"]
+    assert (got["layout"], got["rank"], got["scale"]) == ("peft", 4, 4.0)
+    assert got["targets"] == {"query": 2, "value": 2}
+    assert got["tensors"] == {"in_file": 10, "used": 10, "ignored": []}
+    assert got["task"] == "classify"
+    assert got["delta"]["relative"] > 0
+    assert len(got["delta"]["layers"]) == 2
+
+
+def test_bare_bytes_need_alpha_and_take_it_from_the_query(client: httpx.Client) -> None:
+    refused = client.put("/adapters/bare", content=peft_file())
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "adapter_rejected")
+    assert "?alpha=16" in refused.json()["error"]
+    taken = client.put("/adapters/bare?alpha=8&pooling=cls&normalize=false", content=peft_file())
+    assert taken.status_code == 201
+    assert (taken.json()["scale"], taken.json()["pooling"]) == (2.0, "cls")
+
+
+def test_statuses_headers_and_conditions_of_put(
+    client: httpx.Client, folders: dict[str, Path]
+) -> None:
+    first = client.put("/adapters/x", files=files_of(folders["a"]))
+    etag = first.headers["etag"]
+    assert (first.status_code, first.headers["location"]) == (201, "/adapters/x")
+    assert etag == f'"{first.json()["version"]}"'
+
+    again = client.put("/adapters/x", files=files_of(folders["a"]))
+    assert (again.status_code, again.json()["unchanged"]) == (200, True)
+
+    files = files_of(folders["b"])
+    for headers in ({"If-None-Match": "*"}, {"If-Match": '"0000"'}):
+        refused = client.put("/adapters/x", files=files, headers=headers)
+        assert (refused.status_code, refused.json()["error_type"]) == (412, "precondition_failed")
+    assert client.head("/adapters/x").headers["etag"] == etag
+
+    replaced = client.put("/adapters/x", files=files, headers={"If-Match": etag})
+    assert replaced.status_code == 200
+    assert replaced.headers["etag"] != etag
+    gone = client.delete("/adapters/x", headers={"If-Match": etag})
+    assert gone.status_code == 412
+    assert client.delete("/adapters/x").status_code == 204
+    assert client.get("/adapters/x").status_code == 404
+    assert client.delete("/adapters/x").status_code == 404
+
+
+def test_a_dry_run_reports_and_changes_nothing(
+    client: httpx.Client, folders: dict[str, Path]
+) -> None:
+    before = client.get("/adapters").json()
+    answer = client.put("/adapters/dry?dry_run=true", files=files_of(folders["c"]))
+    assert answer.status_code == 200
+    assert answer.json()["dry_run"] is True
+    assert answer.json()["rank"] == 4
+    assert client.get("/adapters").json() == before
+    bad = client.put("/adapters/dry?dry_run=true", content=b"nonsense")
+    assert bad.status_code == 422
+
+
+def test_versions_and_rollback(client: httpx.Client, folders: dict[str, Path]) -> None:
+    body = {"inputs": "my card is lost"}
+    one = put(client, "roll", folders["a"])["version"]
+    with_one = client.post("/embed?adapter=roll", json=body).json()
+    two = put(client, "roll", folders["b"])["version"]
+    listed = client.get("/adapters/roll/versions").json()
+    assert [(e["version"], e["current"]) for e in listed] == [(one, False), (two, True)]
+    assert client.post(f"/embed?adapter=roll@{one[:12]}", json=body).json() == with_one
+    assert client.post("/adapters/roll/rollback").json()["version"] == one
+    assert client.post("/embed?adapter=roll", json=body).json() == with_one
+    forward = client.post("/adapters/roll/rollback", json={"version": two[:12]})
+    assert forward.json()["version"] == two
+    missing = client.post("/adapters/roll/rollback", json={"version": "0" * 12})
+    assert (missing.status_code, missing.json()["error_type"]) == (404, "version_not_found")
+
+
+@pytest.mark.parametrize("name", ["base", "Upper", "-x", "a" * 64, "%2e%2e", "a b"])
+def test_an_impossible_name_is_refused(
+    client: httpx.Client, folders: dict[str, Path], name: str
+) -> None:
+    answer = client.put(f"/adapters/{name}", files=files_of(folders["a"]))
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+
+
+def test_a_misspelled_parameter_of_an_upload_is_refused(client: httpx.Client) -> None:
+    answer = client.put("/adapters/typo?aplha=16", content=peft_file())
+    assert (answer.status_code, answer.json()["problems"][0]["field"]) == (422, "aplha")
+
+
+def test_labels_come_from_the_query_before_the_config(
+    client: httpx.Client, folders: dict[str, Path]
+) -> None:
+    answer = put(client, "named", folders["c"], labels="bad,good,so-so")
+    assert answer["labels"] == ["bad", "good", "so-so"]
+    got = client.post("/classify?adapter=named", json={"inputs": "good"}).json()
+    assert {e["label"] for e in got} == {"bad", "good", "so-so"}
+    wrong = client.put("/adapters/named?labels=x,y", files=files_of(folders["c"]))
+    assert wrong.status_code == 422
+
+
+def test_uploads_and_their_names_survive_a_restart(
+    serve: Serve, tiny_bert: Path, folders: dict[str, Path]
+) -> None:
+    server = serve(model=str(tiny_bert))
+    put(server.client, "a", folders["a"])
+    put(server.client, "gone", folders["b"])
+    server.client.delete("/adapters/gone")
+    before = server.client.get("/adapters").json()
+    answer = server.post("/embed?adapter=a", inputs="good")
+    server.stop()
+    again = serve(model=str(tiny_bert))
+    assert again.client.get("/adapters").json() == before
+    assert again.post("/embed?adapter=a", inputs="good") == answer
+
+
+def test_folders_are_served_at_start_and_while_running(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    dropped = tmp_path / "dropped"
+    shutil.copytree(folders["a"], dropped / "one")
+    server = serve(model=str(tiny_bert), adapters_dir=dropped)
+    client = server.client
+    first = client.get("/adapters/one").json()["version"]
+    shutil.copytree(folders["b"], dropped / "two")
+    assert eventually(lambda: client.get("/adapters/two").status_code == 200)
+    shutil.copytree(folders["b"], dropped / "one", dirs_exist_ok=True)
+    assert eventually(lambda: client.get("/adapters/one").json()["version"] != first)
+    client.delete("/adapters/two")
+    server.stop()
+    again = serve(model=str(tiny_bert), adapters_dir=dropped)
+    names = [e["name"] for e in again.client.get("/adapters").json()]
+    assert names == ["one"]  # what was deleted stays deleted until its folder's content is new
+
+
+def test_a_put_after_a_folder_wins_and_a_new_folder_after_that(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    dropped = tmp_path / "dropped"
+    shutil.copytree(folders["a"], dropped / "x")
+    client = serve(model=str(tiny_bert), adapters_dir=dropped).client
+    uploaded = put(client, "x", folders["b"])["version"]
+    (dropped / "x" / "unrelated.txt").write_text("touched")
+    time.sleep(1)
+    assert client.get("/adapters/x").json()["version"] == uploaded
+    make_adapter(tiny_bert, dropped / "x", 9, scale=4)
+    assert eventually(lambda: client.get("/adapters/x").json()["version"] != uploaded)
+
+
+def test_a_broken_folder_is_named_and_the_rest_is_served(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    dropped = tmp_path / "dropped"
+    shutil.copytree(folders["a"], dropped / "good")
+    shutil.copytree(folders["a"], dropped / "bad")
+    (dropped / "bad" / "adapter_model.safetensors").write_bytes(b"\x80\x04pickle")
+    client = serve(model=str(tiny_bert), adapters_dir=dropped).client
+    ready = client.get("/readyz").json()
+    assert ready["adapters"] == 1
+    assert "pickle" in ready["broken"]["bad"]
+    answer = client.post("/embed?adapter=bad", json={"inputs": "x"})
+    assert answer.status_code == 404
+    assert "pickle" in answer.json()["error"]
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 20) -> bool:
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,111 @@
+"""Every served architecture, tiny and random, equals transformers and PEFT over HTTP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from app.main import StartRefused
+from tests.conftest import Serve
+from tests.oracles import FP32, make_adapter, peft_embeddings, peft_logits, plain_embeddings, put
+from tests.tiny import CONFIGS, save_tiny_base
+
+TEXTS = [
+    "my card is lost",
+    "good",
+    "how is the film? the film is good, my love.",
+    "where is the money " * 9,
+]
+HEADS = {
+    "distilbert": {"modules_to_save": ["pre_classifier", "classifier"]},
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_plain_adapted_and_classified_equal_the_oracles(
+    serve: Serve, tmp_path: Path, kind: str
+) -> None:
+    base = save_tiny_base(kind, tmp_path / kind)
+    server = serve(model=str(base))
+    client = server.client
+    info = client.get("/info").json()
+    length = info["max_input_length"]
+    body = {"inputs": TEXTS}
+    assert_close(
+        torch.tensor(client.post("/embed", json=body).json()),
+        plain_embeddings(base, TEXTS, length),
+        **FP32,
+    )
+    adapter = make_adapter(base, tmp_path / "a", 1, target_modules="all-linear", scale=2)
+    report = put(client, "a", adapter)
+    assert sum(report["targets"].values()) == info["linears"] - (kind == "modernbert") * 0
+    wanted = peft_embeddings(base, adapter, TEXTS, length)
+    for step in ("merge", "unmerge"):
+        got = torch.tensor(client.post("/embed?adapter=a", json=body).json())
+        assert_close(got, wanted, **FP32)
+        client.post(f"/adapters/a/{step}")
+    if kind == "modernbert":
+        return  # its head is trained with layers that PEFT leaves out: refused, see below
+    targets = ["query", "value", "q_lin", "v_lin"]
+    more = HEADS.get(kind, {})
+    head = make_adapter(base, tmp_path / "c", 2, labels=3, target_modules=targets, **more)
+    put(client, "c", head)
+    answers = client.post("/classify?adapter=c", json={**body, "raw_scores": True}).json()
+    logits = peft_logits(base, head, 3, TEXTS, length)
+    for answer, row in zip(answers, logits, strict=True):
+        got = {e["label"]: e["score"] for e in answer}
+        assert_close(torch.tensor([got[f"LABEL_{i}"] for i in range(3)]), row, **FP32)
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "mpnet", "gpt2"])
+def test_a_base_that_would_be_served_wrong_is_refused_at_start(
+    serve: Serve, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(StartRefused, match="cannot be served right"):
+        serve(model=str(tmp_path))
+
+
+def test_a_base_without_its_weights_or_folder_is_refused(serve: Serve, tmp_path: Path) -> None:
+    with pytest.raises(StartRefused, match="does not exist"):
+        serve(model="./nowhere")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(StartRefused, match="cannot be loaded"):
+        serve(model=str(tmp_path))
+
+
+def test_a_head_on_an_architecture_without_one_is_refused(serve: Serve, tmp_path: Path) -> None:
+    base = save_tiny_base("modernbert", tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "c", 2, labels=3, target_modules=["Wqkv"])
+    client = serve(model=str(base)).client
+    files = {
+        n: (n, (adapter / n).read_bytes())
+        for n in ("adapter_model.safetensors", "adapter_config.json")
+    }
+    answer = client.put("/adapters/c", files=files)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
+
+
+def test_sentence_transformers_files_say_how_to_pool(serve: Serve, tmp_path: Path) -> None:
+    base = save_tiny_base("bert", tmp_path / "st")
+    modules = [
+        {"type": "sentence_transformers.models.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+    ]
+    (base / "modules.json").write_text(json.dumps(modules))
+    (base / "1_Pooling").mkdir()
+    (base / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    (base / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 12}))
+    prompts = {"prompts": {"query": "find: "}, "default_prompt_name": None}
+    (base / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    client = serve(model=str(base)).client
+    info = client.get("/info").json()
+    assert (info["pooling"], info["normalize"], info["max_input_length"]) == ("cls", False, 12)
+    named = client.post("/embed", json={"inputs": "card", "prompt_name": "query"}).json()
+    given = client.post("/embed", json={"inputs": "card", "prompt": "find: "}).json()
+    whole = client.post("/embed", json={"inputs": "find: card"}).json()
+    assert named == given == whole != client.post("/embed", json={"inputs": "card"}).json()

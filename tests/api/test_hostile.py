@@ -1,0 +1,308 @@
+"""Bad input: the error of API.md, nothing changed, no 500."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import pickle
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import save
+
+from tests.adapters.made import peft_file, peft_tensors, raw_safetensors, tutorial_tensors
+from tests.live import LiveServer
+from tests.oracles import files_of, put
+
+KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], Any]) -> bytes:
+    tensors = peft_tensors()
+    change(tensors)
+    return save({n: t.contiguous() for n, t in tensors.items()})
+
+
+def zip_of(name: str, content: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return out.getvalue()
+
+
+def tar_link() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        link = tarfile.TarInfo("adapter_model.safetensors")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    return out.getvalue()
+
+
+def entry(dtype: str = "F32", shape: object = (2,), at: object = (0, 8)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": at}
+
+
+UPLOADS: dict[str, bytes] = {
+    "empty": b"",
+    "text": b"hello, this is no adapter at all",
+    "html": b"<!DOCTYPE html><html>404</html>",
+    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\n",
+    "pickle": pickle.dumps({"a": [1, 2, 3]}, protocol=4),
+    "torch.save": zip_of("archive/data.pkl", b"\x80\x02"),
+    "truncated": peft_file()[:-100],
+    "truncated header": peft_file()[:50],
+    "trailing bytes": peft_file() + b"\0" * 16,
+    "zip, cut": zip_of("adapter_model.safetensors", peft_file())[:400],
+    "zip without weights": zip_of("adapter_config.json", b"{}"),
+    "zip that points outside": zip_of("../adapter_model.safetensors", peft_file()),
+    "tar with a link": tar_link(),
+    "gzip of nothing": b"\x1f\x8b" + b"\0" * 40,
+    "header longer than the file": (1 << 60).to_bytes(8, "little") + b"{}",
+    "header no json": raw_safetensors(b"{not json"),
+    "header a list": raw_safetensors([1]),
+    "header deep": raw_safetensors(b"[" * 100_000),
+    "no tensors": raw_safetensors({}),
+    "metadata no map": raw_safetensors({"__metadata__": {"a": 1}, "x": entry()}, b"\0" * 8),
+    "entry no map": raw_safetensors({"x": 3}, b"\0" * 8),
+    "offsets negative": raw_safetensors({"x": entry(at=(-8, 0))}, b"\0" * 8),
+    "offsets past the end": raw_safetensors({"x": entry(at=(0, 800))}, b"\0" * 8),
+    "shape huge": raw_safetensors({"x": entry(shape=(1 << 62, 4))}, b"\0" * 8),
+    "shape a float": raw_safetensors({"x": entry(shape=(2.0,))}, b"\0" * 8),
+    "dtype odd": raw_safetensors({"x": entry("F8_E4M3", (8,))}, b"\0" * 8),
+    "overlap": raw_safetensors({"x": entry(), "y": entry()}, b"\0" * 8),
+    "gap": raw_safetensors({"x": entry(), "y": entry(at=(12, 20))}, b"\0" * 20),
+    "no elements": raw_safetensors({"x": entry(shape=(0, 4), at=(0, 0))}),
+    "twice the same name": raw_safetensors(
+        b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+        b'"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', b"\0" * 8
+    ),
+    "NaN": changed(lambda t: t[KEY].fill_(float("nan"))),
+    "infinity": changed(lambda t: t[KEY].fill_(float("inf"))),
+    "wrong width": changed(lambda t: t.update({KEY: torch.ones(4, 48)})),
+    "wrong rank": changed(lambda t: t.update({KEY: torch.ones(5, 32)})),
+    "a vector": changed(lambda t: t.update({KEY: torch.ones(32)})),
+    "half a pair": changed(lambda t: t.pop(KEY)),
+    "unknown module": changed(lambda t: t.update({KEY.replace("query", "quary"): t.pop(KEY)})),
+    "a layer too many": changed(lambda t: t.update({KEY.replace(".0.", ".7."): t.pop(KEY)})),
+    "an unknown tensor": changed(lambda t: t.update({"who.knows": torch.ones(3)})),
+    "DoRA": changed(lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(32)})),
+    "both layouts": save({**peft_tensors(), **tutorial_tensors()}),
+    "B all zero": changed(lambda t: [v.zero_() for n, v in t.items() if "lora_B" in n]),
+    "overflows float32": changed(lambda t: [v.mul_(3e37) for v in t.values()]),
+}  # fmt: skip
+
+
+def state(client: httpx.Client) -> tuple[Any, Any]:
+    return client.get("/adapters").json(), client.post("/embed", json={"inputs": "good"}).json()
+
+
+@pytest.mark.parametrize("what", UPLOADS)
+def test_a_hostile_upload_is_refused_and_leaves_no_trace(
+    tiny_server: LiveServer, served: httpx.Client, what: str
+) -> None:
+    before = state(served)
+    store = tiny_server.app.state.serving.installer.store.root
+    files = sorted(store.rglob("*"))
+    for name in ("new", "a"):
+        answer = served.put(f"/adapters/{name}?alpha=16", content=UPLOADS[what])
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["error_type"] == "adapter_rejected"
+        assert len(answer.json()["error"]) > 15
+    assert state(served) == before
+    assert sorted(store.rglob("*")) == files
+
+
+def test_every_problem_is_listed_by_tensor_name(served: httpx.Client) -> None:
+    tensors = peft_tensors()
+    names = sorted(tensors)
+    tensors[names[0]] = torch.ones(4, 48)
+    tensors["who.knows"] = torch.ones(3)
+    tensors["classifier.weight"] = torch.ones(3, 99)
+    del tensors[names[3]]
+    answer = served.put("/adapters/new?alpha=16", content=save(tensors)).json()
+    listed = {p.get("tensor") for p in answer["problems"]}
+    assert {names[0], names[2], "who.knows", "classifier.weight"} <= listed
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "DoRA": {"use_dora": True},
+    "another method": {"peft_type": "IA3"},
+    "an unknown field": {"flux_capacitor": 3},
+    "trained biases": {"bias": "all"},
+    "an initialisation that edits the base": {"init_lora_weights": "pissa"},
+    "alpha a text": {"lora_alpha": "many"},
+    "another rank": {"r": 5},
+    "a pattern that never ends": {"rank_pattern": {"((.|..)+)+[A-Z]": 3}},
+    "a pattern that is none": {"alpha_pattern": {"((": 3}},
+    "labels that don't count": {"id2label": {"0": "x", "7": "y"}},
+    "an unknown pooling": {"pooling": "median"},
+    "alpha infinite": {"lora_alpha": float("inf")},
+}
+
+
+@pytest.mark.parametrize("what", CONFIGS)
+def test_a_config_that_would_be_served_wrong_is_refused(
+    served: httpx.Client, folders: dict[str, Path], what: str
+) -> None:
+    config = json.loads((folders["c"] / "adapter_config.json").read_text()) | CONFIGS[what]
+    files = files_of(folders["c"])
+    files["adapter_config.json"] = ("adapter_config.json", json.dumps(config).encode())
+    answer = served.put("/adapters/new", files=files)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
+
+
+@pytest.mark.parametrize(
+    "config", [b"{", b"[]", b"\xff\xfe", b"[" * 200_000, b"{}" + b" " * (2 << 20)]
+)
+def test_a_config_that_is_no_json_object_is_refused(
+    served: httpx.Client, folders: dict[str, Path], config: bytes
+) -> None:
+    files = files_of(folders["a"])
+    files["adapter_config.json"] = ("adapter_config.json", config)
+    answer = served.put("/adapters/new", files=files)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
+
+
+def test_text_fields_of_a_form_are_refused_not_ignored(
+    served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    answer = served.put("/adapters/new", files=files_of(folders["a"]), data={"alpha": "99"})
+    assert answer.status_code == 422
+    assert "?alpha=16" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/html", "image/png"])
+def test_a_media_type_no_adapter_comes_in_is_415(served: httpx.Client, kind: str) -> None:
+    answer = served.put("/adapters/new", content=b"{}", headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["error_type"]) == (415, "unsupported_media_type")
+
+
+JSON = {"content-type": "application/json"}
+BODIES: dict[str, tuple[bytes, int, str]] = {
+    "not json": (b"{inputs", 400, "malformed"),
+    "no body": (b"", 422, "validation"),
+    "a list": (b"[]", 422, "validation"),
+    "no inputs": (b"{}", 422, "validation"),
+    "an empty list": (b'{"inputs": []}', 422, "validation"),
+    "an empty text": (b'{"inputs": ""}', 422, "validation"),
+    "an empty text among others": (b'{"inputs": ["a", ""]}', 422, "validation"),
+    "a number": (b'{"inputs": 3}', 422, "validation"),
+    "null": (b'{"inputs": null}', 422, "validation"),
+    "a mixed pair": (b'{"inputs": [["a", 3]]}', 422, "validation"),
+    "a triple": (b'{"inputs": [["a", "b", "c"]]}', 422, "validation"),
+    "half a surrogate": (b'{"inputs": "\\ud800"}', 422, "validation"),
+    "an id too large": (b'{"inputs": [99999999]}', 422, "validation"),
+    "an id enormous": (b'{"inputs": [1' + b"0" * 400 + b"]}", 422, "validation"),
+    "a negative id": (b'{"inputs": [-1]}', 422, "validation"),
+    "booleans": (b'{"inputs": [true]}', 422, "validation"),
+    "an empty id list": (b'{"inputs": [[]]}', 422, "validation"),
+    "unknown member": (b'{"inputs": "a", "normalise": true}', 422, "validation"),
+    "wrong type": (b'{"inputs": "a", "normalize": "yes"}', 422, "validation"),
+    "dimensions zero": (b'{"inputs": "a", "dimensions": 0}', 422, "validation"),
+    "dimensions too many": (b'{"inputs": "a", "dimensions": 33}', 422, "validation"),
+    "dimensions enormous": (b'{"inputs": "a", "dimensions": 1' + b"0" * 400 + b"}", 422, "validation"),
+    "an unknown prompt": (b'{"inputs": "a", "prompt_name": "query"}', 422, "validation"),
+    "deep": (b'{"inputs": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "malformed"),
+    "not utf-8": (b'{"inputs": "\xff"}', 400, "malformed"),
+    "NaN": (b'{"inputs": "a", "dimensions": NaN}', 422, "validation"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_a_bad_body_gets_its_error(served: httpx.Client, what: str) -> None:
+    body, status, kind = BODIES[what]
+    answer = served.post("/embed", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["error_type"]) == (status, kind), answer.text
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_text_of_100_000_characters_is_cut_or_refused(served: httpx.Client) -> None:
+    for text in ("a" * 100_000, "good film " * 10_000, "é" * 100_000):
+        cut = served.post("/embed", json={"inputs": text})
+        assert cut.status_code == 200
+        refused = served.post("/embed", json={"inputs": ["x", text * 2], "truncate": False})
+        if text.startswith("good"):
+            assert refused.json()["error_type"] == "validation"
+            assert refused.json()["problems"][0]["field"] == "inputs[1]"
+
+
+def test_json_without_its_content_type_is_415_and_says_how(served: httpx.Client) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    answer = served.post("/embed", content=b'{"inputs": "a"}', headers=form)
+    assert (answer.status_code, answer.json()["error_type"]) == (415, "unsupported_media_type")
+    assert "Content-Type: application/json" in answer.json()["error"]
+
+
+def test_caps_answer_413(serve: Any, tiny_bert: Path, folders: dict[str, Path]) -> None:
+    server = serve(
+        model=str(tiny_bert), max_body_bytes=2000, max_adapter_bytes=20_000, max_client_batch=4
+    )
+    client = server.client
+    for body in (json.dumps({"inputs": "a" * 3000}), "x" * 3000):
+        answer = client.post("/embed", content=body, headers=JSON)
+        assert (answer.status_code, answer.json()["error_type"]) == (413, "payload_too_large")
+    many = client.post("/embed", json={"inputs": ["a"] * 5})
+    assert (many.status_code, many.json()["error_type"]) == (413, "too_many_inputs")
+    bomb = zip_of("adapter_model.safetensors", b"\0" * (10 << 20))
+    assert len(bomb) < 20_000
+    for upload in (bomb, b"\0" * 30_000):
+        answer = client.put("/adapters/big", content=upload)
+        assert (answer.status_code, answer.json()["error_type"]) == (413, "payload_too_large")
+
+    def stream() -> Any:
+        yield from [b"\0" * 10_000] * 3
+
+    answer = client.put("/adapters/big", content=stream())
+    assert answer.status_code == 413
+    assert client.get("/adapters").json() == []
+    assert not list((server.app.state.serving.installer.store.root / "tmp").iterdir())
+
+
+def test_a_full_queue_answers_429_with_when_to_come_back(serve: Any, tiny_bert: Path) -> None:
+    server = serve(model=str(tiny_bert), max_queue_tokens=400, max_batch_tokens=80)
+    texts = ["good film money card " * 15] * 200
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            answers.append(client.post("/embed", json={"inputs": texts}))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [a for a in answers if a.status_code == 429]
+    assert refused
+    assert {a.status_code for a in answers} == {200, 429}
+    for answer in refused:
+        assert answer.json()["error_type"] == "overloaded"
+        assert int(answer.headers["retry-after"]) >= 1
+        assert int(answer.headers["retry-after-ms"]) >= 1
+
+
+def test_a_full_disk_answers_507_and_leaves_nothing(
+    serve: Any, tiny_bert: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(model=str(tiny_bert))
+    put(server.client, "a", folders["a"])
+    before = state(server.client)
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    answer = server.client.put("/adapters/b", files=files_of(folders["b"]))
+    assert (answer.status_code, answer.json()["error_type"]) == (507, "store_full")
+    monkeypatch.undo()
+    assert state(server.client) == before
+    assert not list((server.app.state.serving.installer.store.root / "tmp").iterdir())
