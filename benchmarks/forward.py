@@ -97,7 +97,7 @@ def measure(base: str, threads: int, rounds: int) -> dict[str, Any]:
         "packed, 1 merged": packed(encoder, texts, 1, merged=True),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for name, run in variants.items():
+    for run in variants.values():
         run()
     for _ in range(rounds):
         for name, run in variants.items():

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.answer import base64_strings, float_lists, json_answer
 from app.api.choosing import BASE, choose
-from app.api.errors import documented
-from app.api.inference import EmbedBody, embedding_want, prompt_of
+from app.api.embedding import Wish, embedding_want, prompt_of
+from app.api.errors import OPENAI_SCHEMA, documented
 from app.api.inputs import Inputs
 from app.api.running import Texts, run
 from app.api.serving import Served, Serving
@@ -61,15 +61,15 @@ MODELS: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/embeddings",
     response_class=Response,
-    responses=EMBEDDED | documented(400, 404, 413, 415, 422, 429, 503),
+    responses=EMBEDDED | documented(400, 404, 413, 415, 422, 429, 503, schema=OPENAI_SCHEMA),
 )
 async def embeddings(request: Request, body: OpenAIEmbeddingBody, serving: Served) -> Response:
     """OpenAI's embeddings call; `model` chooses the adapter."""
     count = len(body.input.items)
     choice = await choose(serving, [_adapter_of(serving, body.model)], None, count)
-    native = EmbedBody(inputs=body.input, dimensions=body.dimensions)
-    texts = Texts(body.input.items, True, "right", prompt_of(serving, native))
-    ran = await run(request, serving, choice, texts, embedding_want(serving, native))
+    wish = Wish(dimensions=body.dimensions)
+    texts = Texts(body.input.items, True, "right", prompt_of(serving, wish, body.input.items))
+    ran = await run(request, serving, choice, texts, embedding_want(serving, wish))
     rows = ran.lines[0]
     vectors = base64_strings(rows) if body.encoding_format == "base64" else float_lists(rows)
     answer = {

@@ -46,7 +46,7 @@ HTTP_TYPES = {
     413: "payload_too_large",
     415: "unsupported_media_type",
 }
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error", "error_type", "request_id"],
     "properties": {
@@ -68,6 +68,13 @@ SCHEMA = {
         "nearest": {"type": "array", "items": {"type": "string"}},
     },
 }
+
+OPENAI_ERROR = {
+    "type": "object",
+    "required": ["message", "type", "param", "code"],
+    "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
+}
+OPENAI_SCHEMA = {**SCHEMA, "properties": {**SCHEMA["properties"], "error": OPENAI_ERROR}}
 
 
 @dataclass(eq=False)
@@ -94,9 +101,9 @@ class BodyTooLarge(HTTPException):
         super().__init__(413, f"the body is over the cap of {max_bytes:,} bytes")
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented(*statuses: int, schema: dict[str, Any] = SCHEMA) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for error answers."""
-    content = {"application/json": {"schema": SCHEMA}}
+    content = {"application/json": {"schema": schema}}
     return {status: {"description": "Error", "content": content} for status in statuses}
 
 

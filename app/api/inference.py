@@ -11,6 +11,7 @@ from torch import Tensor
 from app.adapters.adapter import Pooling
 from app.api.answer import OCTETS, base64_strings, float_lists, json_answer, octets
 from app.api.choosing import Chosen, ChosenByQuery, choose
+from app.api.embedding import Wish, embedding_want, prompt_of
 from app.api.errors import Refusal, documented, invalid
 from app.api.inputs import Inputs
 from app.api.running import Texts, run
@@ -111,10 +112,11 @@ async def embed(
         raise invalid(
             "adapter", f"is given several times, which {OCTETS} cannot carry: ask for JSON"
         )
-    texts = Texts(
-        body.inputs.items, body.truncate, body.truncation_direction, prompt_of(serving, body)
-    )
-    ran = await run(request, serving, choice, texts, embedding_want(serving, body))
+    wish = Wish(body.normalize, body.pooling, body.dimensions, body.prompt, body.prompt_name)
+    items = body.inputs.items
+    prompt = prompt_of(serving, wish, items)
+    texts = Texts(items, body.truncate, body.truncation_direction, prompt)
+    ran = await run(request, serving, choice, texts, embedding_want(serving, wish))
     if raw:
         return octets(ran.lines[0], ran.headers)
     encode = base64_strings if body.encoding_format == "base64" else float_lists
@@ -143,44 +145,6 @@ def _shaped(fan_out: bool, lines: list[list[Chosen]], answers: list[Any]) -> Any
     if not fan_out:
         return answers[0]
     return {line[0].spelled: answer for line, answer in zip(lines, answers, strict=True)}
-
-
-def embedding_want(serving: Serving, body: EmbedBody) -> Any:
-    """Chosen -> Want: the request's wish, then the adapter's, then the base's files'."""
-    encoder = serving.engine.encoder
-    if body.dimensions is not None and body.dimensions > encoder.shape.hidden:
-        raise invalid("dimensions", f"is over the base's {encoder.shape.hidden}")
-    if body.pooling == "pooler" and not encoder.shape.has_pooler:
-        raise invalid("pooling", "is pooler, and this base has none")
-
-    def want(chosen: Chosen) -> Want:
-        adapter = chosen.version.adapter if chosen.version else None
-        pooling = body.pooling or (adapter and adapter.pooling) or encoder.files.pooling
-        wishes = (body.normalize, adapter.normalize if adapter else None, encoder.files.normalize)
-        normalize = next(w for w in wishes if w is not None)
-        return Want("embedding", pooling, normalize, body.dimensions)
-
-    return want
-
-
-def prompt_of(serving: Serving, body: EmbedBody) -> str:
-    """The text to put before each input. Raises Refusal for an unknown name, or beside ids."""
-    files = serving.engine.encoder.files
-    if body.prompt is not None and body.prompt_name is not None:
-        raise invalid("prompt", "and prompt_name are both given: send one of them")
-    asked = "prompt" if body.prompt is not None else "prompt_name"
-    has_ids = any(isinstance(item, list) for item in body.inputs.items)
-    if has_ids and (body.prompt is not None or body.prompt_name is not None):
-        raise invalid(asked, "cannot be put before token ids")
-    if body.prompt is not None:
-        return body.prompt
-    name = body.prompt_name or files.default_prompt
-    if name is None:
-        return ""
-    if name not in files.prompts:
-        names = ", ".join(sorted(files.prompts)) or "none"
-        raise invalid("prompt_name", f"is {name!r}; this base has {names}")
-    return files.prompts[name]
 
 
 def _refuse_without_head(chosen: Chosen, serving: Serving) -> None:
