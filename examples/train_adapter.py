@@ -55,8 +55,7 @@ def split(data: Dataset, share: float, seed: int) -> tuple[list[Example], list[E
     if share == 0:
         return data.train, []
     if data.dev:
-        held_back = set(data.dev)
-        return [e for e in data.train if e not in held_back], data.dev
+        return data.train, data.dev
     rows = random.Random(seed).sample(data.train, len(data.train))
     held = int(len(rows) * share)
     return rows[held:], rows[:held]

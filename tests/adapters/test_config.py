@@ -1,0 +1,73 @@
+"""Scales and ranks by PEFT's own pattern function; every LoraConfig field has a decided fate."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+
+from app.adapters.config import (
+    HONOURED,
+    NO_EFFECT,
+    REFUSED_BY_NAME,
+    Options,
+    Recipe,
+    read_recipe,
+    scores_of,
+)
+from app.adapters.upload import AdapterRejected
+
+PATHS = [f"bert.encoder.layer.{i}.attention.self.{m}" for i in (0, 1, 11) for m in ("query", "key")]
+PATTERNS = st.sampled_from(
+    ["query", "self.query", "layer.1.attention.self.query", "uery", r"layer\.\d+\..*key", ".*", "1"]
+)
+
+
+@given(
+    patterns=st.dictionaries(PATTERNS, st.integers(1, 64), max_size=4),
+    path=st.sampled_from(PATHS),
+    rslora=st.booleans(),
+)
+def test_scale_is_pefts(patterns: dict[str, int], path: str, rslora: bool) -> None:
+    recipe = Recipe(alpha=16, rslora=rslora, alpha_pattern=patterns, rank_pattern=patterns, rank=8)
+    key = get_pattern_key(list(patterns), path)
+    alpha, rank = patterns.get(key, 16), patterns.get(key, 8)
+    assert recipe.scale(path, rank) == pytest.approx(alpha / (rank**0.5 if rslora else rank))
+    assert recipe.expected_rank(path) == rank
+
+
+def test_every_field_of_pefts_config_is_decided() -> None:
+    fields = {f.name for f in dataclasses.fields(LoraConfig)}
+    assert fields <= NO_EFFECT | HONOURED | set(REFUSED_BY_NAME)
+
+
+def test_query_and_file_that_disagree_on_alpha_are_refused() -> None:
+    with pytest.raises(AdapterRejected):
+        read_recipe({"lora_alpha": 8}, {}, {}, Options(alpha=16))
+    assert read_recipe({"lora_alpha": 16}, {}, {}, Options(alpha=16)).alpha == 16
+
+
+def test_metadata_stands_in_for_a_config() -> None:
+    said = {"alpha": "32", "layout": "tutorial", "labels": "neg,pos", "format": "pt"}
+    recipe = read_recipe({}, {}, said, Options())
+    assert (recipe.alpha, recipe.layout, recipe.labels) == (32, "tutorial", ("neg", "pos"))
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels", "wanted"),
+    [
+        (None, 3, "softmax"),
+        (None, 1, "none"),
+        ("multi_label_classification", 3, "sigmoid"),
+        ("regression", 2, "none"),
+        ("single_label_classification", 2, "softmax"),
+    ],
+)
+def test_the_activation_follows_the_problem_type(
+    problem: str | None, labels: int, wanted: str
+) -> None:
+    assert scores_of(Recipe(problem_type=problem), labels) == wanted
