@@ -28,6 +28,7 @@ NO_EFFECT = {
     "modules_to_save", "peft_version", "qalora_group_size", "revision", "runtime_config",
     "target_modules",
 }  # fmt: skip
+NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 HONOURED = {
     "alpha", "alpha_pattern", "id2label", "init_lora_weights", "label2id", "labels", "layout",
     "lora_alpha", "max_length", "normalize", "peft_type", "pooling", "problem_type", "r",
@@ -76,6 +77,8 @@ class Recipe:
     pooling: Pooling | None = None
     normalize: bool | None = None
     max_length: int | None = None
+    targets: str | tuple[str, ...] | None = None
+    model_type: str | None = None
     warnings: tuple[str, ...] = ()
 
     def scale(self, path: str, rank: int) -> float:
@@ -150,6 +153,8 @@ def read_recipe(
         if options.normalize is not None
         else read.boolean("normalize"),
         "max_length": read.integer("max_length"),
+        "targets": _targets(fields),
+        "model_type": _text(model_config.get("model_type")),
     }
     if recipe_fields["problem_type"] not in (None, *ACTIVATIONS):
         problems.append(Problem(f"problem_type {recipe_fields['problem_type']!r} is not known"))
@@ -220,6 +225,16 @@ def _unserved(fields: Mapping[str, Any]) -> list[Problem]:
     if fields.get("task_type") not in tuple(TASKS):
         problems.append(Problem(f"task_type {fields['task_type']!r:.40} is not served"))
     return problems
+
+
+def _targets(fields: Mapping[str, Any]) -> str | tuple[str, ...] | None:
+    """target_modules, where nothing narrows it to some of the layers that it matches."""
+    if any(fields.get(name) for name in NARROWING) or fields.get("layers_to_transform") == 0:
+        return None
+    value = fields.get("target_modules")
+    if isinstance(value, str):
+        return value
+    return tuple(map(str, value)) if isinstance(value, list) else None
 
 
 def _text(value: Any) -> str | None:

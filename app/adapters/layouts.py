@@ -9,69 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, Dense, Head, LoRALayer, fold
+from app.adapters.adapter import Adapter, LoRALayer, fold
+from app.adapters.base_shape import BaseShape
 from app.adapters.config import Recipe, scores_of
+from app.adapters.heads import PEFT_PREFIX, check_labels, read_denses, take_head, take_replaced
+from app.adapters.targets import missing_targets
 from app.adapters.upload import AdapterRejected, Problem
 
-PEFT_PREFIX = "base_model.model."
 PEFT_KEY = re.compile(r"(?P<path>.+)\.lora_(?P<letter>[AB])\.weight")
 TUTORIAL_KEY = re.compile(r"(?P<path>.+)\.lora\.(?P<letter>[AB])")
-UNSERVED_SUFFIXES = {
-    "lora_magnitude_vector": "DoRA's magnitude",
-    "lora_embedding_": "LoRA on an embedding",
-    "lora_B.bias": "a bias on lora_B",
-    "token_adapter.": "trained token rows",
-    "lora_E": "AdaLoRA",
-    "lora_diag": "KaSA",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "ia3_l": "IA3",
-    "vera_lambda": "VeRA",
-    "oft_": "OFT",
-    "fourierft": "FourierFT",
-}
-
-
-@dataclass(frozen=True)
-class BaseShape:
-    """What an adapter has to fit. linears: module path -> (out, in); prefix: as in "bert."."""
-
-    model_type: str
-    prefix: str
-    hidden: int
-    layers: int
-    linears: Mapping[str, tuple[int, int]]
-    has_pooler: bool
-
-
-@dataclass(frozen=True)
-class HeadKeys:
-    """Where an architecture's sequence-classification head keeps its layers.
-
-    Source: transformers' <Architecture>ForSequenceClassification.
-    """
-
-    source: Literal["cls", "pooler"]
-    dense: str | None
-    activation: Literal["tanh", "relu", "gelu"] | None
-    out: str
-
-
-ROBERTA_HEAD = HeadKeys("cls", "classifier.dense", "tanh", "classifier.out_proj")
-HEADS = {
-    "bert": HeadKeys("pooler", None, None, "classifier"),
-    "albert": HeadKeys("pooler", None, None, "classifier"),
-    "roberta": ROBERTA_HEAD,
-    "xlm-roberta": ROBERTA_HEAD,
-    "camembert": ROBERTA_HEAD,
-    "electra": HeadKeys("cls", "classifier.dense", "gelu", "classifier.out_proj"),
-    "distilbert": HeadKeys("cls", "pre_classifier", "relu", "classifier"),
-}
 
 
 def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: BaseShape) -> Adapter:
@@ -79,18 +29,24 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: BaseShape)
 
     Raises AdapterRejected with every tensor that has no place or does not fit.
     """
+    if recipe.model_type not in (None, base.model_type):
+        raise AdapterRejected(
+            f"made for a {recipe.model_type} model, as its config.json says; this base is "
+            f"{base.model_type}"
+        )
     sorted_ = _sort(tensors)
     layout = _layout(sorted_, recipe, base)
     problems: list[Problem] = []
     layers, scales = _layers(sorted_.pairs, layout, recipe, base, problems)
-    dense = _denses(sorted_.rest, problems)
-    head = _head(dense, recipe, base, problems)
-    replaced = _replaced(dense, layers, base, problems)
+    dense = read_denses(sorted_.rest, problems)
+    head = take_head(dense, recipe, base, problems)
+    replaced = take_replaced(dense, layers, base, problems)
+    problems += missing_targets(recipe.targets, base, {*layers, *replaced})
     if problems:
         raise AdapterRejected(_summary(sorted_.pairs, layout, base, problems), problems)
     if not layers and not replaced:
         raise AdapterRejected("the file changes no layer of the encoder: there is nothing to serve")
-    labels = _check_labels(head, recipe)
+    labels = check_labels(head, recipe)
     return Adapter(
         layers=layers,
         layout=layout,
@@ -148,7 +104,7 @@ def _layout(found: _Sorted, recipe: Recipe, base: BaseShape) -> str:
     fits = {layout for layout in ("tutorial", "tutorial-swapped") if _fits(found, layout, base)}
     square = all(
         shape is None or shape[0] == shape[1]
-        for shape in (base.linears.get(_resolve(path, base) or "") for path in found.pairs)
+        for shape in (base.linears.get(base.resolve(path) or "") for path in found.pairs)
     )
     if len(fits) == 1 and not square:
         return fits.pop()
@@ -162,7 +118,7 @@ def _layout(found: _Sorted, recipe: Recipe, base: BaseShape) -> str:
 
 def _fits(found: _Sorted, layout: str, base: BaseShape) -> bool:
     for path, pair in found.pairs.items():
-        shape = base.linears.get(_resolve(path, base) or "")
+        shape = base.linears.get(base.resolve(path) or "")
         if shape is None or len(pair) < 2:
             continue
         A, B = _canonical(pair["A"], pair["B"], layout)
@@ -194,7 +150,7 @@ def _layers(
     scales: set[float] = set()
     for path, pair in pairs.items():
         names = {letter: _key(path, letter, layout) for letter in "AB"}
-        target = _resolve(path, base)
+        target = base.resolve(path)
         if target is None or target in layers:
             reason = "is given twice" if target else "is not a linear layer of this base"
             problems += [Problem(f"{path} {reason}", names[letter]) for letter in pair]
@@ -236,110 +192,6 @@ def _key(path: str, letter: str, layout: str) -> str:
     return (
         f"{PEFT_PREFIX}{path}.lora_{letter}.weight" if layout == "peft" else f"{path}.lora.{letter}"
     )
-
-
-def _resolve(path: str, base: BaseShape) -> str | None:
-    """The base's own path of a module, which a model with a head spells with a prefix."""
-    bare = path.removeprefix(f"{base.prefix}.")
-    return next((p for p in (path, bare) if p in base.linears), None)
-
-
-def _denses(rest: dict[str, Tensor], problems: list[Problem]) -> dict[str, Dense]:
-    """weight and bias of each module in `rest`; anything else is a problem."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in rest.items():
-        path, _, leaf = name.removeprefix(PEFT_PREFIX).rpartition(".")
-        known = next((what for suffix, what in UNSERVED_SUFFIXES.items() if suffix in name), None)
-        if known:
-            problems.append(Problem(f"{known} is not served", name))
-        elif leaf in ("weight", "bias") and path and tensor.dim() == (2 if leaf == "weight" else 1):
-            parts.setdefault(path, {})[leaf] = tensor.to(torch.float32)
-        else:
-            problems.append(Problem("is no tensor that this server knows", name))
-    denses = {}
-    for path, found in parts.items():
-        if "weight" not in found:
-            problems.append(Problem("a bias without its weight is not served", f"{path}.bias"))
-        elif "bias" in found and found["bias"].shape[0] != found["weight"].shape[0]:
-            problems.append(Problem("bias and weight do not fit each other", f"{path}.bias"))
-        else:
-            denses[path] = Dense(found["weight"], found.get("bias"))
-    return denses
-
-
-def _head(
-    dense: dict[str, Dense], recipe: Recipe, base: BaseShape, problems: list[Problem]
-) -> Head | None:
-    """Take the head's layers out of `dense`."""
-    keys = HEADS.get(base.model_type)
-    if keys is None or keys.out not in dense:
-        if recipe.task == "classify" and not problems:
-            where = f"{keys.out}.weight" if keys else "a head"
-            problems.append(Problem(f"is a classification adapter, but {where} is not in the file"))
-        return None
-    out = dense.pop(keys.out)
-    inner = dense.pop(keys.dense, None) if keys.dense else None
-    if keys.dense and inner is None:
-        problems.append(
-            Problem(
-                f"{keys.dense} is not in the file, and the base has none: "
-                "train with it in modules_to_save",
-                f"{keys.dense}.weight",
-            )
-        )
-    if keys.source == "pooler" and not base.has_pooler:
-        problems.append(
-            Problem("the head reads the pooler, and this base has none", f"{keys.out}.weight")
-        )
-    for path, layer in ((keys.dense, inner), (keys.out, out)):
-        if layer is not None and layer.weight.shape[1] != base.hidden:
-            width = layer.weight.shape[1]
-            problems.append(
-                Problem(f"reads {width} values; this base is {base.hidden}-wide", f"{path}.weight")
-            )
-    if inner is not None and inner.weight.shape[0] != out.weight.shape[1]:
-        problems.append(
-            Problem("the head's two layers do not fit each other", f"{keys.dense}.weight")
-        )
-    return Head(keys.source, inner, keys.activation if keys.dense else None, out)
-
-
-def _replaced(
-    dense: dict[str, Dense],
-    layers: dict[str, LoRALayer],
-    base: BaseShape,
-    problems: list[Problem],
-) -> dict[str, Dense]:
-    """The Linear layers of the base that the file replaces whole."""
-    replaced: dict[str, Dense] = {}
-    for path, layer in dense.items():
-        target = _resolve(path, base)
-        name = f"{path}.weight"
-        if target is None:
-            problems.append(
-                Problem("belongs to no linear layer of this base nor to its head", name)
-            )
-        elif target in layers:
-            problems.append(Problem("replaces a layer that the file also adapts", name))
-        elif tuple(layer.weight.shape) != base.linears[target]:
-            out, in_ = base.linears[target]
-            problems.append(
-                Problem(f"has shape {list(layer.weight.shape)}; the base's is [{out}, {in_}]", name)
-            )
-        else:
-            replaced[target] = layer
-    return replaced
-
-
-def _check_labels(head: Head | None, recipe: Recipe) -> tuple[str, ...]:
-    if head is None:
-        return ()
-    labels = recipe.labels or tuple(f"LABEL_{i}" for i in range(head.labels))
-    if len(labels) != head.labels:
-        raise AdapterRejected(f"{len(labels)} labels are given for a head of {head.labels}")
-    if len(set(labels)) != len(labels):
-        raise AdapterRejected("a label is given twice")
-    return labels
 
 
 def _summary(

@@ -81,7 +81,7 @@ async def choose(
         known = {name: await resolve(serving, name) for name in dict.fromkeys(asked)}
         return Choice([[known[name] for name in asked]], False)
     chosen = [await resolve(serving, name) for name in names or [BASE]]
-    return Choice([[c] * count for c in chosen], len(chosen) > 1)
+    return Choice([[c] * count for c in chosen], len(query) > 1)
 
 
 async def resolve(serving: Serving, spelled: str) -> Chosen:

@@ -60,6 +60,9 @@ class Guard:
 
         try:
             await self.app(scope, capped_receive, stamped_send)
+        except Exception:
+            status = 500  # answered outside of this guard
+            raise
         finally:
             self._count(scope, status, time.perf_counter() - started)
 

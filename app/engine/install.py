@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.adapters.archive import unpack
 from app.adapters.config import Options
 from app.adapters.registry import Name, Registry, Version
 from app.adapters.store import Pointer, Store, StoreFull, content_version, now, valid_name
-from app.adapters.upload import ADAPTER_FILES, WEIGHTS, AdapterRejected, unpack
+from app.adapters.upload import ADAPTER_FILES, WEIGHTS, AdapterRejected
 from app.engine.engine import Engine
 from app.engine.load import load_version, said_of
 from app.model.lora import merge_lora, merged_bytes

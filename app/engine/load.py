@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from app.adapters.adapter import Adapter, move
+from app.adapters.base_shape import BaseShape
 from app.adapters.config import Options, read_recipe
-from app.adapters.layouts import BaseShape, read_adapter
+from app.adapters.layouts import read_adapter
 from app.adapters.registry import Version
 from app.adapters.upload import (
     CONFIG,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from app.adapters.layouts import BaseShape
+from app.adapters.base_shape import BaseShape
 from app.model import attention, head
 from app.model.base_files import BaseFiles, BaseRefused
 from app.model.batch import Batch, Item, Want, pack, segments

@@ -9,7 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.adapters.upload import AdapterRejected, UploadTooLarge, read_tensors, unpack
+from app.adapters.archive import unpack
+from app.adapters.upload import AdapterRejected, UploadTooLarge, read_tensors
 from tests.adapters.made import peft_file, peft_tensors
 
 FILE = peft_file()

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from tests.adapters.made import peft_file, peft_tensors, raw_safetensors, tutorial_tensors
 from tests.live import LiveServer
@@ -144,6 +144,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "a pattern that never ends": {"rank_pattern": {"((.|..)+)+[A-Z]": 3}},
     "a pattern that is none": {"alpha_pattern": {"((": 3}},
     "labels that don't count": {"id2label": {"0": "x", "7": "y"}},
+    "a target that the file lacks": {"target_modules": ["query", "value", "key"]},
+    "all-linear, and the file lacks most": {"target_modules": "all-linear"},
+    "an expression with layers that the file lacks": {"target_modules": r".*\.(query|key|value)"},
+    "a target expression that is none": {"target_modules": "(("},
     "an unknown pooling": {"pooling": "median"},
     "alpha infinite": {"lora_alpha": float("inf")},
 }
@@ -306,3 +310,26 @@ def test_a_full_disk_answers_507_and_leaves_nothing(
     monkeypatch.undo()
     assert state(server.client) == before
     assert not list((server.app.state.serving.installer.store.root / "tmp").iterdir())
+
+
+def test_a_file_for_another_architecture_of_the_same_width_is_refused(
+    served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    files = files_of(folders["a"])
+    files["config.json"] = ("config.json", b'{"model_type": "roberta"}')
+    answer = served.put("/adapters/new", files=files)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
+    assert "roberta" in answer.json()["error"]
+
+
+def test_a_file_that_lost_some_layers_is_refused_by_their_names(
+    served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    files = files_of(folders["a"])
+    tensors = load(files["adapter_model.safetensors"][1])
+    kept = {n: t for n, t in tensors.items() if "layer.1.attention.self.query" not in n}
+    files["adapter_model.safetensors"] = ("adapter_model.safetensors", save(kept))
+    answer = served.put("/adapters/new", files=files)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
+    lost = [p["tensor"] for p in answer.json()["problems"]]
+    assert lost == ["encoder.layer.1.attention.self.query"]

@@ -1,0 +1,201 @@
+"""An upload's body on disk -> the adapter files in it: multipart, tar, zip or bare safetensors.
+
+Believes nothing that an archive says of its names and sizes; knows nothing of LoRA.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import FormParser, parse_options_header
+
+from app.adapters.upload import (
+    ADAPTER_FILES,
+    CHUNK_BYTES,
+    WEIGHTS,
+    AdapterRejected,
+    UnsupportedMedia,
+    UploadTooLarge,
+    refuse_by_first_bytes,
+)
+
+MAX_ARCHIVE_ENTRIES = 1_000
+
+
+def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[str]:
+    """Put the adapter files of `body` into `folder`; returns the names that were left aside.
+
+    multipart by its content type, archives and bare safetensors by their first bytes.
+    Raises AdapterRejected, UploadTooLarge, UnsupportedMedia.
+    """
+    kind = content_type.split(";", maxsplit=1)[0].strip().lower()
+    if kind == "multipart/form-data":
+        return _unpack_multipart(body, content_type, folder)
+    if kind == "application/json" or kind.startswith(("text/", "image/", "audio/", "video/")):
+        raise UnsupportedMedia(
+            f"an adapter does not come as {kind}: send the .safetensors bytes "
+            "(application/octet-stream), multipart/form-data, or a tar or zip of a PEFT folder"
+        )
+    with body.open("rb") as file:
+        start = file.read(512)
+    if start[:4] == b"PK\x03\x04":
+        left = _unpack_zip(body, folder, max_bytes)
+    elif start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
+        left = _unpack_tar(body, folder, max_bytes)
+    else:
+        refuse_by_first_bytes(start)
+        body.rename(folder / WEIGHTS)
+        return []
+    return left
+
+
+def _keep(name: str) -> str | None:
+    """The adapter file that an archive's or form's name stands for, or None."""
+    base = PurePosixPath(name.replace("\\", "/")).name
+    if base == WEIGHTS or base in ADAPTER_FILES:
+        return base
+    return None
+
+
+def _refuse_if_only_pickle(folder: Path, left: list[str]) -> None:
+    if (folder / WEIGHTS).exists():
+        return
+    pickles = [name for name in left if name.endswith((".bin", ".pt", ".pth", ".pkl", "data.pkl"))]
+    if pickles:
+        raise AdapterRejected(
+            f"{pickles[0]} is a pickle, which can run code and is never opened: send "
+            f"{WEIGHTS} (PEFT: save_pretrained(safe_serialization=True))"
+        )
+    raise AdapterRejected(f"no {WEIGHTS} in the upload; it holds {', '.join(left) or 'no files'}")
+
+
+def _unpack_multipart(body: Path, content_type: str, folder: Path) -> list[str]:
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise AdapterRejected("the multipart body has no boundary in its Content-Type")
+    left: list[str] = []
+    seen: set[str] = set()
+
+    def on_file(file: Any) -> None:
+        names = [n.decode("utf-8", "replace") for n in (file.field_name, file.file_name) if n]
+        name = next((kept for kept in map(_keep, names) if kept), None)
+        bare = next((n for n in names if n.endswith(".safetensors")), None)
+        target = name or (WEIGHTS if bare else None)
+        if target is None:
+            left.append(names[-1] if names else "?")
+        elif target in seen:
+            raise AdapterRejected(f"the upload holds {target} twice")
+        else:
+            seen.add(target)
+            file.file_object.seek(0)
+            with (folder / target).open("wb") as out:
+                shutil.copyfileobj(file.file_object, out, CHUNK_BYTES)
+        file.close()
+
+    def on_field(field: Any) -> None:
+        name = (field.field_name or b"?").decode("utf-8", "replace")
+        raise AdapterRejected(
+            f"the form's text field {name!r} is not a file: send files as -F {name}=@file, and what "
+            "is said about the adapter in the query, e.g. ?alpha=16"
+        )
+
+    config = {"UPLOAD_DIR": str(body.parent), "MAX_MEMORY_FILE_SIZE": CHUNK_BYTES}
+    try:
+        parser = FormParser(
+            "multipart/form-data",
+            on_field,
+            on_file,
+            boundary=boundary,
+            config=config,
+        )
+        with body.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                parser.write(chunk)
+        parser.finalize()
+    except FormParserError as error:
+        raise AdapterRejected(f"the multipart body cannot be read: {error}") from None
+    _refuse_if_only_pickle(folder, left)
+    return left
+
+
+def _unpack_zip(body: Path, folder: Path, max_bytes: int) -> list[str]:
+    left: list[str] = []
+    room = max_bytes
+    try:
+        with zipfile.ZipFile(body) as archive:
+            entries = [e for e in archive.infolist() if not e.is_dir()]
+            _check_entries([e.filename for e in entries])
+            for entry in entries:
+                name = _keep(entry.filename)
+                if name is None:
+                    left.append(entry.filename)
+                    continue
+                with archive.open(entry) as source:
+                    room -= _copy_capped(source, folder / name, room, max_bytes)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise AdapterRejected(f"the zip cannot be read: {error}") from None
+    _refuse_if_only_pickle(folder, left)
+    return left
+
+
+def _unpack_tar(body: Path, folder: Path, max_bytes: int) -> list[str]:
+    left: list[str] = []
+    names: list[str] = []
+    room = max_bytes
+    try:
+        with tarfile.open(body, "r:*") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                if not member.isreg():
+                    raise AdapterRejected(
+                        f"{member.name!r} in the tar is a link or device, not a file"
+                    )
+                names.append(member.name)
+                _check_entries(names)
+                room -= 0 if _keep(member.name) else member.size  # skipped bytes are read too
+                name = _keep(member.name)
+                source = archive.extractfile(member)
+                if room < 0:
+                    raise UploadTooLarge(max_bytes)
+                if name is None or source is None:
+                    left.append(member.name)
+                    continue
+                room -= _copy_capped(source, folder / name, room, max_bytes)
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise AdapterRejected(f"the tar cannot be read: {error}") from None
+    _refuse_if_only_pickle(folder, left)
+    return left
+
+
+def _check_entries(names: list[str]) -> None:
+    """Refuse names that point outside, doubled adapter files and endless lists."""
+    if len(names) > MAX_ARCHIVE_ENTRIES:
+        raise AdapterRejected(f"the archive holds more than {MAX_ARCHIVE_ENTRIES} files")
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise AdapterRejected(f"{name!r} in the archive points outside of it")
+    kept = [k for k in map(_keep, names) if k]
+    for name in set(kept):
+        if kept.count(name) > 1:
+            raise AdapterRejected(
+                f"the archive holds {name} more than once: send one adapter's folder"
+            )
+
+
+def _copy_capped(source: IO[bytes], target: Path, room: int, max_bytes: int) -> int:
+    """Copy at most `room` bytes; what an archive says of its sizes is not believed."""
+    size = 0
+    with target.open("xb") as out:
+        while chunk := source.read(CHUNK_BYTES):
+            size += len(chunk)
+            if size > room:
+                raise UploadTooLarge(max_bytes)
+            out.write(chunk)
+    return size
