@@ -113,7 +113,12 @@ def main() -> None:
             return model(**inputs).logits.float()
 
     def gold(rows: list[Example]) -> torch.Tensor:
-        return torch.tensor([index[e.label] for e in rows])
+        """[N, L]: each row's certainty on its label, the rest spread over the others."""
+        rest = torch.tensor([(1 - e.certainty) / (len(index) - 1) for e in rows])
+        target = rest[:, None].repeat(1, len(index))
+        for i, e in enumerate(rows):
+            target[i, index[e.label]] = e.certainty
+        return target
 
     for epoch in range(args.epochs):
         model.train()
@@ -133,7 +138,7 @@ def main() -> None:
             model.eval()
             with torch.inference_mode():
                 right = sum(
-                    int((logits(rows).argmax(-1) == gold(rows)).sum())
+                    int((logits(rows).argmax(-1) == gold(rows).argmax(-1)).sum())
                     for rows in batches(dev, 64, 0)
                 )
             line += f", dev accuracy {right / len(dev):.4f}"

@@ -48,7 +48,9 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
         )
         for i, row in zip(members, apply_head(rows, head).unbind(), strict=True):
             results[i] = row
-    return [row.float().cpu() for row in results if row is not None]
+    rows_found = [row.float() for row in results if row is not None]
+    together = torch.cat(rows_found).cpu()  # one copy from the device, not one each
+    return list(together.split([len(row) for row in rows_found]))
 
 
 def pool(rows: Tensor, pooling: Pooling) -> Tensor:
