@@ -79,7 +79,7 @@ class Recipe:
     max_length: int | None = None
     targets: str | tuple[str, ...] | None = None
     model_type: str | None = None
-    warnings: tuple[str, ...] = ()
+    made_for: str | None = None
 
     def scale(self, path: str, rank: int) -> float:
         """alpha / r, or alpha / sqrt(r) with rsLoRA; alpha_pattern's first match wins.
@@ -129,7 +129,6 @@ def read_recipe(
     """
     fields = {**_from_metadata(metadata), **config}
     problems = list(_unserved(fields))
-    warnings: list[str] = []
     read = _Reader(fields, problems)
     alpha = read.number("lora_alpha") if "lora_alpha" in fields else read.number("alpha")
     if options.alpha is not None and alpha is not None and alpha != options.alpha:
@@ -137,7 +136,6 @@ def read_recipe(
     layout = options.layout or read.one_of("layout", LAYOUTS)
     task = read.one_of("task", get_args(Task)) or TASKS.get(_text(fields.get("task_type")))
     labels = options.labels or _labels(fields, model_config, problems)
-    base = fields.get("base_model_name_or_path")
     recipe_fields: dict[str, Any] = {
         "alpha": options.alpha if options.alpha is not None else alpha,
         "rank": read.integer("r"),
@@ -155,14 +153,13 @@ def read_recipe(
         "max_length": read.integer("max_length"),
         "targets": _targets(fields),
         "model_type": _text(model_config.get("model_type")),
+        "made_for": _text(fields.get("base_model_name_or_path")),
     }
     if recipe_fields["problem_type"] not in (None, *ACTIVATIONS):
         problems.append(Problem(f"problem_type {recipe_fields['problem_type']!r} is not known"))
     if problems:
         raise AdapterRejected("the adapter's configuration cannot be served", problems)
-    if isinstance(base, str) and base:
-        warnings.append(f"made for {base}, as its config says; the shapes fit this base")
-    return Recipe(**recipe_fields, warnings=tuple(warnings))
+    return Recipe(**recipe_fields)
 
 
 def scores_of(recipe: Recipe, labels: int) -> Scores:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from app.adapters.adapter import Adapter, move
-from app.adapters.base_shape import BaseShape
 from app.adapters.config import Options, read_recipe
 from app.adapters.layouts import read_adapter
 from app.adapters.registry import Version
@@ -38,7 +37,7 @@ async def load_version(
 ) -> Version:
     """folder: a version's files. said: what `said_of` kept of the query. Raises AdapterRejected."""
     encoder = engine.encoder
-    adapter, facts = await asyncio.to_thread(_read, folder, said, encoder.shape)
+    adapter, facts = await asyncio.to_thread(_read, folder, said, encoder)
     if adapter.pooling == "pooler" and not encoder.shape.has_pooler:
         raise AdapterRejected("its pooling is the pooler, and this base has none")
     adapter = await asyncio.to_thread(move, adapter, encoder.device, encoder.dtype)
@@ -54,7 +53,7 @@ def said_of(options: Options, allow_noop: bool) -> dict[str, Any]:
     return {**said, ALLOW_NOOP: True} if allow_noop else said
 
 
-def _read(folder: Path, said: dict[str, Any], shape: BaseShape) -> tuple[Adapter, dict[str, Any]]:
+def _read(folder: Path, said: dict[str, Any], encoder: Encoder) -> tuple[Adapter, dict[str, Any]]:
     """(adapter, facts for the report)."""
     weights = read_tensors(folder / WEIGHTS)
     config, model_config = (
@@ -67,9 +66,16 @@ def _read(folder: Path, said: dict[str, Any], shape: BaseShape) -> tuple[Adapter
     facts = {
         "bytes": weights.file_bytes,
         "tensors": len(weights.tensors),
-        "warnings": list(recipe.warnings),
+        "warnings": _other_base(recipe.made_for, encoder.files.id),
     }
-    return read_adapter(weights.tensors, recipe, shape), facts
+    return read_adapter(weights.tensors, recipe, encoder.shape), facts
+
+
+def _other_base(made_for: str | None, base: str) -> list[str]:
+    """A warning where the config names another base; folders and organisations may differ."""
+    if not made_for or Path(made_for).name.lower() == Path(base).name.lower():
+        return []
+    return [f"made for {made_for}, as its config says; its shapes fit this base, {base}"]
 
 
 def _refuse_no_effect(delta: Delta, allow_noop: bool) -> None:
