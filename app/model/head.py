@@ -50,7 +50,7 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
             results[i] = row
     rows_found = [row.float() for row in results if row is not None]
     together = torch.cat(rows_found).cpu()  # one copy from the device, not one each
-    return list(together.split([len(row) for row in rows_found]))
+    return list(torch.split(together, [len(row) for row in rows_found]))
 
 
 def pool(rows: Tensor, pooling: Pooling) -> Tensor:
