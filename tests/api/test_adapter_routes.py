@@ -218,3 +218,20 @@ def eventually(holds: Callable[[], bool], within_s: float = 20) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def test_an_old_version_is_read_from_the_store_when_memory_has_let_go_of_it(
+    client: httpx.Client,
+) -> None:
+    body = {"inputs": "my card is lost"}
+    answers = {}
+    for alpha in range(1, 25):  # more than stay resident
+        answer = client.put(f"/adapters/many?alpha={alpha}", content=peft_file())
+        digest = answer.json()["version"]
+        answers[digest] = client.post("/embed?adapter=many", json=body).json()
+    assert len(answers) == 24
+    for digest, wanted in answers.items():
+        assert client.post(f"/embed?adapter=many@{digest[:12]}", json=body).json() == wanted
+    client.delete("/adapters/many")
+    gone = client.post(f"/embed?adapter=many@{digest[:12]}", json=body)
+    assert gone.json()["error_type"] == "adapter_not_found"
