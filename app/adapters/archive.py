@@ -5,9 +5,13 @@ Believes nothing that an archive says of its names and sizes; knows nothing of L
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -25,6 +29,21 @@ from app.adapters.upload import (
 )
 
 MAX_ARCHIVE_ENTRIES = 1_000
+# What the standard library raises for bytes that are no archive.
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)
 
 
 def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[str]:
@@ -123,6 +142,13 @@ def _unpack_multipart(body: Path, content_type: str, folder: Path) -> list[str]:
     return left
 
 
+def _damaged(kind: str, error: Exception) -> Exception:
+    """A refusal, unless it is the disk that took no more."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return AdapterRejected(f"the {kind} cannot be read: {error or type(error).__name__}")
+
+
 def _unpack_zip(body: Path, folder: Path, max_bytes: int) -> list[str]:
     left: list[str] = []
     room = max_bytes
@@ -137,8 +163,8 @@ def _unpack_zip(body: Path, folder: Path, max_bytes: int) -> list[str]:
                     continue
                 with archive.open(entry) as source:
                     room -= _copy_capped(source, folder / name, room, max_bytes)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise AdapterRejected(f"the zip cannot be read: {error}") from None
+    except DAMAGE as error:
+        raise _damaged("zip", error) from None
     _refuse_if_only_pickle(folder, left)
     return left
 
@@ -167,8 +193,8 @@ def _unpack_tar(body: Path, folder: Path, max_bytes: int) -> list[str]:
                     left.append(member.name)
                     continue
                 room -= _copy_capped(source, folder / name, room, max_bytes)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise AdapterRejected(f"the tar cannot be read: {error}") from None
+    except DAMAGE as error:
+        raise _damaged("tar", error) from None
     _refuse_if_only_pickle(folder, left)
     return left
 

@@ -18,6 +18,7 @@ from app.adapters.adapter import Pooling, Scores, Task
 from app.adapters.upload import AdapterRejected, Problem
 
 MAX_PATTERN_LENGTH = 200
+SHORTEST_LENGTH = 8  # the special tokens of a pair, and something to say
 PATTERN_TIMEOUT_S = 0.05  # an uploader's expression may not hold the server
 
 # Only how the adapter was trained, or where: the tensors' names say that better.
@@ -150,7 +151,7 @@ def read_recipe(
         "normalize": options.normalize
         if options.normalize is not None
         else read.boolean("normalize"),
-        "max_length": read.integer("max_length"),
+        "max_length": read.integer("max_length", SHORTEST_LENGTH),
         "targets": _targets(fields),
         "model_type": _text(model_config.get("model_type")),
         "made_for": _text(fields.get("base_model_name_or_path")),
@@ -260,6 +261,14 @@ def _labels(
     return None
 
 
+def _is_number(value: Any) -> bool:
+    """A finite one, that fits a float: JSON's integers have no end."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value + 0))
+    except (TypeError, OverflowError):
+        return False
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Typed reads of a config's fields; a wrong type becomes a problem, not an exception."""
@@ -274,21 +283,17 @@ class _Reader:
         value = self.fields.get(name)
         if value is None:
             return None
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if not _is_number(value):
             self._fault(name, "a number")
             return None
         return float(value)
 
-    def integer(self, name: str) -> int | None:
+    def integer(self, name: str, least: int = 1) -> int | None:
         value = self.fields.get(name)
         if value is None:
             return None
-        if type(value) is not int or value < 1:
-            self._fault(name, "a positive integer")
+        if type(value) is not int or value < least:
+            self._fault(name, f"an integer of {least} or more")
             return None
         return value
 
@@ -309,11 +314,7 @@ class _Reader:
     def patterns(self, name: str) -> dict[str, Any]:
         value = self.fields.get(name) or {}
         good = isinstance(value, dict) and all(
-            len(key) <= MAX_PATTERN_LENGTH
-            and isinstance(number, int | float)
-            and not isinstance(number, bool)
-            and math.isfinite(number)
-            for key, number in value.items()
+            len(key) <= MAX_PATTERN_LENGTH and _is_number(number) for key, number in value.items()
         )
         if not good:
             self._fault(name, "a map from module names to numbers")

@@ -152,6 +152,8 @@ def check_labels(head: Head | None, recipe: Recipe) -> tuple[str, ...]:
     labels = recipe.labels or tuple(f"LABEL_{i}" for i in range(head.labels))
     if len(labels) != head.labels:
         raise AdapterRejected(f"{len(labels)} labels are given for a head of {head.labels}")
+    if any("\ud800" <= c <= "\udfff" for label in labels for c in label):
+        raise AdapterRejected("a label holds half of a surrogate pair, which is no character")
     if len(set(labels)) != len(labels):
         raise AdapterRejected("a label is given twice")
     return labels

@@ -154,7 +154,12 @@ def _header_problems(header: dict[str, Any], data_bytes: int) -> Iterator[Proble
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            well_formed = all(type(n) is int and 0 <= n <= data_bytes for n in [*shape, begin, end])
+            numbers = [*shape, begin, end]
+            well_formed = (
+                isinstance(dtype, str)
+                and isinstance(shape, list)
+                and all(type(n) is int and 0 <= n <= data_bytes for n in numbers)
+            )
         except (KeyError, TypeError, ValueError):
             well_formed = False
         if not well_formed:

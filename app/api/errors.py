@@ -6,13 +6,13 @@ same inside OpenAI's {"error": {"message", "type", "param", "code"}}.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -136,7 +136,8 @@ def respond(request: Request, refusal: Refusal) -> Response:
             "code": refusal.error_type,
         }
         body = {**body, "error": openai}
-    return Response(orjson.dumps(body), refusal.status, dict(refusal.headers), "application/json")
+    # json and not orjson: what a client sent, and we quote, may hold half a surrogate pair.
+    return Response(json.dumps(body), refusal.status, dict(refusal.headers), "application/json")
 
 
 def refusal_of(error: Exception, request: Request) -> Refusal:

@@ -13,7 +13,7 @@ from app.api.answer import OCTETS, base64_strings, float_lists, json_answer, oct
 from app.api.choosing import Chosen, ChosenByQuery, choose
 from app.api.embedding import Wish, embedding_want, prompt_of
 from app.api.errors import Refusal, documented, invalid
-from app.api.inputs import Inputs
+from app.api.inputs import Inputs, Prompt
 from app.api.running import Texts, run
 from app.api.serving import Served, Serving
 from app.engine.tokenizer import Direction
@@ -39,7 +39,7 @@ class EmbedBody(BaseModel):
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
     truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
     truncation_direction: Direction = Field("right", description="Which end is cut.")
-    prompt: str | None = Field(None, description="Put before each text.")
+    prompt: Prompt | None = Field(None, description="Put before each text.")
     prompt_name: str | None = Field(None, description="One of the base's own prompts.")
     pooling: Pooling | None = Field(None, description="How token states become one vector.")
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")

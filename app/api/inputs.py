@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, PlainValidator, WithJsonSchema
 
 from app.engine.tokenizer import Input
 
@@ -62,6 +62,11 @@ def _ids(items: list[Any], at: str) -> list[int]:
 def _text(text: str, at: str) -> str:
     if not text:
         raise ValueError(f"{at}is empty")
+    return whole_characters(text, at)
+
+
+def whole_characters(text: str, at: str = "") -> str:
+    """JSON can spell half of a surrogate pair, which no tokenizer takes. Raises ValueError."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -69,6 +74,7 @@ def _text(text: str, at: str) -> str:
     return text
 
 
+Prompt = Annotated[str, AfterValidator(whole_characters)]
 Inputs = Annotated[
     InputList,
     PlainValidator(read_inputs),

@@ -82,7 +82,7 @@ class Installer:
         folder.mkdir()
         left = await asyncio.to_thread(unpack, body, content_type, folder, self.max_adapter_bytes)
         installed = await self._install(name, folder, None, how)
-        left_aside = [f"{file}: not part of an adapter, left aside" for file in left]
+        left_aside = [f"{file!r}: not part of an adapter, left aside" for file in left]
         warnings = [*installed.report["warnings"], *left_aside]
         return Installed(
             {**installed.report, "warnings": warnings},

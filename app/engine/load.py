@@ -75,7 +75,7 @@ def _other_base(made_for: str | None, base: str) -> list[str]:
     """A warning where the config names another base; folders and organisations may differ."""
     if not made_for or Path(made_for).name.lower() == Path(base).name.lower():
         return []
-    return [f"made for {made_for}, as its config says; its shapes fit this base, {base}"]
+    return [f"made for {made_for!r}, as its config says; its shapes fit this base, {base}"]
 
 
 def _refuse_no_effect(delta: Delta, allow_noop: bool) -> None:

@@ -38,6 +38,15 @@ def zip_of(name: str, content: bytes) -> bytes:
     return out.getvalue()
 
 
+def lzma_zip() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("adapter_model.safetensors", peft_file())
+    whole = bytearray(out.getvalue())
+    whole[100:400] = b"\xff" * 300
+    return bytes(whole)
+
+
 def tar_link() -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
@@ -47,7 +56,7 @@ def tar_link() -> bytes:
     return out.getvalue()
 
 
-def entry(dtype: str = "F32", shape: object = (2,), at: object = (0, 8)) -> dict[str, object]:
+def entry(dtype: object = "F32", shape: object = (2,), at: object = (0, 8)) -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": at}
 
 
@@ -77,6 +86,13 @@ UPLOADS: dict[str, bytes] = {
     "offsets past the end": raw_safetensors({"x": entry(at=(0, 800))}, b"\0" * 8),
     "shape huge": raw_safetensors({"x": entry(shape=(1 << 62, 4))}, b"\0" * 8),
     "shape a float": raw_safetensors({"x": entry(shape=(2.0,))}, b"\0" * 8),
+    "dtype a list": raw_safetensors({"x": entry(["F32"])}, b"\0" * 8),
+    "shape a text": raw_safetensors({"x": entry(shape="2")}, b"\0" * 8),
+    "offsets a map": raw_safetensors({"x": entry(at={"a": 0, "b": 8})}, b"\0" * 8),
+    "a name of half a surrogate": raw_safetensors(b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', b"\0" * 8),
+    "zip with an empty name": zip_of("q", b"x").replace(b"\x01\x00\x00\x00q", b"\x00\x00\x00\x00q"),
+    "zip with a name in no encoding": zip_of("r", b"x").replace(b"r", b"\x80", 1),
+    "lzma zip, damaged": lzma_zip(),
     "dtype odd": raw_safetensors({"x": entry("F8_E4M3", (8,))}, b"\0" * 8),
     "overlap": raw_safetensors({"x": entry(), "y": entry()}, b"\0" * 8),
     "gap": raw_safetensors({"x": entry(), "y": entry(at=(12, 20))}, b"\0" * 20),
@@ -149,6 +165,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "an expression with layers that the file lacks": {"target_modules": r".*\.(query|key|value)"},
     "a target expression that is none": {"target_modules": "(("},
     "an unknown pooling": {"pooling": "median"},
+    "alpha beyond any float": {"lora_alpha": 10**400},
+    "a pattern's number beyond any float": {"alpha_pattern": {"query": 10**400}},
+    "no room for a text": {"max_length": 1},
+    "a label of half a surrogate": {"labels": ["a", "b", "\ud800"]},
     "alpha infinite": {"lora_alpha": float("inf")},
 }
 
@@ -218,6 +238,9 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
     "deep": (b'{"inputs": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", 400, "malformed"),
     "not utf-8": (b'{"inputs": "\xff"}', 400, "malformed"),
     "NaN": (b'{"inputs": "a", "dimensions": NaN}', 422, "validation"),
+    "a prompt of half a surrogate": (b'{"inputs": "a", "prompt": "\\ud800"}', 422, "validation"),
+    "an adapter of half a surrogate": (b'{"inputs": "a", "adapters": ["\\ud800"]}', 404, "adapter_not_found"),
+    "a member of half a surrogate": (b'{"inputs": "a", "\\ud800": 1}', 422, "validation"),
 }  # fmt: skip
 
 
