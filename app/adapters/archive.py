@@ -6,6 +6,7 @@ Believes nothing that an archive says of its names and sizes; knows nothing of L
 from __future__ import annotations
 
 import errno
+import gzip
 import lzma
 import shutil
 import struct
@@ -13,10 +14,10 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import FormParser, parse_options_header
+from python_multipart.multipart import FormParser, MultipartState, parse_options_header
 
 from app.adapters.upload import (
     ADAPTER_FILES,
@@ -29,6 +30,7 @@ from app.adapters.upload import (
 )
 
 MAX_ARCHIVE_ENTRIES = 1_000
+GZIP = b"\x1f\x8b"
 # What the standard library raises for bytes that are no archive.
 DAMAGE = (
     zipfile.BadZipFile,
@@ -64,7 +66,7 @@ def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[
         start = file.read(512)
     if start[:4] == b"PK\x03\x04":
         left = _unpack_zip(body, folder, max_bytes)
-    elif start[:2] == b"\x1f\x8b" or start[257:262] == b"ustar":
+    elif start[:2] == GZIP or start[257:262] == b"ustar":
         left = _unpack_tar(body, folder, max_bytes)
     else:
         refuse_by_first_bytes(start)
@@ -136,6 +138,10 @@ def _unpack_multipart(body: Path, content_type: str, folder: Path) -> list[str]:
             while chunk := file.read(CHUNK_BYTES):
                 parser.write(chunk)
         parser.finalize()
+        if getattr(parser.parser, "state", None) != MultipartState.END:
+            raise AdapterRejected(
+                "the multipart body is cut short: its closing boundary is missing"
+            )
     except FormParserError as error:
         raise AdapterRejected(f"the multipart body cannot be read: {error}") from None
     _refuse_if_only_pickle(folder, left)
@@ -174,7 +180,7 @@ def _unpack_tar(body: Path, folder: Path, max_bytes: int) -> list[str]:
     names: list[str] = []
     room = max_bytes
     try:
-        with tarfile.open(body, "r:*") as archive:
+        with _plain(body) as plain, tarfile.open(fileobj=plain, mode="r:") as archive:
             for member in archive:
                 if member.isdir():
                     continue
@@ -184,19 +190,42 @@ def _unpack_tar(body: Path, folder: Path, max_bytes: int) -> list[str]:
                     )
                 names.append(member.name)
                 _check_entries(names)
-                room -= 0 if _keep(member.name) else member.size  # skipped bytes are read too
                 name = _keep(member.name)
                 source = archive.extractfile(member)
+                room -= 0 if name else member.size  # skipped bytes are read too
                 if room < 0:
                     raise UploadTooLarge(max_bytes)
                 if name is None or source is None:
                     left.append(member.name)
                     continue
                 room -= _copy_capped(source, folder / name, room, max_bytes)
+            _check_end(plain, archive.offset, max_bytes)
     except DAMAGE as error:
         raise _damaged("tar", error) from None
     _refuse_if_only_pickle(folder, left)
     return left
+
+
+def _plain(body: Path) -> IO[bytes]:
+    """The tar's own bytes, gunzipped where it is gzipped."""
+    with body.open("rb") as file:
+        gzipped = file.read(2) == GZIP
+    return cast(IO[bytes], gzip.open(body, "rb")) if gzipped else body.open("rb")
+
+
+def _check_end(plain: IO[bytes], end: int, max_bytes: int) -> None:
+    """A tar ends in a block of zeros, which tarfile lets go missing; and gzip's checksum comes last.
+
+    Raises AdapterRejected, UploadTooLarge, and what gzip raises for a wrong checksum.
+    """
+    plain.seek(end)
+    if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise AdapterRejected("the tar is damaged or cut short: its end mark is missing")
+    padding = 0
+    while chunk := plain.read(CHUNK_BYTES):
+        padding += len(chunk)
+        if padding > max_bytes:
+            raise UploadTooLarge(max_bytes)
 
 
 def _check_entries(names: list[str]) -> None:

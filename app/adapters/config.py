@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from app.adapters.upload import AdapterRejected, Problem
 
 MAX_PATTERN_LENGTH = 200
 SHORTEST_LENGTH = 8  # the special tokens of a pair, and something to say
-PATTERN_TIMEOUT_S = 0.05  # an uploader's expression may not hold the server
+PATTERNS_S = 2.0  # for all of an upload's patterns on all of its layers
 
 # Only how the adapter was trained, or where: the tensors' names say that better.
 NO_EFFECT = {
@@ -81,6 +82,7 @@ class Recipe:
     targets: str | tuple[str, ...] | None = None
     model_type: str | None = None
     made_for: str | None = None
+    deadline_s: float = math.inf
 
     def scale(self, path: str, rank: int) -> float:
         """alpha / r, or alpha / sqrt(r) with rsLoRA; alpha_pattern's first match wins.
@@ -88,7 +90,7 @@ class Recipe:
         path: the module's path as the file spells it. Raises AdapterRejected where alpha is
         nowhere said. Source: peft.tuners.lora.layer.LoraLayer.update_layer.
         """
-        alpha: float | None = _by_pattern(self.alpha_pattern, path, self.alpha)
+        alpha: float | None = self._by_pattern(self.alpha_pattern, path, self.alpha)
         if alpha is None:
             raise AdapterRejected(
                 "alpha is not in the file: send adapter_config.json along, or ?alpha=16 in the query"
@@ -97,24 +99,37 @@ class Recipe:
 
     def expected_rank(self, path: str) -> int | None:
         """The rank that the config gives this module; None where it says none."""
-        rank: int | None = _by_pattern(self.rank_pattern, path, self.rank)
+        rank: int | None = self._by_pattern(self.rank_pattern, path, self.rank)
         return rank
 
+    def _by_pattern(self, patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+        """The value of the first pattern that matches from the start of the path's last parts.
 
-def _by_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """The value of the first pattern that matches from the start of the path's last parts.
+        Source: peft.utils.other.get_pattern_key. Raises AdapterRejected.
+        """
+        found = (v for p, v in patterns.items() if self.matches(rf"(.*\.)?({p})$", path))
+        return next(found, default)
 
-    Source: peft.utils.other.get_pattern_key. Raises AdapterRejected for a bad or slow pattern.
-    """
-    for pattern, value in patterns.items():
+    def matches(self, pattern: str, path: str) -> bool:
+        """re.match under a bound: an uploader's expression may not hold the server.
+
+        Counted repetition is refused unread, because compiling `(a?){1000000}` alone takes seconds
+        and gigabytes. Raises AdapterRejected for it, for no expression, and past the deadline.
+        """
+        if "{" in pattern or len(pattern) > MAX_PATTERN_LENGTH:
+            raise AdapterRejected(
+                f"the pattern {pattern!r:.60} has a counted repetition, or over "
+                f"{MAX_PATTERN_LENGTH} characters, which is not served"
+            )
+        left_s = min(PATTERNS_S, self.deadline_s - time.monotonic())
         try:
-            if regex.match(rf"(.*\.)?({pattern})$", path, timeout=PATTERN_TIMEOUT_S):
-                return value
+            if left_s <= 0:
+                raise TimeoutError
+            return regex.match(pattern, path, timeout=left_s) is not None
         except regex.error as error:
             raise AdapterRejected(f"the pattern {pattern!r} is no expression: {error}") from None
         except (TimeoutError, MemoryError, OverflowError, RecursionError):
-            raise AdapterRejected(f"the pattern {pattern!r} takes too long to match") from None
-    return default
+            raise AdapterRejected(f"the patterns take over {PATTERNS_S} s to match") from None
 
 
 def read_recipe(
@@ -154,6 +169,7 @@ def read_recipe(
         "max_length": read.integer("max_length", SHORTEST_LENGTH),
         "targets": _targets(fields),
         "model_type": _text(model_config.get("model_type")),
+        "deadline_s": time.monotonic() + PATTERNS_S,
         "made_for": _text(fields.get("base_model_name_or_path")),
     }
     if recipe_fields["problem_type"] not in (None, *ACTIVATIONS):
@@ -313,9 +329,7 @@ class _Reader:
 
     def patterns(self, name: str) -> dict[str, Any]:
         value = self.fields.get(name) or {}
-        good = isinstance(value, dict) and all(
-            len(key) <= MAX_PATTERN_LENGTH and _is_number(number) for key, number in value.items()
-        )
+        good = isinstance(value, dict) and all(_is_number(number) for number in value.values())
         if not good:
             self._fault(name, "a map from module names to numbers")
             return {}

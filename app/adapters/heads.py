@@ -68,7 +68,11 @@ def read_denses(rest: dict[str, Tensor], problems: list[Problem]) -> dict[str, D
         if known:
             problems.append(Problem(f"{known} is not served", name))
         elif leaf in ("weight", "bias") and path and tensor.dim() == (2 if leaf == "weight" else 1):
-            parts.setdefault(path, {})[leaf] = tensor.to(torch.float32)
+            if leaf in parts.setdefault(path, {}):
+                problems.append(Problem(f"{path}.{leaf} is given twice", name))
+            parts[path][leaf] = tensor.to(torch.float32)
+            if not torch.isfinite(parts[path][leaf]).all():
+                problems.append(Problem("is not finite in float32", name))
         else:
             problems.append(Problem("is no tensor that this server knows", name))
     denses = {}
@@ -107,6 +111,10 @@ def take_head(
             Problem("the head reads the pooler, and this base has none", f"{keys.out}.weight")
         )
     for path, layer in ((keys.dense, inner), (keys.out, out)):
+        if layer is not None and layer.bias is None:
+            problems.append(
+                Problem("has no bias in the file, and this head has one", f"{path}.bias")
+            )
         if layer is not None and layer.weight.shape[1] != base.hidden:
             width = layer.weight.shape[1]
             problems.append(
@@ -133,6 +141,15 @@ def take_replaced(
         if target is None:
             problems.append(
                 Problem("belongs to no linear layer of this base nor to its head", name)
+            )
+        elif target in replaced:
+            problems.append(Problem(f"{target} is given twice", name))
+        elif (layer.bias is None) == (target in base.biased):
+            has = "one" if target in base.biased else "none"
+            problems.append(
+                Problem(
+                    f"replaces a layer; its bias is missing or extra: the base's has {has}", name
+                )
             )
         elif target in adapted:
             problems.append(Problem("replaces a layer that the file also adapts", name))

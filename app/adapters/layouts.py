@@ -41,7 +41,7 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: BaseShape)
     dense = read_denses(sorted_.rest, problems)
     head = take_head(dense, recipe, base, problems)
     replaced = take_replaced(dense, layers, base, problems)
-    problems += missing_targets(recipe.targets, base, {*layers, *replaced})
+    problems += missing_targets(recipe, base, {*layers, *replaced})
     if problems:
         raise AdapterRejected(_summary(sorted_.pairs, layout, base, problems), problems)
     if not layers and not replaced:
@@ -75,6 +75,7 @@ def _sort(tensors: Mapping[str, Tensor]) -> _Sorted:
     pairs: dict[str, dict[str, Tensor]] = {}
     kinds: set[str] = set()
     rest: dict[str, Tensor] = {}
+    twice: list[Problem] = []
     for name, tensor in tensors.items():
         bare = name.removeprefix(PEFT_PREFIX)
         peft, tutorial = PEFT_KEY.fullmatch(bare), TUTORIAL_KEY.fullmatch(bare)
@@ -83,7 +84,12 @@ def _sort(tensors: Mapping[str, Tensor]) -> _Sorted:
             rest[name] = tensor
         else:
             kinds.add("peft" if peft else "tutorial")
-            pairs.setdefault(match["path"], {})[match["letter"]] = tensor
+            pair = pairs.setdefault(match["path"], {})
+            if match["letter"] in pair:
+                twice.append(Problem("is given twice, with and without PEFT's prefix", name))
+            pair[match["letter"]] = tensor
+    if twice:
+        raise AdapterRejected("the file names some layers twice", twice)
     if len(kinds) > 1:
         raise AdapterRejected(
             "the file mixes PEFT's keys (lora_A.weight) and the tutorial's (lora.A)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -81,9 +81,17 @@ class Registry:
     _old: OrderedDict[str, Version] = field(default_factory=OrderedDict)
 
     def point(self, name: str, version: Version, created: str, history: tuple[Entry, ...]) -> None:
-        """Make `name` answer with `version` from now on."""
+        """Make `name` answer with `version` from now on.
+
+        Names that point at the same bytes share the tensors, but each is merged on its own.
+        """
         before = self.names.get(name)
+        if before is not None and before.version.digest == version.digest:
+            version = before.version
+        elif any(n.version is version for n in self.names.values()):
+            version = replace(version, layers=version.unmerged, merged_bytes=0)
         self.broken.pop(name, None)
+        self._old.pop(version.digest, None)
         self.names[name] = Name(name, version, created, history)
         if before is not None and before.version.digest != version.digest:
             self.keep(before.version)
@@ -104,7 +112,7 @@ class Registry:
     def digest_of(self, name: str, prefix: str) -> str:
         """The one version in the name's history that `prefix` begins. Raises UnknownVersion."""
         history = self.get(name).history
-        matches = {e.version for e in history if e.version.startswith(prefix)}
+        matches = {e.version for e in history if e.version.startswith(prefix.lower())}
         if len(prefix) < SHORTEST_VERSION or len(matches) != 1:
             raise UnknownVersion(
                 f"{name} has no version {prefix!r}: give 12 or more hex digits of one of "
@@ -131,20 +139,14 @@ class Registry:
     def keep(self, version: Version) -> None:
         """Hold a version that its name left; the least recently used falls out.
 
-        Its merged copy is dropped, unless another name still points at it.
+        Its merged copy is dropped.
         """
-        if not any(n.version is version for n in self.names.values()):
-            version.unmerge()
+        version.unmerge()
         self._old[version.digest] = version
         while len(self._old) > KEPT_OLD_VERSIONS:
             self._old.popitem(last=False)
 
     @property
-    def versions(self) -> list[Version]:
-        """Every resident version, once."""
-        found = {n.version.digest: n.version for n in self.names.values()}
-        return [*found.values(), *(v for d, v in self._old.items() if d not in found)]
-
-    @property
     def merged_bytes(self) -> int:
-        return sum(version.merged_bytes for version in self.versions)
+        """Of all merged copies; a version that no name points at has none."""
+        return sum(found.version.merged_bytes for found in self.names.values())

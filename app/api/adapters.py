@@ -138,7 +138,8 @@ async def put(
         dry = {"name": name, **done.report, "merged": False, "resident": False, "created": None}
         return json_answer({**dry, "dry_run": True}, {})
     headers = {"ETag": _etag(done.name.version.digest), "Location": f"/adapters/{name}"}
-    answer = describe(done.name) | ({"unchanged": True} if done.unchanged else {})
+    answer = describe(done.name) | {"warnings": done.report["warnings"]}
+    answer |= {"unchanged": True} if done.unchanged else {}
     return json_answer(answer, headers, 201 if done.created else 200)
 
 
@@ -155,7 +156,7 @@ async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
     found = serving.registry.get(name)
     etag = _etag(found.version.digest)
-    if _matches(request.headers.get("if-none-match"), found.version.digest):
+    if _matches(request.headers.get("if-none-match", "").replace("W/", ""), found.version.digest):
         return Response(status_code=304, headers={"ETag": etag})
     return json_answer(describe(found), {"ETag": etag})
 
@@ -173,16 +174,14 @@ async def delete(request: Request, name: AdapterName, serving: Served) -> Respon
 async def merge(name: AdapterName, serving: Served) -> Response:
     """Give the adapter its own merged copy of the layers it targets."""
     started = time.perf_counter()
-    await serving.installer.merge(serving.registry.get(name).version)
-    return _timed(serving.registry.get(name), started)
+    return _timed(await serving.installer.merge(name), started)
 
 
 @router.post("/{name}/unmerge", response_class=Response, responses=ONE)
 async def unmerge(name: AdapterName, serving: Served) -> Response:
     """Drop the merged copy."""
     started = time.perf_counter()
-    await serving.installer.unmerge(serving.registry.get(name).version)
-    return _timed(serving.registry.get(name), started)
+    return _timed(await serving.installer.unmerge(name), started)
 
 
 def _timed(found: Name, started: float) -> Response:
@@ -194,11 +193,11 @@ def _timed(found: Name, started: float) -> Response:
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has pointed at, oldest first."""
     found = serving.registry.get(name)
-    current = found.version.digest
+    last = len(found.history) - 1
     return json_answer(
         [
-            {"version": e.version, "created": e.created, "current": e.version == current}
-            for e in found.history
+            {"version": e.version, "created": e.created, "current": i == last}
+            for i, e in enumerate(found.history)
         ],
         {},
     )
@@ -206,10 +205,11 @@ async def versions(name: AdapterName, serving: Served) -> Response:
 
 @router.post("/{name}/rollback", response_class=Response, responses=ONE | documented(400, 415, 507))
 async def rollback(
-    name: AdapterName, serving: Served, body: RollbackBody | None = None
+    request: Request, name: AdapterName, serving: Served, body: RollbackBody | None = None
 ) -> Response:
     """Point the name at an earlier version of its own."""
-    found = await serving.installer.rollback(name, body.version if body else None)
+    asked = body.version if body else None
+    found = await serving.installer.rollback(name, asked, _precondition(request))
     return json_answer(describe(found), {"ETag": _etag(found.version.digest)})
 
 
@@ -218,23 +218,25 @@ def _etag(digest: str) -> str:
 
 
 def _matches(header: str | None, digest: str | None) -> bool:
-    """Whether an If-Match or If-None-Match list holds the version (RFC 9110, 13.1)."""
+    """Whether a list of entity tags holds the version (RFC 9110, 13.1)."""
     if header is None or digest is None:
         return False
-    tags = [tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")]
-    return "*" in tags or digest in tags
+    tags = [tag.strip() for tag in header.split(",")]
+    return "*" in tags or _etag(digest) in tags
 
 
 def _precondition(request: Request) -> Callable[[str | None], None]:
     """What the request's headers ask of the current version; None: there is none."""
-    if_match = request.headers.get("if-match")
-    if_none_match = request.headers.get("if-none-match")
+    if_match, if_none_match = (
+        ",".join(lines) if (lines := request.headers.getlist(field)) else None
+        for field in ("if-match", "if-none-match")
+    )
 
     def check(current: str | None) -> None:
         if if_match is not None and not _matches(if_match, current):
             now = f"the current version is {current}" if current else "there is no such adapter"
             raise PreconditionFailed(f"If-Match does not hold: {now}")
-        if _matches(if_none_match, current):
+        if _matches((if_none_match or "").replace("W/", ""), current):
             raise PreconditionFailed(f"If-None-Match does not hold: version {current} is there")
 
     return check

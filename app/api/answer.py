@@ -15,6 +15,12 @@ from torch import Tensor
 OCTETS = "application/octet-stream"
 
 
+def accepts_octets(accept: str) -> bool:
+    """Whether an Accept header asks for raw floats by name; `q=0` means that it does not."""
+    parts = (part.replace(" ", "").lower().split(";") for part in accept.split(","))
+    return any(kind == OCTETS and "q=0" not in more for kind, *more in parts)
+
+
 def json_answer(content: Any, headers: dict[str, str], status: int = 200) -> Response:
     """numpy arrays inside `content` are written from their memory."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)

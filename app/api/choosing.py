@@ -13,6 +13,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.registry import SHORTEST_VERSION, UnknownVersion, Version
+from app.adapters.upload import AdapterRejected
 from app.api.errors import Refusal, invalid
 from app.api.serving import Serving
 
@@ -37,16 +38,17 @@ ChosenByQuery = Annotated[AdapterQuery, Query()]
 
 @dataclass(frozen=True)
 class Chosen:
-    """spelled: as the client named it. version None: the plain base."""
+    """spelled: as the client named it. digest: the version's, or the base's. version None: the base."""
 
     spelled: str
     name: str
+    digest: str
     version: Version | None
 
     @property
     def stamp(self) -> str:
         """For the X-Adapter header."""
-        return f"{self.name}@{self.version.digest}" if self.version else BASE
+        return f"{self.name}@{self.digest}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ async def choose(
     if body is not None:
         if len(body) != count:
             raise invalid("adapters", f"has {len(body)} entries for {count} inputs")
-        asked = [name or BASE for name in body]
+        asked = [BASE if name is None else name for name in body]
         if names and (len(names) > 1 or set(asked) != set(names)):
             raise Refusal(
                 400,
@@ -90,14 +92,21 @@ async def resolve(serving: Serving, spelled: str) -> Chosen:
     registry = serving.registry
     if name == BASE:
         digest = serving.engine.encoder.digest
-        if at and (len(prefix) < SHORTEST_VERSION or not digest.startswith(prefix)):
+        if at and (len(prefix) < SHORTEST_VERSION or not digest.startswith(prefix.lower())):
             raise UnknownVersion(f"the base's version is {digest[:SHORTEST_VERSION]}")
-        return Chosen(spelled, BASE, None)
+        return Chosen(spelled, BASE, digest, None)
     if not at:
-        return Chosen(spelled, name, registry.get(name).version)
+        found = registry.get(name).version
+        return Chosen(spelled, name, found.digest, found)
+    current = registry.get(name).version
     digest = registry.digest_of(name, prefix)
+    if digest == current.digest:
+        return Chosen(spelled, name, digest, current)
     version = registry.resident(digest)
     if version is None:
-        version = await serving.installer.load_stored(digest)
+        try:
+            version = await serving.installer.load_stored(digest)
+        except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
+            raise UnknownVersion(f"{name} has version {digest}, but it cannot be loaded") from None
         registry.keep(version)
-    return Chosen(spelled, name, version)
+    return Chosen(spelled, name, digest, version)

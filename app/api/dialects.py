@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.answer import base64_strings, float_lists, json_answer
 from app.api.choosing import BASE, choose
 from app.api.embedding import Wish, embedding_want, prompt_of
-from app.api.errors import OPENAI_SCHEMA, documented
+from app.api.errors import OPENAI_SCHEMA, Refusal, documented
 from app.api.inputs import Inputs
 from app.api.running import Texts, run
 from app.api.serving import Served, Serving
@@ -30,6 +30,7 @@ class OpenAIEmbeddingBody(BaseModel):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     user: str | None = None
+    adapters: Any = Field(None, description="Not here: `model` chooses.", exclude=True)
 
 
 EMBEDDED: dict[int | str, dict[str, Any]] = {
@@ -65,6 +66,12 @@ MODELS: dict[int | str, dict[str, Any]] = {
 )
 async def embeddings(request: Request, body: OpenAIEmbeddingBody, serving: Served) -> Response:
     """OpenAI's embeddings call; `model` chooses the adapter."""
+    if body.adapters is not None or "adapter" in request.query_params:
+        raise Refusal(
+            400,
+            "malformed",
+            "below /v1 the member model chooses the adapter, and nothing else does",
+        )
     count = len(body.input.items)
     choice = await choose(serving, [_adapter_of(serving, body.model)], None, count)
     wish = Wish(dimensions=body.dimensions)

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.adapters.registry import UnknownAdapter, UnknownVersion
 from app.adapters.store import StaleRevision, StoreFull
@@ -27,6 +28,7 @@ from app.engine.tokenizer import InputRefused
 log = logging.getLogger(__name__)
 
 TABLE: dict[type[Exception], tuple[int, str]] = {
+    ClientDisconnect: (499, "client_gone"),
     UnknownAdapter: (404, "adapter_not_found"),
     UnknownVersion: (404, "version_not_found"),
     PreconditionFailed: (412, "precondition_failed"),
@@ -137,7 +139,8 @@ def respond(request: Request, refusal: Refusal) -> Response:
         }
         body = {**body, "error": openai}
     # json and not orjson: what a client sent, and we quote, may hold half a surrogate pair.
-    return Response(json.dumps(body), refusal.status, dict(refusal.headers), "application/json")
+    headers = {**refusal.headers, "X-Request-Id": request_id}
+    return Response(json.dumps(body), refusal.status, headers, "application/json")
 
 
 def refusal_of(error: Exception, request: Request) -> Refusal:
@@ -179,8 +182,10 @@ def _of_validation(error: RequestValidationError, request: Request) -> Refusal:
     if any(f["type"] == "json_invalid" for f in faults):
         reason = str(faults[0].get("ctx", {}).get("error", "cannot be parsed"))
         return Refusal(400, "malformed", f"the body is not JSON: {reason}")
-    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     in_body = any(f["loc"][:1] == ("body",) for f in faults)
+    if in_body and request.headers.get("content-length") == "0":
+        return Refusal(400, "malformed", "the body is empty: send JSON")
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if in_body and media != "application/json" and not media.endswith("+json"):
         said = f"not {media}" if media else "and say so"
         return Refusal(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from app.adapters.adapter import Pooling
-from app.api.answer import OCTETS, base64_strings, float_lists, json_answer, octets
+from app.api.answer import OCTETS, accepts_octets, base64_strings, float_lists, json_answer, octets
 from app.api.choosing import Chosen, ChosenByQuery, choose
 from app.api.embedding import Wish, embedding_want, prompt_of
 from app.api.errors import Refusal, documented, invalid
@@ -39,7 +39,7 @@ class EmbedBody(BaseModel):
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
     truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
     truncation_direction: Direction = Field("right", description="Which end is cut.")
-    prompt: Prompt | None = Field(None, description="Put before each text.")
+    prompt: Prompt | None = Field(None, max_length=10_000, description="Put before each text.")
     prompt_name: str | None = Field(None, description="One of the base's own prompts.")
     pooling: Pooling | None = Field(None, description="How token states become one vector.")
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
@@ -61,7 +61,9 @@ class ClassifyBody(BaseModel):
     truncation_direction: Direction = Field("right", description="Which end is cut.")
     raw_scores: bool = Field(False, description="Logits, without the activation.")
     top_k: int | None = Field(None, ge=1, description="Only the best ones.")
-    threshold: float | None = Field(None, description="Only scores of at least this.")
+    threshold: float | None = Field(
+        None, allow_inf_nan=False, description="Only scores of at least this."
+    )
 
 
 VECTORS: dict[str, Any] = {
@@ -107,7 +109,7 @@ async def embed(
 ) -> Response:
     """Embeddings, each input through the adapter that was chosen for it."""
     choice = await choose(serving, query.adapter, body.adapters, len(body.inputs.items))
-    raw = OCTETS in request.headers.get("accept", "")
+    raw = accepts_octets(request.headers.get("accept", ""))
     if raw and choice.fan_out:
         raise invalid(
             "adapter", f"is given several times, which {OCTETS} cannot carry: ask for JSON"

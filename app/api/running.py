@@ -49,12 +49,14 @@ async def run(
     Raises InputRefused, QueueFull, Refusal.
     """
     request.state.adapters = list(dict.fromkeys(c.name for c in choice.distinct))
-    if len(texts.items) > serving.max_client_batch:
+    sequences = len(texts.items) * len(choice.lines)
+    if sequences > serving.max_client_batch:
+        times = f" through {len(choice.lines)} adapters" if choice.fan_out else ""
         raise Refusal(
             413,
             "too_many_inputs",
-            f"{len(texts.items)} inputs are over the {serving.max_client_batch} of one request "
-            "(MAX_CLIENT_BATCH): send several requests",
+            f"{len(texts.items)} inputs{times} are over the {serving.max_client_batch} of one "
+            "request (MAX_CLIENT_BATCH): send several requests",
         )
     started = time.perf_counter()
     tokens = await asyncio.to_thread(_tokenize, serving, choice, texts)

@@ -107,13 +107,15 @@ class Installer:
 
     async def _install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
         """content: the folder's hash where it comes from ADAPTERS_DIR."""
-        said = said_of(how.options, how.allow_noop)
+        said = said_of(how.options)
         digest = await asyncio.to_thread(content_version, folder, said)
         async with self._changing:
             pointer = await asyncio.to_thread(self.store.pointer, name)
             current = pointer.version if pointer else None
             how.precondition(current)
-            version = await load_version(self.engine, self.probe_ids, folder, digest, said)
+            version = await load_version(
+                self.engine, self.probe_ids, folder, digest, said, allow_noop=how.allow_noop
+            )
             report = dict(version.report)
             if how.dry_run:
                 return Installed(report, None)
@@ -157,7 +159,9 @@ class Installer:
         said = await asyncio.to_thread(self.store.read_options, digest)
         if await asyncio.to_thread(content_version, folder, said) != digest:
             raise AdapterRejected("its files on disk are not the ones that were uploaded")
-        return await load_version(self.engine, self.probe_ids, folder, digest, said)
+        return await load_version(
+            self.engine, self.probe_ids, folder, digest, said, allow_noop=True
+        )
 
     async def sync_folder(self, adapters_dir: Path) -> None:
         """Serve each folder of ADAPTERS_DIR whose content is new, as if it had been PUT."""
@@ -190,13 +194,14 @@ class Installer:
                 await asyncio.to_thread(self.store.point, name, None, pointer)
             self.registry.remove(name)
 
-    async def rollback(self, name: str, prefix: str | None) -> Name:
+    async def rollback(self, name: str, prefix: str | None, precondition: Precondition) -> Name:
         """Point the name at an earlier version of its own; none given: the one before.
 
-        Raises UnknownAdapter, UnknownVersion, AdapterRejected, StoreFull.
+        Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StoreFull.
         """
         async with self._changing:
             found = self.registry.get(name)
+            precondition(found.version.digest)
             digest = (
                 self.registry.before(name)
                 if prefix is None
@@ -209,14 +214,16 @@ class Installer:
             moved = await asyncio.to_thread(self.store.point, name, digest, pointer)
             return self._serve(moved, version)
 
-    async def merge(self, version: Version) -> None:
-        """Make the version's own copy of the layers it changes; others go on with the base.
+    async def merge(self, name: str) -> Name:
+        """Make the adapter's own copy of the layers it changes; others go on with the base.
 
-        Raises MergeMemoryFull.
+        Raises UnknownAdapter, MergeMemoryFull.
         """
         async with self._changing:
+            found = self.registry.get(name)
+            version = found.version
             if version.merged or not version.adapter.layers:
-                return
+                return found
             wrappers = self.engine.encoder.wrappers
             size = merged_bytes(wrappers, version.adapter)
             held = self.registry.merged_bytes
@@ -229,11 +236,17 @@ class Installer:
                 merge_lora, wrappers, version.adapter, version.unmerged
             )
             version.merged_bytes = size
+            return found
 
-    async def unmerge(self, version: Version) -> None:
-        """Drop the merged copy; batches that are running keep the one that they started with."""
+    async def unmerge(self, name: str) -> Name:
+        """Drop the merged copy; batches that are running keep the one that they started with.
+
+        Raises UnknownAdapter.
+        """
         async with self._changing:
-            version.unmerge()
+            found = self.registry.get(name)
+            found.version.unmerge()
+            return found
 
 
 def _adapter_folders(adapters_dir: Path) -> list[Path]:

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from app.adapters.adapter import Adapter, move
 from app.adapters.config import Options, read_recipe
 from app.adapters.layouts import read_adapter
@@ -25,15 +27,21 @@ from app.adapters.upload import (
     read_tensors,
 )
 from app.engine.engine import Engine
-from app.model.delta import unmerged_layers
+from app.model.batch import Item, Want
+from app.model.delta import Layers, unmerged_layers
 from app.model.encoder import Delta, Encoder
 
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
-ALLOW_NOOP = "allow_noop"
 
 
 async def load_version(
-    engine: Engine, probe_ids: list[int], folder: Path, digest: str, said: dict[str, Any]
+    engine: Engine,
+    probe_ids: list[int],
+    folder: Path,
+    digest: str,
+    said: dict[str, Any],
+    *,
+    allow_noop: bool,
 ) -> Version:
     """folder: a version's files. said: what `said_of` kept of the query. Raises AdapterRejected."""
     encoder = engine.encoder
@@ -43,14 +51,14 @@ async def load_version(
     adapter = await asyncio.to_thread(move, adapter, encoder.device, encoder.dtype)
     layers = await asyncio.to_thread(unmerged_layers, adapter)
     delta = await engine.call(lambda: encoder.measure(probe_ids, layers))
-    _refuse_no_effect(delta, bool(said.get(ALLOW_NOOP)))
+    _refuse_no_effect(delta, allow_noop)
+    await _refuse_overflow(engine, probe_ids, adapter, layers)
     return Version(digest, adapter, _report(digest, adapter, delta, facts, encoder), layers, layers)
 
 
-def said_of(options: Options, allow_noop: bool) -> dict[str, Any]:
+def said_of(options: Options) -> dict[str, Any]:
     """What the query said that differs from saying nothing; part of the version's identity."""
-    said = {k: v for k, v in asdict(options).items() if v is not None}
-    return {**said, ALLOW_NOOP: True} if allow_noop else said
+    return {k: v for k, v in asdict(options).items() if v is not None}
 
 
 def _read(folder: Path, said: dict[str, Any], encoder: Encoder) -> tuple[Adapter, dict[str, Any]]:
@@ -59,16 +67,20 @@ def _read(folder: Path, said: dict[str, Any], encoder: Encoder) -> tuple[Adapter
     config, model_config = (
         read_json(folder / f) if (folder / f).exists() else {} for f in (CONFIG, MODEL_CONFIG)
     )
-    options: dict[str, Any] = {k: v for k, v in said.items() if k != ALLOW_NOOP}
-    if "labels" in options:
-        options["labels"] = tuple(options["labels"])
-    recipe = read_recipe(config, model_config, weights.metadata, Options(**options))
+    labels = said.get("labels")
+    options = Options(**{**said, "labels": None if labels is None else tuple(labels)})
+    recipe = read_recipe(config, model_config, weights.metadata, options)
     facts = {
         "bytes": weights.file_bytes,
         "tensors": len(weights.tensors),
         "warnings": _other_base(recipe.made_for, encoder.files.id),
     }
-    return read_adapter(weights.tensors, recipe, encoder.shape), facts
+    adapter = read_adapter(weights.tensors, recipe, encoder.shape)
+    if adapter.head is None and options.labels is not None:
+        raise AdapterRejected("labels are given in the query, and the file holds no head for them")
+    if adapter.head is not None and options.task == "embed":
+        raise AdapterRejected("the query says task=embed, and the file holds a classification head")
+    return adapter, facts
 
 
 def _other_base(made_for: str | None, base: str) -> list[str]:
@@ -87,6 +99,17 @@ def _refuse_no_effect(delta: Delta, allow_noop: bool) -> None:
             "nothing; send ?allow_noop=true if that is meant",
             [Problem("every lora_B is zero, or the targets do not reach the output")],
         )
+
+
+async def _refuse_overflow(
+    engine: Engine, probe_ids: list[int], adapter: Adapter, layers: Layers
+) -> None:
+    if adapter.head is None:
+        return
+    item = Item(probe_ids, [0] * len(probe_ids), Want("logits"), layers, adapter.head)
+    logits = (await engine.call(lambda: engine.encoder.run([item])))[0]
+    if not torch.isfinite(logits).all():
+        raise AdapterRejected("with its head the probe text's logits are NaN or infinity")
 
 
 def _report(

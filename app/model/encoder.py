@@ -221,6 +221,7 @@ def _shape(model: Any, config: Any, has_pooler: bool) -> BaseShape:
         config.hidden_size,
         config.num_hidden_layers,
         linears,
+        {path for path in linears if model.get_submodule(path).bias is not None},
         has_pooler,
     )
 

@@ -58,7 +58,8 @@ def test_an_unknown_version_is_404(served: httpx.Client, prefix: str) -> None:
 
 def test_the_header_names_every_adapter_once(served: httpx.Client) -> None:
     answer = embed(served, adapters=["a", None, "a", "c"])
-    stamps = [f"a@{version(served, 'a')}", "base", f"c@{version(served, 'c')}"]
+    base = served.get("/info").json()["base"]["digest"]
+    stamps = [f"a@{version(served, 'a')}", f"base@{base}", f"c@{version(served, 'c')}"]
     assert answer.headers["x-adapter"] == ", ".join(stamps)
 
 
@@ -122,3 +123,18 @@ def test_top_k_and_threshold_keep_the_best(served: httpx.Client) -> None:
     floor = full[1]["score"]
     body = {"inputs": "good", "threshold": floor}
     assert two == full[:2] == served.post("/classify?adapter=c", json=body).json()
+
+
+def test_an_empty_name_is_no_name_of_the_base(served: httpx.Client) -> None:
+    assert embed(served, "?adapter=").status_code == 404
+    assert embed(served, adapters=["a", "", None, "b"]).status_code == 404
+
+
+def test_naming_one_adapter_twice_is_still_a_fan_out(served: httpx.Client) -> None:
+    assert list(embed(served, "?adapter=a&adapter=a").json()) == ["a"]
+
+
+def test_the_bases_version_is_its_digest(served: httpx.Client) -> None:
+    digest = served.get("/info").json()["base"]["digest"]
+    assert embed(served, f"?adapter=base@{digest[:12].upper()}").json() == embed(served).json()
+    assert embed(served, "?adapter=base@000000000000").status_code == 404

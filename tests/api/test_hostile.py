@@ -6,8 +6,10 @@ import errno
 import io
 import json
 import pickle
+import socket
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +167,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "an expression with layers that the file lacks": {"target_modules": r".*\.(query|key|value)"},
     "a target expression that is none": {"target_modules": "(("},
     "an unknown pooling": {"pooling": "median"},
+    "a pattern that is dear to compile": {"rank_pattern": {"(a?){1000000}": 8}},
+    "a target that is dear to compile": {"target_modules": "(a?){1000000}"},
     "alpha beyond any float": {"lora_alpha": 10**400},
     "a pattern's number beyond any float": {"alpha_pattern": {"query": 10**400}},
     "no room for a text": {"max_length": 1},
@@ -213,7 +217,7 @@ def test_a_media_type_no_adapter_comes_in_is_415(served: httpx.Client, kind: str
 JSON = {"content-type": "application/json"}
 BODIES: dict[str, tuple[bytes, int, str]] = {
     "not json": (b"{inputs", 400, "malformed"),
-    "no body": (b"", 422, "validation"),
+    "no body": (b"", 400, "malformed"),
     "a list": (b"[]", 422, "validation"),
     "no inputs": (b"{}", 422, "validation"),
     "an empty list": (b'{"inputs": []}', 422, "validation"),
@@ -356,3 +360,96 @@ def test_a_file_that_lost_some_layers_is_refused_by_their_names(
     assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
     lost = [p["tensor"] for p in answer.json()["problems"]]
     assert lost == ["encoder.layer.1.attention.self.query"]
+
+
+def test_a_damaged_or_shortened_packing_is_refused(
+    served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    whole = httpx.Request("PUT", "http://x", files=files_of(folders["c"]))
+    form, kind = whole.read(), {"content-type": whole.headers["content-type"]}
+    plain, gzipped = tar_of(folders["c"], "w"), bytearray(tar_of(folders["c"], "w:gz"))
+    assert served.put("/adapters/new?dry_run=true", content=plain).status_code == 200
+    assert served.put("/adapters/new?dry_run=true", content=bytes(gzipped)).status_code == 200
+    gzipped[-6] ^= 1  # in the checksum
+    cut = plain.rindex(b"config.json", 0, len(plain))
+    bad: list[tuple[bytes, dict[str, str]]] = [
+        (form[:-20], kind),
+        (bytes(gzipped), {}),
+        (bytes(gzipped)[:-100], {}),
+        (plain[:cut], {}),
+        (plain[: cut + 100], {}),
+    ]
+    for body, headers in bad:
+        answer = served.put("/adapters/new?dry_run=true", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
+
+
+def tar_of(folder: Path, mode: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]
+        archive.add(folder, arcname=".")
+    return out.getvalue()
+
+
+Q = "encoder.layer.0.attention.self.query.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("file", "more"),
+    [
+        ("a", {Q: torch.ones(8, 32)}),
+        ("c", {"classifier.weight": torch.ones(3, 32)}),
+        ("a", {"pooler.dense.weight": torch.ones(32, 32)}),
+        (
+            "a",
+            {
+                f"{p}pooler.dense.{n}": t
+                for p in ("", "bert.")
+                for n, t in {"weight": torch.ones(32, 32), "bias": torch.ones(32)}.items()
+            },
+        ),
+        (
+            "c",
+            {"base_model.model.classifier.weight": torch.full((3, 32), 1e300, dtype=torch.double)},
+        ),
+        ("c", {"base_model.model.classifier.weight": torch.full((3, 32), 3e38)}),
+    ],
+)
+def test_tensors_that_collide_lack_a_bias_or_overflow_are_refused(
+    served: httpx.Client, folders: dict[str, Path], file: str, more: dict[str, torch.Tensor]
+) -> None:
+    files = files_of(folders[file])
+    tensors = load(files["adapter_model.safetensors"][1])
+    files["adapter_model.safetensors"] = ("adapter_model.safetensors", save({**tensors, **more}))
+    answer = served.put("/adapters/new", files=files)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected"), more
+
+
+def test_files_left_aside_are_named_in_the_warnings(
+    served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    files = files_of(folders["a"]) | {"optimizer.pt": ("optimizer.pt", b"x")}
+    for query in ("?dry_run=true", ""):
+        answer = served.put(f"/adapters/new{query}", files=files).json()
+        assert any("optimizer.pt" in w for w in answer["warnings"]), query
+
+
+def test_what_the_query_says_of_a_head_must_fit_the_file(
+    served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    for name, query in (("a", "labels=x,y"), ("c", "task=embed"), ("a", "task=classify")):
+        answer = served.put(f"/adapters/new?{query}", files=files_of(folders[name]))
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
+
+
+def test_an_upload_that_the_client_leaves_is_no_servers_error(tiny_server: LiveServer) -> None:
+    host, port = tiny_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"PUT /adapters/new HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc"
+        )
+        time.sleep(0.2)
+    time.sleep(0.3)
+    metrics = tiny_server.client.get("/metrics").text
+    assert 'status="500"' not in metrics
+    assert 'route="/adapters/{name}",status="499"' in metrics

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from tests.conftest import Serve
 from tests.live import LiveServer
-from tests.oracles import FP32, SENTENCES, put
+from tests.oracles import FP32, SENTENCES, files_of, put
 
 CYCLES = 1000
 
@@ -141,3 +141,41 @@ def test_uploads_deletes_and_requests_at_once_keep_every_answer_right(
             assert sum(await asyncio.gather(*asking)) > 20
 
     asyncio.run(run())
+
+
+def test_names_with_the_same_bytes_are_merged_each_on_its_own(
+    served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    put(served, "twin", folders["a"])
+    served.post("/adapters/a/merge")
+    assert served.get("/adapters/a").json()["merged"] is True
+    assert served.get("/adapters/twin").json()["merged"] is False
+    served.post("/adapters/twin/unmerge")
+    assert served.get("/adapters/a").json()["merged"] is True
+    served.post("/adapters/twin/merge")
+    body = {"inputs": SENTENCES}
+    one, two = (served.post(f"/embed?adapter={n}", json=body).json() for n in ("a", "twin"))
+    assert one == two
+
+
+def test_merging_while_the_name_is_replaced_holds_no_memory_afterwards(
+    tiny_server: LiveServer, served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=tiny_server.url, timeout=60) as client:
+
+            async def replace() -> None:
+                for i in range(12):
+                    answer = await client.put("/adapters/x", files=files_of(folders["ab"[i % 2]]))
+                    assert answer.status_code in (200, 201)
+
+            async def merge() -> None:
+                for _ in range(40):
+                    answer = await client.post("/adapters/x/merge")
+                    assert answer.status_code == 404 or answer.json()["merged"] is True
+
+            await asyncio.gather(replace(), merge())
+
+    asyncio.run(run())
+    served.delete("/adapters/x")
+    assert served.get("/info").json()["merged_bytes"] == 0

@@ -69,3 +69,10 @@ def test_errors_are_the_clients_own(openai_client: openai.OpenAI) -> None:
 
 def test_models_lists_the_base_and_every_adapter(openai_client: openai.OpenAI) -> None:
     assert [m.id for m in openai_client.models.list()] == ["tiny-bert", "a", "b", "c"]
+
+
+def test_another_spelling_beside_model_is_400(served: httpx.Client) -> None:
+    body = {"model": "a", "input": "good"}
+    for query, more in (("?adapter=b", {}), ("", {"adapters": ["b"]})):
+        answer = served.post(f"/v1/embeddings{query}", json={**body, **more})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "malformed")
