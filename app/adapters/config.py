@@ -13,14 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-import regex
-
 from app.adapters.adapter import Pooling, Scores, Task
+from app.adapters.patterns import PATTERNS_S, matches
 from app.adapters.upload import AdapterRejected, Problem
 
-MAX_PATTERN_LENGTH = 200
 SHORTEST_LENGTH = 8  # the special tokens of a pair, and something to say
-PATTERNS_S = 2.0  # for all of an upload's patterns on all of its layers
 
 # Only how the adapter was trained, or where: the tensors' names say that better.
 NO_EFFECT = {
@@ -107,29 +104,10 @@ class Recipe:
 
         Source: peft.utils.other.get_pattern_key. Raises AdapterRejected.
         """
-        found = (v for p, v in patterns.items() if self.matches(rf"(.*\.)?({p})$", path))
+        found = (
+            v for p, v in patterns.items() if matches(rf"(.*\.)?({p})$", path, self.deadline_s)
+        )
         return next(found, default)
-
-    def matches(self, pattern: str, path: str) -> bool:
-        """re.match under a bound: an uploader's expression may not hold the server.
-
-        Counted repetition is refused unread, because compiling `(a?){1000000}` alone takes seconds
-        and gigabytes. Raises AdapterRejected for it, for no expression, and past the deadline.
-        """
-        if "{" in pattern or len(pattern) > MAX_PATTERN_LENGTH:
-            raise AdapterRejected(
-                f"the pattern {pattern!r:.60} has a counted repetition, or over "
-                f"{MAX_PATTERN_LENGTH} characters, which is not served"
-            )
-        left_s = min(PATTERNS_S, self.deadline_s - time.monotonic())
-        try:
-            if left_s <= 0:
-                raise TimeoutError
-            return regex.match(pattern, path, timeout=left_s) is not None
-        except regex.error as error:
-            raise AdapterRejected(f"the pattern {pattern!r} is no expression: {error}") from None
-        except (TimeoutError, MemoryError, OverflowError, RecursionError):
-            raise AdapterRejected(f"the patterns take over {PATTERNS_S} s to match") from None
 
 
 def read_recipe(

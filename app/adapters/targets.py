@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from app.adapters.base_shape import BaseShape
 from app.adapters.config import Recipe
+from app.adapters.patterns import matches
 from app.adapters.upload import Problem
 
 IN_STACK = re.compile(r"(^|\.)\d+\.")
@@ -35,4 +36,6 @@ def _targeted(recipe: Recipe, path: str, prefix: str) -> bool:
     targets, spellings = recipe.targets or (), (path, f"{prefix}.{path}")
     if not isinstance(targets, str):
         return any(s == t or s.endswith(f".{t}") for t in targets for s in spellings)
-    return targets == "all-linear" or any(recipe.matches(f"({targets})$", s) for s in spellings)
+    return targets == "all-linear" or any(
+        matches(f"({targets})$", s, recipe.deadline_s) for s in spellings
+    )

@@ -23,7 +23,16 @@ from app.adapters.upload import AdapterRejected
 
 PATHS = [f"bert.encoder.layer.{i}.attention.self.{m}" for i in (0, 1, 11) for m in ("query", "key")]
 PATTERNS = st.sampled_from(
-    ["query", "self.query", "layer.1.attention.self.query", "uery", r"layer\.\d+\..*key", ".*", "1"]
+    [
+        "query",
+        "self.query",
+        "layer.1.attention.self.query",
+        "uery",
+        r"layer\.\d+\..*key",
+        r"layer\.\d{1,2}\..*",
+        ".*",
+        "1",
+    ]
 )
 
 
