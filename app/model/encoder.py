@@ -135,31 +135,8 @@ def _relative(changed: Tensor, base: Tensor) -> float:
 
 def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> Encoder:
     """Load the base frozen and ready for packed batches. Raises BaseRefused with the reason."""
-    attention.register()
     config = _config(files)
-    try:
-        model, report = AutoModel.from_pretrained(
-            files.folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation=attention.NAME,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BaseRefused(
-            f"{files.id} cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from None
-    missing = {str(k) for k in report["missing_keys"]} | {
-        str(k[0]) for k in report["mismatched_keys"]
-    }
-    lost = sorted(k for k in missing if not k.startswith("pooler."))
-    if lost:
-        raise BaseRefused(
-            f"{files.id} lacks {', '.join(lost[:5])}: it would be served with random weights"
-        )
-    if missing:
-        model.pooler = None
+    model = _load_model(files, config, dtype)
     model = model.to(device).eval().requires_grad_(False)
     frozen = [(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()]]
     has_pooler = getattr(model, "pooler", None) is not None
@@ -187,6 +164,35 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         "token_type_ids" in inspect.signature(type(model).forward).parameters,
         pooler,
     )
+
+
+def _load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:
+    """transformers' own model with our attention; without its pooler where the files have none."""
+    attention.register()
+    try:
+        model, report = AutoModel.from_pretrained(
+            files.folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=attention.NAME,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BaseRefused(
+            f"{files.id} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from None
+    missing = {str(k) for k in report["missing_keys"]} | {
+        str(k[0]) for k in report["mismatched_keys"]
+    }
+    lost = sorted(k for k in missing if not k.startswith("pooler."))
+    if lost:
+        raise BaseRefused(
+            f"{files.id} lacks {', '.join(lost[:5])}: it would be served with random weights"
+        )
+    if missing:
+        model.pooler = None
+    return model
 
 
 def _config(files: BaseFiles) -> Any:
