@@ -112,6 +112,7 @@ class Encoder:
         if self._pooler is not None:
             pooled = self._pool(last[[0, n]], items)
             ends = [torch.cat([end, row]) for end, row in zip(ends, pooled, strict=True)]
+        self.route.clear()
         return Delta(_relative(ends[1].double(), ends[0].double()), per_layer)
 
     def digest_now(self) -> str:

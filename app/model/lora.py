@@ -34,7 +34,8 @@ class Route:
         return flat
 
     def clear(self) -> None:
-        """Let go of the last forward's tensors."""
+        """Let go of the last forward's tensors and adapters."""
+        self.segments = []
         self._flat = (None, None)
         self.shrunk.clear()
 
