@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -74,10 +74,14 @@ class Name:
 
 @dataclass
 class Registry:
-    """All that is resident. broken: stored names that this base cannot serve, with the reason."""
+    """All that is resident. broken, refused: what cannot be served, by name, with the reason.
+
+    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen.
+    """
 
     names: dict[str, Name] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     _old: OrderedDict[str, Version] = field(default_factory=OrderedDict)
 
     def point(self, name: str, version: Version, created: str, history: tuple[Entry, ...]) -> None:
@@ -104,29 +108,15 @@ class Registry:
         """Raises UnknownAdapter."""
         found = self.names.get(name)
         if found is None:
-            why = self.broken.get(name)
+            why = self.not_served.get(name)
             nearest = difflib.get_close_matches(name, self.names, n=3)
-            raise UnknownAdapter(name, nearest, why and f"{name} is stored but not served: {why}")
+            raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
         return found
 
-    def digest_of(self, name: str, prefix: str) -> str:
-        """The one version in the name's history that `prefix` begins. Raises UnknownVersion."""
-        history = self.get(name).history
-        matches = {e.version for e in history if e.version.startswith(prefix.lower())}
-        if len(prefix) < SHORTEST_VERSION or len(matches) != 1:
-            raise UnknownVersion(
-                f"{name} has no version {prefix!r}: give 12 or more hex digits of one of "
-                + ", ".join(sorted({e.version[:SHORTEST_VERSION] for e in history}))
-            )
-        return matches.pop()
-
-    def before(self, name: str) -> str:
-        """The version that the name pointed at before this one. Raises UnknownVersion."""
-        found = self.get(name)
-        earlier = [e.version for e in found.history if e.version != found.version.digest]
-        if not earlier:
-            raise UnknownVersion(f"{name} has had no other version than this one")
-        return earlier[-1]
+    @property
+    def not_served(self) -> dict[str, str]:
+        """Every name that cannot be served, with the reason."""
+        return {**self.refused, **self.broken}
 
     def resident(self, digest: str) -> Version | None:
         """The version if it is in memory."""
@@ -150,3 +140,22 @@ class Registry:
     def merged_bytes(self) -> int:
         """Of all merged copies; a version that no name points at has none."""
         return sum(found.version.merged_bytes for found in self.names.values())
+
+
+def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:
+    """The one version in a name's history that `prefix` begins. Raises UnknownVersion."""
+    matches = {e.version for e in history if e.version.startswith(prefix.lower())}
+    if len(prefix) < SHORTEST_VERSION or len(matches) != 1:
+        raise UnknownVersion(
+            f"{name} has no version {prefix!r}: give 12 or more hex digits of one of "
+            + ", ".join(sorted({e.version[:SHORTEST_VERSION] for e in history}))
+        )
+    return matches.pop()
+
+
+def version_before(name: str, history: Sequence[Entry]) -> str:
+    """The version that the name pointed at before its last one. Raises UnknownVersion."""
+    earlier = [e.version for e in history if e.version != history[-1].version]
+    if not earlier:
+        raise UnknownVersion(f"{name} has had no other version than this one")
+    return earlier[-1]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from typing import Any
 
 from app.adapters.upload import ADAPTER_FILES
 
+log = logging.getLogger(__name__)
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 RESERVED = ("base",)
 OPTIONS = "options.json"
@@ -120,11 +122,13 @@ class Store:
     def commit(
         self, folder: Path, version: str, options: dict[str, Any], report: dict[str, Any]
     ) -> None:
-        """Make `folder` the version's; a version that is there already stays as it is."""
+        """Make `folder` the version's; one that is there already and whole stays as it is."""
         final = self.version_folder(version)
-        if final.exists():
-            return
         with _full_disk_named():
+            if final.exists():
+                if (final / OPTIONS).exists() and content_version(final, options) == version:
+                    return
+                shutil.rmtree(final)
             (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
             (folder / REPORT).write_text(json.dumps(report))
             for path in folder.iterdir():
@@ -141,19 +145,28 @@ class Store:
 
     def pointers(self) -> Iterator[Pointer]:
         """Every name, deleted ones too."""
-        for path in sorted(self._names.glob("*.json")):
-            found = self.pointer(path.stem)
+        for name in self.names():
+            found = self.pointer(name)
             if found is not None:
                 yield found
 
+    def names(self) -> list[str]:
+        """Every name that has a pointer, deleted and damaged ones too."""
+        return sorted(path.stem for path in self._names.glob("*.json"))
+
     def pointer(self, name: str) -> Pointer | None:
+        """Where the name points; None: nowhere. A damaged file is set aside, so that a PUT heals it."""
         path = self._names / f"{name}.json"
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(path.read_bytes())
+            history = tuple(Entry(**entry) for entry in raw["history"])
+            return Pointer(name, raw["version"], int(raw["revision"]), raw["folder"], history)
         except FileNotFoundError:
             return None
-        history = tuple(Entry(**entry) for entry in raw["history"])
-        return Pointer(name, raw["version"], raw["revision"], raw["folder"], history)
+        except (ValueError, TypeError, LookupError) as error:
+            log.error("%s is damaged (%s): set aside as %s.damaged", path, error, path.name)
+            path.rename(path.with_name(f"{path.name}.damaged"))
+            return None
 
     def point(
         self, name: str, version: str | None, expected: Pointer | None, folder: str | None = None

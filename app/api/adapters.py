@@ -192,7 +192,7 @@ def _timed(found: Name, started: float) -> Response:
 @router.get("/{name}/versions", response_class=Response, responses=LIST | documented(404, 422))
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has pointed at, oldest first."""
-    found = serving.registry.get(name)
+    found = await serving.installer.pointer(name)
     last = len(found.history) - 1
     return json_answer(
         [

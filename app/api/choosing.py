@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.registry import SHORTEST_VERSION, UnknownVersion, Version
+from app.adapters.registry import SHORTEST_VERSION, UnknownVersion, Version, find_version
 from app.adapters.upload import AdapterRejected
 from app.api.errors import Refusal, invalid
 from app.api.serving import Serving
@@ -98,8 +98,8 @@ async def resolve(serving: Serving, spelled: str) -> Chosen:
     if not at:
         found = registry.get(name).version
         return Chosen(spelled, name, found.digest, found)
-    current = registry.get(name).version
-    digest = registry.digest_of(name, prefix)
+    entry = registry.get(name)
+    current, digest = entry.version, find_version(name, entry.history, prefix)
     if digest == current.digest:
         return Chosen(spelled, name, digest, current)
     version = registry.resident(digest)

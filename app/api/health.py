@@ -50,7 +50,7 @@ async def readyz(serving: Served) -> Response:
     answer = {
         "status": "ready",
         "adapters": len(serving.registry.names),
-        "broken": serving.registry.broken,
+        "broken": serving.registry.not_served,
     }
     return json_answer(answer, {})
 
@@ -100,7 +100,7 @@ async def info(serving: Served, verify: bool = False) -> Response:
         "normalize": files.normalize,
         "prompts": files.prompts,
         "adapters": sorted(serving.registry.names),
-        "broken": serving.registry.broken,
+        "broken": serving.registry.not_served,
         "merged_bytes": serving.registry.merged_bytes,
     }
     return json_answer(answer, {})

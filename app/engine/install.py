@@ -16,8 +16,22 @@ from typing import Any
 
 from app.adapters.archive import unpack
 from app.adapters.config import Options
-from app.adapters.registry import Name, Registry, Version
-from app.adapters.store import Pointer, Store, StoreFull, content_version, now, valid_name
+from app.adapters.registry import (
+    Name,
+    Registry,
+    UnknownAdapter,
+    Version,
+    find_version,
+    version_before,
+)
+from app.adapters.store import (
+    Pointer,
+    Store,
+    StoreFull,
+    content_version,
+    now,
+    valid_name,
+)
 from app.adapters.upload import ADAPTER_FILES, WEIGHTS, AdapterRejected
 from app.engine.engine import Engine
 from app.engine.load import load_version, said_of
@@ -138,8 +152,13 @@ class Installer:
 
     async def load_all(self, adapters_dir: Path) -> None:
         """At start: every name of the store, then what is new in ADAPTERS_DIR."""
-        for pointer in await asyncio.to_thread(lambda: list(self.store.pointers())):
-            if pointer.version is None:
+        for name in await asyncio.to_thread(self.store.names):
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            if pointer is None:
+                self.registry.broken[name] = (
+                    "what was stored about the name is damaged: PUT it again"
+                )
+            if pointer is None or pointer.version is None:
                 continue
             try:
                 version = await self.load_stored(pointer.version)
@@ -165,6 +184,7 @@ class Installer:
 
     async def sync_folder(self, adapters_dir: Path) -> None:
         """Serve each folder of ADAPTERS_DIR whose content is new, as if it had been PUT."""
+        refused: dict[str, str] = {}
         for source in await asyncio.to_thread(_adapter_folders, adapters_dir):
             name = source.name
             try:
@@ -173,11 +193,11 @@ class Installer:
                 installed = await self.install_folder(name, source)
             except (AdapterRejected, StoreFull, OSError) as error:
                 log.error("folder %s is not served: %s", source, _reason(error))
-                if name not in self.registry.names:
-                    self.registry.broken[name] = _reason(error)
+                refused[name] = _reason(error)
                 continue
             if installed is not None:
                 log.info("folder %s is served as %s", source, installed.report["version"][:12])
+        self.registry.refused = refused
 
     async def remove(self, name: str, precondition: Precondition) -> None:
         """The name is gone at once; requests in flight finish on their version.
@@ -194,23 +214,29 @@ class Installer:
                 await asyncio.to_thread(self.store.point, name, None, pointer)
             self.registry.remove(name)
 
+    async def pointer(self, name: str) -> Pointer:
+        """Where the name points, whether it can be served or not. Raises UnknownAdapter."""
+        pointer = await asyncio.to_thread(self.store.pointer, name)
+        if pointer is None or pointer.version is None:
+            self.registry.get(name)
+            raise UnknownAdapter(name, [], f"what was stored about {name} is damaged: PUT it again")
+        return pointer
+
     async def rollback(self, name: str, prefix: str | None, precondition: Precondition) -> Name:
         """Point the name at an earlier version of its own; none given: the one before.
 
         Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StoreFull.
         """
         async with self._changing:
-            found = self.registry.get(name)
-            precondition(found.version.digest)
+            pointer = await self.pointer(name)
+            precondition(pointer.version)
+            history = pointer.history
             digest = (
-                self.registry.before(name)
+                version_before(name, history)
                 if prefix is None
-                else self.registry.digest_of(name, prefix)
+                else find_version(name, history, prefix)
             )
-            if digest == found.version.digest:
-                return found
             version = await self.load_stored(digest)
-            pointer = await asyncio.to_thread(self.store.pointer, name)
             moved = await asyncio.to_thread(self.store.point, name, digest, pointer)
             return self._serve(moved, version)
 

@@ -14,6 +14,15 @@ from typing import Literal
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
+from app.model.base_files import BaseRefused
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
 Input = str | tuple[str, str] | list[int]
 Direction = Literal["left", "right"]
 
@@ -45,7 +54,12 @@ class Cut:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's fast tokenizer, its built-in truncation and padding switched off."""
+    """The folder's fast tokenizer, its built-in truncation and padding switched off.
+
+    Raises BaseRefused where there is none: transformers would make up an empty one.
+    """
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise BaseRefused(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
     tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()

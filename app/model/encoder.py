@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -179,9 +180,11 @@ def _load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:
             attn_implementation=attention.NAME,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
         raise BaseRefused(
-            f"{files.id} cannot be loaded: {str(error).strip().splitlines()[0]}"
+            f"{files.id} cannot be loaded: {first} (weights must be safetensors; a .bin is a pickle "
+            "and never opened)"
         ) from None
     missing = {str(k) for k in report["missing_keys"]} | {
         str(k[0]) for k in report["mismatched_keys"]

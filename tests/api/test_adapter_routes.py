@@ -235,3 +235,63 @@ def test_an_old_version_is_read_from_the_store_when_memory_has_let_go_of_it(
     client.delete("/adapters/many")
     gone = client.post(f"/embed?adapter=many@{digest[:12]}", json=body)
     assert gone.json()["error_type"] == "adapter_not_found"
+
+
+def test_a_damaged_store_starts_names_what_is_broken_and_is_healed_by_a_put(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    store = tmp_path / "store"
+    server = serve(model=str(tiny_bert), store=store)
+    first = put(server.client, "a", folders["a"])["version"]
+    second = put(server.client, "a", folders["b"])["version"]
+    put(server.client, "c", folders["c"])
+    put(server.client, "fine", folders["c"])
+    server.stop()
+    (store / "versions" / second / "adapter_model.safetensors").write_bytes(b"x")
+    (store / "names" / "c.json").write_text('{"ver')
+    server = serve(model=str(tiny_bert), store=store)
+    client = server.client
+    assert set(client.get("/readyz").json()["broken"]) == {"a", "c"}
+    assert client.get("/adapters/fine").status_code == 200
+    assert client.get("/adapters/a").status_code == 404
+    assert [e["version"] for e in client.get("/adapters/a/versions").json()] == [first, second]
+    assert client.post("/adapters/a/rollback").json()["version"] == first
+    put(client, "c", folders["c"])
+    put(client, "a", folders["b"])
+    assert client.get("/readyz").json()["broken"] == {}
+    server.stop()
+    client = serve(model=str(tiny_bert), store=store).client
+    assert client.get("/readyz").json()["broken"] == {}
+    assert client.get("/adapters/a").json()["version"] == second
+
+
+def test_a_name_damaged_while_serving_harms_no_other(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    store, dropped = tmp_path / "store", tmp_path / "dropped"
+    dropped.mkdir()
+    client = serve(model=str(tiny_bert), store=store, adapters_dir=dropped).client
+    for name in ("a", "b", "zz"):
+        put(client, name, folders["a"])
+    (store / "names" / "zz.json").write_text("[]")
+    assert client.delete("/adapters/a").status_code == 204
+    (store / "names" / "zz.json").write_text("{}")
+    shutil.copytree(folders["b"], dropped / "zz")
+    shutil.copytree(folders["b"], dropped / "zzz")
+    assert eventually(lambda: client.get("/adapters/zzz").status_code == 200)
+    assert client.get("/adapters/b").status_code == 200
+
+
+def test_a_folder_that_is_made_anew_or_removed_is_noticed(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    dropped = tmp_path / "dropped"
+    (dropped / "bad").mkdir(parents=True)
+    (dropped / "bad" / "adapter_model.safetensors").write_bytes(b"xx")
+    client = serve(model=str(tiny_bert), adapters_dir=dropped).client
+    assert "bad" in client.get("/readyz").json()["broken"]
+    shutil.rmtree(dropped)
+    time.sleep(1)
+    shutil.copytree(folders["a"], dropped / "fresh")
+    assert eventually(lambda: client.get("/adapters/fresh").status_code == 200)
+    assert client.get("/readyz").json()["broken"] == {}

@@ -125,3 +125,21 @@ def test_half_precision_stays_close_to_float32(
         assert torch.cosine_similarity(got, wanted).min() > 0.99
         server.client.post(f"/adapters/a/{step}")
     assert server.client.get("/info?verify=true").json()["base"]["intact"]
+
+
+def test_a_base_without_tokenizer_or_with_damaged_weights_is_refused(
+    serve: Serve, tmp_path: Path
+) -> None:
+    base = save_tiny_base("roberta", tmp_path / "base")
+    tokenizer = (base / "tokenizer.json").read_bytes()
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(StartRefused, match="no tokenizer"):
+        serve(model=str(base))
+    (base / "tokenizer.json").write_bytes(tokenizer)
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(StartRefused, match="cannot be loaded"):
+        serve(model=str(base))
+    weights.rename(base / "pytorch_model.bin")
+    with pytest.raises(StartRefused, match=r"a \.bin is a pickle"):
+        serve(model=str(base))
