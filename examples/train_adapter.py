@@ -43,8 +43,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--alpha", type=int, default=16)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--smoothing", type=float, default=0.0)
-    parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast: 3 x faster with AMX")
     return parser.parse_args()
@@ -99,10 +97,10 @@ def main() -> None:
     model = get_peft_model(model, config)
     model.print_trainable_parameters()
     decayed = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(decayed, lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(decayed, lr=args.lr, weight_decay=0.01)
     steps = args.epochs * len(batches(train, args.batch, 0))
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=args.smoothing)
+    loss_of = torch.nn.CrossEntropyLoss()
 
     def logits(rows: list[Example]) -> torch.Tensor:
         texts = [e.text for e in rows]

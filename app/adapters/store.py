@@ -140,9 +140,6 @@ class Store:
     def read_options(self, version: str) -> dict[str, Any]:
         return dict(json.loads((self.version_folder(version) / OPTIONS).read_text()))
 
-    def read_report(self, version: str) -> dict[str, Any]:
-        return dict(json.loads((self.version_folder(version) / REPORT).read_text()))
-
     def pointers(self) -> Iterator[Pointer]:
         """Every name, deleted ones too."""
         for name in self.names():
