@@ -26,8 +26,8 @@ from app.api.metrics import Metrics
 from app.api.serving import Serving
 from app.engine.engine import Engine
 from app.engine.install import Installer
-from app.engine.load import PROBE
-from app.engine.tokenizer import Cut, load_tokenizer, tokenize
+from app.engine.load import make_loader
+from app.engine.tokenizer import load_tokenizer
 from app.engine.watch import watch
 from app.logs import log_config
 from app.model.base_files import BaseRefused, find_base
@@ -96,19 +96,17 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
         store = Store(settings.store)
         files = find_base(settings.model, settings.model_revision)
         encoder = load_encoder(files, device, dtype)
-        tokenizer = load_tokenizer(files.folder)
+        tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
     except (BaseRefused, EmbeddedBaseMissing, StoreUnusable) as error:
         raise StartRefused(str(error)) from error
     default_budget = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
     engine = Engine(encoder, settings.max_batch_tokens or default_budget, settings.max_queue_tokens)
     engine.on_batch = metrics.batch
     registry = Registry()
-    probe = tokenize(tokenizer, [PROBE], Cut(encoder.max_length), "", encoder.vocabulary)[0]
     installer = Installer(
         store,
         registry,
-        engine,
-        probe.ids,
+        make_loader(engine, tokenizer),
         settings.max_adapter_bytes,
         settings.merge_memory_bytes,
     )
@@ -133,7 +131,7 @@ def _device(asked: str) -> torch.device:
 
 def _base(serving: Serving) -> str:
     encoder = serving.engine.encoder
-    return f"{encoder.files.id} ({encoder.shape.model_type}, {encoder.device}, {encoder.dtype})"
+    return f"{encoder.files.id} ({encoder.base.model_type}, {encoder.device}, {encoder.dtype})"
 
 
 def serve(settings: Settings) -> None:

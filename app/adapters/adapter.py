@@ -1,35 +1,47 @@
-"""What an adapter is once read: low-rank layers by module path, a head, labels.
+"""What an adapter is once read: changes of the base's layers by module path, a head, labels.
 
-Plain data, frozen. Knows neither the file it came from (layouts.py) nor who serves it (registry.py).
+Plain data, frozen. Knows neither the file it came from (layouts.py, fold.py) nor who serves it
+(registry.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-Pooling = Literal["mean", "cls", "last", "max", "pooler"]
-Task = Literal["embed", "classify"]
+from app.adapters.sentence import Sentence
+
+Task = Literal["embed", "classify", "tokens"]
 Scores = Literal["softmax", "sigmoid", "none"]
+Source = Literal["cls", "mean", "pooler", "tokens"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class LoRALayer:
-    """One module's low-rank update: y += (x @ A.T) @ B.T, the scale folded into B.
+    """One Linear's update: y = gain * (x @ W.T + b) + shift + (x @ A.T) @ B.T.
 
-    A [r, in], B [out, r], one dtype. Hu et al. 2021, eq. 3.
+    A [r, in], B [out, r] with the scale (and the gain, where there is one) folded in; r may be 0.
+    gain [out]: DoRA, IA3. shift [out]: trained biases. Hu et al. 2021, eq. 3; Liu et al. 2024 (DoRA).
     """
 
     A: Tensor
     B: Tensor
+    gain: Tensor | None = None
+    shift: Tensor | None = None
 
     @property
     def rank(self) -> int:
         return self.A.shape[0]
+
+    @property
+    def rescales(self) -> bool:
+        """Whether it does more than add a constant, so that merging it needs a weight of its own."""
+        return self.rank > 0 or self.gain is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +53,43 @@ class Dense:
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
-    """pooled row [H] -> logits [L]: optional dense + activation, then the output layer.
+class Norm:
+    """A LayerNorm's own weight and bias [H]."""
 
-    source "cls": the first token's last hidden state; "pooler": the base's own pooler's output.
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One embedding's change: y = gain * table[id] + A[id] @ B.T, and whole rows replaced.
+
+    table [num, dim]: in place of the base's. A [num, r], B [dim, r], gain [dim].
+    slot [num]: for each id the row of `rows` [n, dim] that replaces it, or -1.
     """
 
-    source: Literal["cls", "pooler"]
+    table: Tensor | None = None
+    A: Tensor | None = None
+    B: Tensor | None = None
+    gain: Tensor | None = None
+    slot: Tensor | None = None
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """states [H] -> logits [L]: optional dense + activation + norm, then the output layer.
+
+    source "cls": the first token's last hidden state; "mean": the mean over the tokens; "pooler":
+    the base's own pooler's output; "tokens": every token by itself. activation: transformers' name.
+    """
+
+    source: Source
     dense: Dense | None
-    activation: Literal["tanh", "relu", "gelu"] | None
+    activation: str | None
     out: Dense
+    norm: Norm | None = None
+    norm_eps: float = 1e-5
 
     @property
     def labels(self) -> int:
@@ -61,75 +100,69 @@ class Head:
 class Adapter:
     """A canonical adapter: all that the forward needs, all scales folded.
 
-    layers: by the base's module path. replaced: Linear layers of the base that the adapter
-    replaces whole (PEFT's modules_to_save). pooling, normalize, max_length: None means the base's.
+    layers, replaced, norms, embeddings: by the base's module path; a path is in one of them only.
+    kind: PEFT's peft_type. sentence: how it makes vectors; what it leaves unsaid is the base's.
+    ignored: tensors of the file that say what the base says already.
     """
 
     layers: Mapping[str, LoRALayer]
     layout: str
     scale: float | None
+    kind: str = "LORA"
     task: Task = "embed"
     replaced: Mapping[str, Dense] = field(default_factory=dict)
+    norms: Mapping[str, Norm] = field(default_factory=dict)
+    embeddings: Mapping[str, Rows] = field(default_factory=dict)
     head: Head | None = None
     labels: tuple[str, ...] = ()
     scores: Scores = "softmax"
-    pooling: Pooling | None = None
-    normalize: bool | None = None
-    max_length: int | None = None
+    sentence: Sentence = field(default_factory=Sentence)
+    ignored: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
         """The largest rank of its layers; 0 without any."""
-        return max((layer.rank for layer in self.layers.values()), default=0)
+        tables = [e.A.shape[1] for e in self.embeddings.values() if e.A is not None]
+        return max([*(layer.rank for layer in self.layers.values()), *tables], default=0)
 
     @property
     def targets(self) -> dict[str, int]:
         """How many layers of each module name, e.g. {"query": 6, "value": 6}."""
         counts: dict[str, int] = {}
-        for path in [*self.layers, *self.replaced]:
+        for path in [*self.layers, *self.replaced, *self.norms, *self.embeddings]:
             name = path.rsplit(".", 1)[-1]
             counts[name] = counts.get(name, 0) + 1
         return counts
 
     @property
+    def changes_encoder(self) -> bool:
+        return bool(self.layers or self.replaced or self.norms or self.embeddings)
+
+    @property
     def resident_bytes(self) -> int:
-        layers = [t for layer in self.layers.values() for t in (layer.A, layer.B)]
-        denses = [*self.replaced.values()]
-        if self.head is not None:
-            denses += [d for d in (self.head.dense, self.head.out) if d is not None]
-        tensors = layers + [t for d in denses for t in (d.weight, d.bias) if t is not None]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in tensors_of(self))
 
 
-def fold(A: Tensor, B: Tensor, scale: float) -> LoRALayer:
-    """A [r, in] and B [out, r] of any float dtype -> fp32 with the scale in B.
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """Every tensor inside a dataclass or mapping."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from tensors_of(inner)
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from tensors_of(getattr(value, f.name))
 
-    scale: alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023). In float64 in between,
-    so that the product is rounded once.
-    """
-    return LoRALayer(
-        A.to(torch.float32).contiguous(),
-        (B.to(torch.float64) * scale).to(torch.float32).contiguous(),
-    )
 
-
-def move(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adapter:
-    """The same adapter with every tensor on the base's device, in the base's dtype."""
-
-    def to(tensor: Tensor) -> Tensor:
-        return tensor.to(device=device, dtype=dtype)
-
-    def dense(d: Dense) -> Dense:
-        return Dense(to(d.weight), None if d.bias is None else to(d.bias))
-
-    head = adapter.head
-    return replace(
-        adapter,
-        layers={path: LoRALayer(to(lora.A), to(lora.B)) for path, lora in adapter.layers.items()},
-        replaced={path: dense(d) for path, d in adapter.replaced.items()},
-        head=None
-        if head is None
-        else replace(
-            head, dense=None if head.dense is None else dense(head.dense), out=dense(head.out)
-        ),
-    )
+def move(value: T, device: torch.device, dtype: torch.dtype) -> T:
+    """The same value with every tensor inside on the base's device, floats in the base's dtype."""
+    if isinstance(value, Tensor):
+        to = dtype if value.is_floating_point() else value.dtype
+        return value.to(device=device, dtype=to)  # type: ignore[return-value]
+    if isinstance(value, Mapping):
+        return {k: move(v, device, dtype) for k, v in value.items()}  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = {f.name: move(getattr(value, f.name), device, dtype) for f in fields(value)}
+        return replace(value, **moved)
+    return value

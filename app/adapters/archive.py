@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import gzip
 import lzma
+import re
 import shutil
 import struct
 import tarfile
@@ -22,6 +23,7 @@ from python_multipart.multipart import FormParser, MultipartState, parse_options
 from app.adapters.upload import (
     ADAPTER_FILES,
     CHUNK_BYTES,
+    POOLING,
     WEIGHTS,
     AdapterRejected,
     UnsupportedMedia,
@@ -30,6 +32,8 @@ from app.adapters.upload import (
 )
 
 MAX_ARCHIVE_ENTRIES = 1_000
+ALIASES = {"adapter.safetensors": WEIGHTS}  # AdapterHub's name for it
+MODULE_FOLDER = re.compile(r"\d+_\w+")
 GZIP = b"\x1f\x8b"
 # What the standard library raises for bytes that are no archive.
 DAMAGE = (
@@ -76,11 +80,25 @@ def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[
 
 
 def _keep(name: str) -> str | None:
-    """The adapter file that an archive's or form's name stands for, or None."""
-    base = PurePosixPath(name.replace("\\", "/")).name
-    if base == WEIGHTS or base in ADAPTER_FILES:
-        return base
-    return None
+    """The adapter file that an archive's or form's name stands for, or None.
+
+    What lies in a sentence-transformers module's own folder ("2_Normalize/config.json") is not the
+    adapter's, but for the pooling's config.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if "/".join(path.parts[-2:]) == POOLING:
+        return POOLING
+    if any(MODULE_FOLDER.fullmatch(part) for part in path.parts[:-1]):
+        return None
+    found = ALIASES.get(path.name, path.name)
+    return found if found in ADAPTER_FILES else None
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where an adapter file goes."""
+    target = folder / name
+    target.parent.mkdir(exist_ok=True)
+    return target
 
 
 def _refuse_if_only_pickle(folder: Path, left: list[str]) -> None:
@@ -114,7 +132,7 @@ def _unpack_multipart(body: Path, content_type: str, folder: Path) -> list[str]:
         else:
             seen.add(target)
             file.file_object.seek(0)
-            with (folder / target).open("wb") as out:
+            with _place(folder, target).open("wb") as out:
                 shutil.copyfileobj(file.file_object, out, CHUNK_BYTES)
         file.close()
 
@@ -168,7 +186,7 @@ def _unpack_zip(body: Path, folder: Path, max_bytes: int) -> list[str]:
                     left.append(entry.filename)
                     continue
                 with archive.open(entry) as source:
-                    room -= _copy_capped(source, folder / name, room, max_bytes)
+                    room -= _copy_capped(source, _place(folder, name), room, max_bytes)
     except DAMAGE as error:
         raise _damaged("zip", error) from None
     _refuse_if_only_pickle(folder, left)
@@ -198,7 +216,7 @@ def _unpack_tar(body: Path, folder: Path, max_bytes: int) -> list[str]:
                 if name is None or source is None:
                     left.append(member.name)
                     continue
-                room -= _copy_capped(source, folder / name, room, max_bytes)
+                room -= _copy_capped(source, _place(folder, name), room, max_bytes)
             _check_end(plain, archive.offset, max_bytes)
     except DAMAGE as error:
         raise _damaged("tar", error) from None

@@ -1,7 +1,6 @@
 """What an upload says about itself: adapter_config.json, config.json, file metadata, the query.
 
-Every field of PEFT 0.21's LoraConfig is honoured, known to change nothing at inference, or refused
-by name. Where a tensor goes is read from its name (layouts.py); how it is scaled, from here.
+Where a tensor goes is read from its name (layouts.py); how it is scaled, from here.
 """
 
 from __future__ import annotations
@@ -10,43 +9,36 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from app.adapters.adapter import Pooling, Scores, Task
+from app.adapters.adapter import Scores, Task
 from app.adapters.fields import Fields
+from app.adapters.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME, unserved_field, why_not
 from app.adapters.patterns import PATTERNS_S, matches
+from app.adapters.sentence import Pooling, Sentence
 from app.adapters.upload import AdapterRejected, Problem
 
 SHORTEST_LENGTH = 8  # the special tokens of a pair, and something to say
-
-# Only how the adapter was trained, or where: the tensors' names say that better.
-NO_EFFECT = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
-    "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
-    "modules_to_save", "peft_version", "qalora_group_size", "revision", "runtime_config",
-    "target_modules",
-}  # fmt: skip
-NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
-HONOURED = {
-    "alpha", "alpha_pattern", "id2label", "init_lora_weights", "label2id", "labels", "layout",
-    "lora_alpha", "max_length", "normalize", "peft_type", "pooling", "problem_type", "r",
-    "rank_pattern", "task", "task_type", "use_rslora",
-}  # fmt: skip
-PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
 TASKS: dict[str | None, Task | None] = {
     None: None,
     "SEQ_CLS": "classify",
+    "TOKEN_CLS": "tokens",
     "FEATURE_EXTRACTION": "embed",
 }
-OFF: tuple[Any, ...] = (None, False, "", [], {}, "none", 0)
+ARCHITECTURES: dict[str, Task] = {
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "tokens",
+}
+PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false")
+REPEATABLE_INITS = ("pissa", "olora")  # PEFT changes the base by them at load, always alike
 LAYOUTS = ("peft", "tutorial", "tutorial-swapped")
-ACTIVATIONS: dict[str | None, Scores] = {
+PROBLEM_TYPES: dict[str, Scores] = {
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
     "regression": "none",
 }
+METADATA = EVERYWHERE | {"use_rslora", "use_dora"} | REFUSED_BY_NAME.keys()
 
 
 @dataclass(frozen=True)
@@ -59,27 +51,55 @@ class Options:
     pooling: Pooling | None = None
     normalize: bool | None = None
     task: Task | None = None
+    problem_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Targeting:
+    """Which layers the config says were trained; None: not said. PEFT's own field names."""
+
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    modules_to_save: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an upload's tensors are to be read; None: not said."""
+    """How an upload's tensors are to be read; None: not said.
 
+    configured: there is an adapter_config.json, so what it does not switch on is off. init: pissa
+    or olora where the base changes at load. blocks: BD-LoRA's. truncated: KaSA cut the base's
+    smallest singular values off. numbers: what this kind's formula reads (kinds.py). problems: what
+    cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
+    """
+
+    kind: str = "LORA"
+    configured: bool = False
     alpha: float | None = None
     rank: int | None = None
     rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    init: str | None = None
+    blocks: int | None = None
+    truncated: bool = False
+    tokens: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    targeting: Targeting = field(default_factory=Targeting)
     layout: str | None = None
     task: Task | None = None
     labels: tuple[str, ...] | None = None
     problem_type: str | None = None
-    pooling: Pooling | None = None
-    normalize: bool | None = None
-    max_length: int | None = None
-    targets: str | tuple[str, ...] | None = None
-    model_type: str | None = None
+    sentence: Sentence = field(default_factory=Sentence)
+    model_config: Mapping[str, Any] = field(default_factory=dict)
     made_for: str | None = None
+    made_for_type: str | None = None
+    problems: tuple[Problem, ...] = ()
     deadline_s: float = math.inf
 
     def scale(self, path: str, rank: int) -> float:
@@ -116,60 +136,89 @@ def read_recipe(
     model_config: Mapping[str, Any],
     metadata: Mapping[str, str],
     options: Options,
+    sentence: Sentence | None = None,
 ) -> Recipe:
     """Put together adapter_config.json, config.json, the file's metadata and the query.
 
-    Raises AdapterRejected with every field that would change the mathematics and is not served,
-    and for sources that disagree.
+    Every field that would change the mathematics and is not served, and sources that disagree, are
+    among its problems. Raises AdapterRejected for a method that is not served at all.
     """
-    fields = {**_from_metadata(metadata), **config}
-    problems = list(_unserved(fields))
+    fields = {**_from_metadata(metadata), **_plain(config)}
+    kind = fields.get("peft_type") or "LORA"
+    reason = why_not(kind)
+    if reason:
+        raise AdapterRejected(reason, [Problem(reason)])
+    problems = [
+        Problem(why) for name, value in fields.items() if (why := unserved_field(kind, name, value))
+    ]
     read = Fields(fields, problems)
-    alpha = read.number("lora_alpha") if "lora_alpha" in fields else read.number("alpha")
-    if options.alpha is not None and alpha is not None and alpha != options.alpha:
-        problems.append(Problem(f"the query says alpha={options.alpha:g}, the upload {alpha:g}"))
-    layout = options.layout or read.one_of("layout", LAYOUTS)
-    task = read.one_of("task", get_args(Task)) or TASKS.get(_text(fields.get("task_type")))
-    labels = options.labels or _labels(fields, model_config, problems)
-    recipe_fields: dict[str, Any] = {
-        "alpha": options.alpha if options.alpha is not None else alpha,
-        "rank": read.integer("r"),
-        "rslora": bool(fields.get("use_rslora")),
-        "rank_pattern": read.patterns("rank_pattern"),
-        "alpha_pattern": read.patterns("alpha_pattern"),
-        "layout": layout,
-        "task": options.task or task,
-        "labels": labels,
-        "problem_type": fields.get("problem_type") or model_config.get("problem_type"),
-        "pooling": options.pooling or read.one_of("pooling", get_args(Pooling)),
-        "normalize": options.normalize
-        if options.normalize is not None
-        else read.boolean("normalize"),
-        "max_length": read.integer("max_length", SHORTEST_LENGTH),
-        "targets": _targets(fields),
-        "model_type": _text(model_config.get("model_type")),
-        "deadline_s": time.monotonic() + PATTERNS_S,
-        "made_for": _text(fields.get("base_model_name_or_path")),
-    }
-    if recipe_fields["problem_type"] not in (None, *ACTIVATIONS):
-        problems.append(Problem(f"problem_type {recipe_fields['problem_type']!r} is not known"))
-    if problems:
-        raise AdapterRejected("the adapter's configuration cannot be served", problems)
-    return Recipe(**recipe_fields)
+    recipe = Recipe(
+        kind=kind,
+        configured=bool(config),
+        alpha=_alpha(read, options, problems),
+        rank=read.integer("r", 0) or None,
+        rslora=bool(fields.get("use_rslora")),
+        rank_pattern={} if kind == "ADALORA" else read.patterns("rank_pattern"),
+        alpha_pattern=read.patterns("alpha_pattern"),
+        dora=bool(fields.get("use_dora")),
+        lora_bias=bool(fields.get("lora_bias")),
+        bias=read.one_of("bias", ("none", "all", "lora_only")) or "none",
+        init=_init(fields, problems),
+        blocks=_blocks(fields, problems),
+        truncated=fields.get("kasa_config") is not None,
+        tokens=_tokens(fields, problems),
+        numbers={
+            name: _number(read, name, default) for name, default in KINDS[kind].numbers.items()
+        },
+        targeting=_targeting(read),
+        layout=options.layout or read.one_of("layout", LAYOUTS),
+        task=options.task or _task(read, model_config),
+        labels=options.labels or _labels(fields, model_config, problems),
+        problem_type=_problem_type(options, fields, model_config, problems),
+        sentence=_sentence(read, options, sentence or Sentence()),
+        model_config=model_config,
+        made_for=_text(fields.get("base_model_name_or_path")),
+        made_for_type=_trained_type(fields),
+        deadline_s=time.monotonic() + PATTERNS_S,
+    )
+    return replace(recipe, problems=tuple(problems))
 
 
 def scores_of(recipe: Recipe, labels: int) -> Scores:
     """softmax; sigmoid for multi-label; none for regression, which one label alone means."""
     if recipe.problem_type is None:
         return "none" if labels == 1 else "softmax"
-    return ACTIVATIONS[recipe.problem_type]
+    return PROBLEM_TYPES[recipe.problem_type]
+
+
+def _plain(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """AdapterHub's config in PEFT's words: its method is one level down.
+
+    Source: adapters.LoRAConfig. Raises AdapterRejected for what is not plain LoRA.
+    """
+    inner = config.get("config")
+    if not isinstance(inner, dict) or "architecture" not in inner:
+        return config
+    wrong = [
+        Problem(f"{name}={inner.get(name)!r:.40} is not served; {wanted!r} is")
+        for name, wanted in (
+            ("architecture", "lora"),
+            ("composition_mode", "add"),
+            ("use_gating", False),
+        )
+        if inner.get(name, wanted) != wanted
+    ]
+    if wrong:
+        raise AdapterRejected("AdapterHub's method is not served", wrong)
+    plain = {"lora_alpha": inner.get("alpha"), "r": inner.get("r")}
+    return {**plain, "base_model_name_or_path": config.get("model_name")}
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The file's own __metadata__: only fields that a config could hold; values as JSON or text."""
     fields: dict[str, Any] = {}
     for name, text in metadata.items():
-        if name in HONOURED or name in REFUSED_BY_NAME:
+        if name in METADATA:
             try:
                 fields[name] = json.loads(text)
             except (ValueError, RecursionError):
@@ -179,55 +228,148 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     return fields
 
 
-REFUSED_BY_NAME = {
-    "use_dora": "DoRA",
-    "lora_bias": "a bias on lora_B",
-    "bias": "trained biases (bias=lora_only or all)",
-    "trainable_token_indices": "trained token rows",
-    "alora_invocation_tokens": "activated LoRA (aLoRA)",
-    "use_qalora": "QA-LoRA",
-    "layer_replication": "layer replication",
-    "target_parameters": "LoRA on bare parameters",
-    "use_bdlora": "BD-LoRA",
-    "arrow_config": "arrow routing",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "velora_config": "VeLoRA",
-    "megatron_config": "Megatron layers",
-}
+def _alpha(read: Fields, options: Options, problems: list[Problem]) -> float | None:
+    said = read.number("lora_alpha" if "lora_alpha" in read.fields else "alpha")
+    if options.alpha is not None and said is not None and said != options.alpha:
+        problems.append(Problem(f"the query says alpha={options.alpha:g}, the upload {said:g}"))
+    return said if options.alpha is None else options.alpha
 
 
-def _unserved(fields: Mapping[str, Any]) -> list[Problem]:
-    problems = []
-    for name, value in fields.items():
-        if name in NO_EFFECT or name in HONOURED or value in OFF:
-            continue
-        what = REFUSED_BY_NAME.get(name, "a field this server does not know")
-        problems.append(Problem(f"{name}={value!r:.60}: {what}; it is not served"))
-    kind = fields.get("peft_type")
-    if kind not in (None, "LORA"):
-        problems.append(Problem(f"peft_type {kind!r:.40} is not served; LORA is"))
+def _number(read: Fields, name: str, default: Any) -> Any:
+    """The field in its default's own type."""
+    if isinstance(default, bool):
+        found: Any = read.boolean(name)
+    else:
+        found = read.integer(name, 0) if isinstance(default, int) else read.number(name)
+    return default if found is None else found
+
+
+def _init(fields: Mapping[str, Any], problems: list[Problem]) -> str | None:
     init = fields.get("init_lora_weights")
-    if init not in PLAIN_INITS:
-        problems.append(
-            Problem(
-                f"init_lora_weights={init!r:.40} changes the base's weights at load: convert the "
-                "adapter with save_pretrained(path_initial_model_for_weight_conversion=…)"
-            )
-        )
-    if fields.get("task_type") not in tuple(TASKS):
-        problems.append(Problem(f"task_type {fields['task_type']!r:.40} is not served"))
-    return problems
-
-
-def _targets(fields: Mapping[str, Any]) -> str | tuple[str, ...] | None:
-    """target_modules, where nothing narrows it to some of the layers that it matches."""
-    if any(fields.get(name) for name in NARROWING) or fields.get("layers_to_transform") == 0:
+    if any(init is plain or init == plain for plain in PLAIN_INITS):
         return None
-    value = fields.get("target_modules")
-    if isinstance(value, str):
-        return value
-    return tuple(map(str, value)) if isinstance(value, list) else None
+    if isinstance(init, str) and init.lower() in REPEATABLE_INITS:
+        return init.lower()
+    problems.append(
+        Problem(
+            f"init_lora_weights={init!r:.40} changes the base's weights at load, in a way that cannot "
+            "be repeated: convert the adapter with "
+            "save_pretrained(path_initial_model_for_weight_conversion=…)"
+        )
+    )
+    return None
+
+
+def _blocks(fields: Mapping[str, Any], problems: list[Problem]) -> int | None:
+    """BD-LoRA's number of blocks; which matrix has them, its shape tells."""
+    config = fields.get("use_bdlora")
+    if not config:
+        return None
+    blocks = config.get("nblocks", 1) if isinstance(config, dict) else None
+    if type(blocks) is not int or blocks < 1:
+        problems.append(Problem(f"use_bdlora={config!r:.60} does not say its nblocks"))
+        return None
+    return blocks
+
+
+def _tokens(fields: Mapping[str, Any], problems: list[Problem]) -> Any:
+    """trainable_token_indices: ids, or ids by embedding; TRAINABLE_TOKENS says token_indices."""
+    said = fields.get("trainable_token_indices") or fields.get("token_indices")
+    if not said:
+        return None
+    lists = said if isinstance(said, dict) else {"": said}
+    if not all(isinstance(v, list) and all(type(i) is int for i in v) for v in lists.values()):
+        problems.append(Problem(f"token indices {said!r:.60} are not lists of token ids"))
+        return None
+    found = {str(name): tuple(ids) for name, ids in lists.items()}
+    return found if isinstance(said, dict) else found[""]
+
+
+def _targeting(read: Fields) -> Targeting:
+    def names(name: str) -> tuple[str, ...] | None:
+        value = read.fields.get(name)
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        if value not in (None, [], ""):
+            read.problems.append(Problem(f"{name}={value!r:.60} is not a list of names"))
+        return None
+
+    def expression(name: str) -> str | tuple[str, ...] | None:
+        value = read.fields.get(name)
+        return value if isinstance(value, str) and value else names(name)
+
+    layers = read.fields.get("layers_to_transform")
+    layers = [layers] if type(layers) is int else layers
+    if layers is not None and not (
+        isinstance(layers, list) and all(type(i) is int for i in layers)
+    ):
+        read.problems.append(Problem(f"layers_to_transform={layers!r:.60} are not layers' numbers"))
+        layers = None
+    pattern = expression("layers_pattern")
+    return Targeting(
+        expression("target_modules"),
+        expression("exclude_modules"),
+        names("modules_to_save") or (),
+        tuple(layers) if layers else None,
+        (pattern,) if isinstance(pattern, str) else pattern or (),
+    )
+
+
+def _task(read: Fields, model_config: Mapping[str, Any]) -> Task | None:
+    said = read.fields.get("task_type")
+    if said not in tuple(TASKS):
+        read.problems.append(Problem(f"task_type {said!r:.40} is not served"))
+        return None
+    task: Task | None = read.one_of("task", get_args(Task)) or TASKS[said]
+    if task is not None:
+        return task
+    names = model_config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    return next((task for end, task in ARCHITECTURES.items() if name.endswith(end)), None)
+
+
+def _problem_type(
+    options: Options,
+    fields: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+    problems: list[Problem],
+) -> str | None:
+    said = options.problem_type or fields.get("problem_type") or model_config.get("problem_type")
+    if said is None or said in tuple(PROBLEM_TYPES):
+        return said
+    problems.append(Problem(f"problem_type {said!r:.60} is none of {', '.join(PROBLEM_TYPES)}"))
+    return None
+
+
+def _sentence(read: Fields, options: Options, files: Sentence) -> Sentence:
+    """How it embeds: the query, then the config or metadata, then its sentence-transformers files."""
+    prompts = read.texts("prompts")
+    dimensions = read.integers("dimensions")
+    normalize = read.boolean("normalize")
+    own = Sentence(
+        options.pooling or read.one_of("pooling", get_args(Pooling)),
+        normalize if options.normalize is None else options.normalize,
+        read.integer("max_length", SHORTEST_LENGTH),
+        prompts,
+        _text(read.fields.get("default_prompt_name")),
+        dimensions,
+    )
+    found = own.over(files)
+    if found.default_prompt is not None and found.default_prompt not in (found.prompts or {}):
+        read.problems.append(
+            Problem(f"default_prompt_name {found.default_prompt!r:.60} is none of its prompts")
+        )
+    return found
+
+
+def _trained_type(fields: Mapping[str, Any]) -> str | None:
+    """The model_type of the class that PEFT saw at training: auto_mapping names its module."""
+    mapping = fields.get("auto_mapping")
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    parts = library.split(".") if isinstance(library, str) else []
+    if parts[:2] != ["transformers", "models"] or len(parts) < 3:
+        return None
+    return parts[2].replace("_", "-")
 
 
 def _text(value: Any) -> str | None:

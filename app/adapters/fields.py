@@ -55,7 +55,7 @@ class Fields:
 
     def one_of(self, name: str, allowed: tuple[str, ...]) -> Any:
         value = self.fields.get(name)
-        if value is not None and value not in allowed:
+        if value is not None and not any(value == one for one in allowed):
             self._fault(name, f"one of {', '.join(allowed)}")
             return None
         return value
@@ -67,3 +67,21 @@ class Fields:
             self._fault(name, "a map from module names to numbers")
             return {}
         return dict(value)
+
+    def texts(self, name: str) -> dict[str, str] | None:
+        value = self.fields.get(name)
+        if value is not None and not (
+            isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+        ):
+            self._fault(name, "a map from names to texts")
+            return None
+        return value
+
+    def integers(self, name: str) -> tuple[int, ...] | None:
+        value = self.fields.get(name)
+        if value is None:
+            return None
+        if not (isinstance(value, list) and all(type(n) is int and n > 0 for n in value)):
+            self._fault(name, "a list of positive integers")
+            return None
+        return tuple(value)

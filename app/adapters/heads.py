@@ -1,172 +1,207 @@
-"""What a file holds beside low-rank layers: the head, and layers of the base that it replaces.
+"""What stands behind the encoder: each architecture's head, from the file or from the base's own.
 
-Knows where each architecture keeps its sequence-classification head; knows no model class.
+Knows where an architecture keeps its heads; knows no model class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Dense, Head
-from app.adapters.base_shape import BaseShape
+from app.adapters.adapter import Dense, Head, LoRALayer, Norm, Source, Task
+from app.adapters.base import Base
 from app.adapters.config import Recipe
+from app.adapters.fold import Layer, Misfit
+from app.adapters.layouts import Parts
 from app.adapters.upload import AdapterRejected, Problem
 
-PEFT_PREFIX = "base_model.model."
-UNSERVED_SUFFIXES = {
-    "lora_magnitude_vector": "DoRA's magnitude",
-    "lora_embedding_": "LoRA on an embedding",
-    "lora_B.bias": "a bias on lora_B",
-    "token_adapter.": "trained token rows",
-    "lora_E": "AdaLoRA",
-    "lora_diag": "KaSA",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "ia3_l": "IA3",
-    "vera_lambda": "VeRA",
-    "oft_": "OFT",
-    "fourierft": "FourierFT",
-}
+Fold = Callable[[Layer], "LoRALayer | Dense"]
 
 
 @dataclass(frozen=True)
 class HeadKeys:
-    """Where an architecture's sequence-classification head keeps its layers.
+    """Where a head keeps its layers, in the order of its computation.
 
-    Source: transformers' <Architecture>ForSequenceClassification.
+    source: what it reads; "classifier_pooling": as the model's config says (ModernBERT).
+    activation "classifier_activation": the config's too. Source: transformers'
+    <Architecture>ForSequenceClassification and ForTokenClassification.
     """
 
-    source: Literal["cls", "pooler"]
-    dense: str | None
-    activation: Literal["tanh", "relu", "gelu"] | None
+    source: Source | str
     out: str
+    dense: str | None = None
+    activation: str | None = None
+    norm: str | None = None
 
 
-ROBERTA_HEAD = HeadKeys("cls", "classifier.dense", "tanh", "classifier.out_proj")
-HEADS = {
-    "bert": HeadKeys("pooler", None, None, "classifier"),
-    "albert": HeadKeys("pooler", None, None, "classifier"),
-    "roberta": ROBERTA_HEAD,
-    "xlm-roberta": ROBERTA_HEAD,
-    "camembert": ROBERTA_HEAD,
-    "electra": HeadKeys("cls", "classifier.dense", "gelu", "classifier.out_proj"),
-    "distilbert": HeadKeys("cls", "pre_classifier", "relu", "classifier"),
+BERT = HeadKeys("pooler", "classifier")
+ROBERTA = HeadKeys("cls", "classifier.out_proj", "classifier.dense", "tanh")
+SEQUENCE_HEADS = {
+    "bert": BERT,
+    "albert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "electra": HeadKeys("cls", "classifier.out_proj", "classifier.dense", "gelu"),
+    "distilbert": HeadKeys("cls", "classifier", "pre_classifier", "relu"),
+    "modernbert": HeadKeys(
+        "classifier_pooling", "classifier", "head.dense", "classifier_activation", "head.norm"
+    ),
 }
+PLAIN_TOKENS = HeadKeys("tokens", "classifier")
+TOKEN_HEADS = dict.fromkeys(SEQUENCE_HEADS, PLAIN_TOKENS) | {
+    "modernbert": HeadKeys(
+        "tokens", "classifier", "head.dense", "classifier_activation", "head.norm"
+    )
+}
+POOLERS = {"bert": "pooler.dense", "albert": "pooler"}
+HEAD_PATHS = {"classifier", "classifier.dense", "classifier.out_proj", "pre_classifier", "head.dense",
+              "head.norm"}  # fmt: skip
 
 
-def read_denses(rest: dict[str, Tensor], problems: list[Problem]) -> dict[str, Dense]:
-    """weight and bias of each module in `rest`; anything else is a problem."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in rest.items():
-        path, _, leaf = name.removeprefix(PEFT_PREFIX).rpartition(".")
-        known = next((what for suffix, what in UNSERVED_SUFFIXES.items() if suffix in name), None)
-        if known:
-            problems.append(Problem(f"{known} is not served", name))
-        elif leaf in ("weight", "bias") and path and tensor.dim() == (2 if leaf == "weight" else 1):
-            if leaf in parts.setdefault(path, {}):
-                problems.append(Problem(f"{path}.{leaf} is given twice", name))
-            parts[path][leaf] = tensor.to(torch.float32)
-            if not torch.isfinite(parts[path][leaf]).all():
-                problems.append(Problem("is not finite in float32", name))
-        else:
-            problems.append(Problem("is no tensor that this server knows", name))
-    denses = {}
-    for path, found in parts.items():
-        if "weight" not in found:
-            problems.append(Problem("a bias without its weight is not served", f"{path}.bias"))
-        elif "bias" in found and found["bias"].shape[0] != found["weight"].shape[0]:
-            problems.append(Problem("bias and weight do not fit each other", f"{path}.bias"))
-        else:
-            denses[path] = Dense(found["weight"], found.get("bias"))
-    return denses
+@dataclass(eq=False)
+class HeadReader:
+    """Builds one file's head. problems: filled as they are found. used: the paths it took."""
 
+    parts: Parts
+    recipe: Recipe
+    base: Base
+    fold: Fold
+    problems: list[Problem]
+    used: set[str]
 
-def take_head(
-    dense: dict[str, Dense], recipe: Recipe, base: BaseShape, problems: list[Problem]
-) -> Head | None:
-    """Take the head's layers out of `dense`."""
-    keys = HEADS.get(base.model_type)
-    if keys is None or keys.out not in dense:
-        if recipe.task == "classify" and not problems:
-            where = f"{keys.out}.weight" if keys else "a head"
-            problems.append(Problem(f"is a classification adapter, but {where} is not in the file"))
-        return None
-    out = dense.pop(keys.out)
-    inner = dense.pop(keys.dense, None) if keys.dense else None
-    if keys.dense and inner is None:
-        problems.append(
-            Problem(
-                f"{keys.dense} is not in the file, and the base has none: "
-                "train with it in modules_to_save",
-                f"{keys.dense}.weight",
+    def read(self) -> tuple[Head | None, Task]:
+        """The head and its task; (None, "embed") where neither file nor config speak of one."""
+        task = self._task()
+        if task == "embed":
+            return None, task
+        keys = (SEQUENCE_HEADS if task == "classify" else TOKEN_HEADS)[self.base.model_type]
+        before = len(self.problems)
+        pooler = self._own_pooler(keys)
+        dense = pooler or (self._dense(keys.dense) if keys.dense else None)
+        norm = self._norm(keys.norm) if keys.norm else None
+        out = self._dense(keys.out)
+        if out is None or len(self.problems) > before:
+            return None, task
+        if dense is not None and dense.weight.shape[0] != out.weight.shape[1]:
+            self._problem(keys.out, "does not fit the head's other layer")
+        source, activation = self._source(keys), keys.activation
+        if activation == "classifier_activation":
+            activation = self.base.classifier_activation
+        if pooler is not None:
+            source, activation = "cls", "tanh"
+        return Head(source, dense, activation, out, norm, self.base.norm_eps), task
+
+    def _task(self) -> Task:
+        """What the config says, else what the file's tensors say."""
+        sequence = SEQUENCE_HEADS[self.base.model_type].out
+        tokens = TOKEN_HEADS[self.base.model_type].out
+        if self.recipe.task in ("classify", "tokens"):
+            return self.recipe.task
+        if self._given(sequence):
+            return "classify"
+        return "tokens" if self._given(tokens) else "embed"
+
+    def _given(self, path: str) -> bool:
+        return "weight" in self.parts.modules.get(path, {})
+
+    def _source(self, keys: HeadKeys) -> Source:
+        if keys.source == "classifier_pooling":
+            said = self.recipe.model_config.get("classifier_pooling", self.base.classifier_pooling)
+            return "mean" if said == "mean" else "cls"
+        if keys.source == "pooler" and not self.base.has_pooler:
+            self._problem(keys.out, "the head reads the pooler, and this base has none")
+        return keys.source  # type: ignore[return-value]
+
+    def _own_pooler(self, keys: HeadKeys) -> Dense | None:
+        """The file's pooler, where the base has none to change."""
+        if keys.source != "pooler" or self.base.has_pooler:
+            return None
+        bare = POOLERS[self.base.model_type]
+        path = next((p for p in self.base.spellings(bare) if self._given(p)), None)
+        return self._dense(path) if path else None
+
+    def _dense(self, path: str) -> Dense | None:
+        """A layer of the head: the file's, or the base's own, with the file's changes."""
+        module = self.parts.modules.get(path, {})
+        self.used.add(path)
+        weight, bias = (self._tensor(path, leaf) for leaf in ("weight", "bias"))
+        if weight is None:
+            self._problem(
+                path,
+                "is a head's layer, but its weight is not in the file, and the base has none: train "
+                "with it in modules_to_save",
             )
-        )
-    if keys.source == "pooler" and not base.has_pooler:
-        problems.append(
-            Problem("the head reads the pooler, and this base has none", f"{keys.out}.weight")
-        )
-    for path, layer in ((keys.dense, inner), (keys.out, out)):
-        if layer is not None and layer.bias is None:
-            problems.append(
-                Problem("has no bias in the file, and this head has one", f"{path}.bias")
-            )
-        if layer is not None and layer.weight.shape[1] != base.hidden:
-            width = layer.weight.shape[1]
-            problems.append(
-                Problem(f"reads {width} values; this base is {base.hidden}-wide", f"{path}.weight")
-            )
-    if inner is not None and inner.weight.shape[0] != out.weight.shape[1]:
-        problems.append(
-            Problem("the head's two layers do not fit each other", f"{keys.dense}.weight")
-        )
-    return Head(keys.source, inner, keys.activation if keys.dense else None, out)
+            return None
+        if weight.dim() != 2 or weight.shape[1] != self.base.hidden:
+            width = weight.shape[-1]
+            self._problem(path, f"reads {width} values; this base is {self.base.hidden}-wide")
+            return None
+        if bias is not None and bias.shape != weight.shape[:1]:
+            self._problem(path, "bias and weight do not fit each other", "bias")
+            return None
+        if bias is None and not path.startswith("head."):
+            self._problem(path, "has no bias in the file, and this head has one")
+            return None
+        low = {part: t for part, t in module.items() if part not in ("weight", "bias")}
+        if not low:
+            return Dense(weight, bias)
+        if "weight" in module:
+            self._problem(path, "is given whole, and the file also adapts it")
+            return None
+        return self._changed(Layer(path, low, weight, bias))
+
+    def _changed(self, layer: Layer) -> Dense | None:
+        """The base's own head layer with a low-rank change folded into it."""
+        try:
+            change = self.fold(layer)
+        except Misfit as error:
+            self._problem(layer.path, error.reason, error.part)
+            return None
+        if isinstance(change, Dense):
+            return change
+        weight, bias = layer.frozen, layer.own_bias
+        if change.gain is not None:
+            weight, bias = change.gain[:, None] * weight, change.gain * bias
+        weight = weight + change.B.double() @ change.A.double()
+        if change.shift is not None:
+            bias = bias + change.shift
+        return Dense(weight.float(), None if layer.bias is None else bias.float())
+
+    def _norm(self, path: str) -> Norm | None:
+        self.used.add(path)
+        weight, bias = (self._tensor(path, leaf) for leaf in ("weight", "bias"))
+        if weight is None or weight.shape != (self.base.hidden,):
+            self._problem(path, "is a head's norm, and neither file nor base have one that fits")
+            return None
+        return Norm(weight, bias)
+
+    def _tensor(self, path: str, leaf: str) -> Tensor | None:
+        """The file's, else the base's, in float32."""
+        module = self.parts.modules.get(path, {})
+        found = module.get(leaf)
+        if found is None and not (leaf == "bias" and "weight" in module):
+            found = self.base.head.get(f"{path}.{leaf}")
+        if found is None:
+            return None
+        found = found.detach().cpu().float()
+        if not torch.isfinite(found).all():
+            self._problem(path, "is not finite in float32", leaf)
+        return found
+
+    def _problem(self, path: str, reason: str, part: str | None = None) -> None:
+        name = self.parts.names.get((path, part or "weight"), f"{path}.{part or 'weight'}")
+        self.problems.append(Problem(reason, name))
 
 
-def take_replaced(
-    dense: dict[str, Dense],
-    adapted: Collection[str],
-    base: BaseShape,
-    problems: list[Problem],
-) -> dict[str, Dense]:
-    """The Linear layers of the base that the file replaces whole."""
-    replaced: dict[str, Dense] = {}
-    for path, layer in dense.items():
-        target = base.resolve(path)
-        name = f"{path}.weight"
-        if target is None:
-            problems.append(
-                Problem("belongs to no linear layer of this base nor to its head", name)
-            )
-        elif target in replaced:
-            problems.append(Problem(f"{target} is given twice", name))
-        elif (layer.bias is None) == (target in base.biased):
-            has = "one" if target in base.biased else "none"
-            problems.append(
-                Problem(
-                    f"replaces a layer; its bias is missing or extra: the base's has {has}", name
-                )
-            )
-        elif target in adapted:
-            problems.append(Problem("replaces a layer that the file also adapts", name))
-        elif tuple(layer.weight.shape) != base.linears[target]:
-            out, in_ = base.linears[target]
-            problems.append(
-                Problem(f"has shape {list(layer.weight.shape)}; the base's is [{out}, {in_}]", name)
-            )
-        else:
-            replaced[target] = layer
-    return replaced
-
-
-def check_labels(head: Head | None, recipe: Recipe) -> tuple[str, ...]:
+def check_labels(head: Head | None, labels: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The head's labels, LABEL_0… where none are given. Raises AdapterRejected."""
     if head is None:
         return ()
-    labels = recipe.labels or tuple(f"LABEL_{i}" for i in range(head.labels))
+    labels = labels or tuple(f"LABEL_{i}" for i in range(head.labels))
     if len(labels) != head.labels:
         raise AdapterRejected(f"{len(labels)} labels are given for a head of {head.labels}")
     if any("\ud800" <= c <= "\udfff" for label in labels for c in label):

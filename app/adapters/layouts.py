@@ -1,117 +1,223 @@
-"""Tensor names of an adapter file -> the canonical adapter; every tensor is accounted for.
+"""Tensor names of an adapter file -> module paths and their parts, in PEFT's words.
 
-Knows PEFT's keys, the tutorial's keys and each architecture's head; gets the base's shapes as an
-argument and knows no model class. A tensor that finds no place is a problem, never skipped.
+Knows the spellings of PEFT, the tutorial, loralib, minLoRA and AdapterHub's `adapters`; knows no
+mathematics (fold.py) and no model class. A name that means nothing here is a problem, never skipped.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, LoRALayer, fold
-from app.adapters.base_shape import BaseShape
-from app.adapters.config import Recipe, scores_of
-from app.adapters.heads import PEFT_PREFIX, check_labels, read_denses, take_head, take_replaced
-from app.adapters.targets import missing_targets
+from app.adapters.base import Base
+from app.adapters.config import Recipe
 from app.adapters.upload import AdapterRejected, Problem
 
-PEFT_KEY = re.compile(r"(?P<path>.+)\.lora_(?P<letter>[AB])\.weight")
-TUTORIAL_KEY = re.compile(r"(?P<path>.+)\.lora\.(?P<letter>[AB])")
+PEFT_PREFIX = "base_model.model."
+PREFIX = re.compile(r"(base_model\.model\.)?(_orig_mod\.)?(0\.auto_model\.)?")
+NAME = r"(?:\.(?P<name>(?!(?:weight|bias)$)[^.]+))?"  # an adapter's name inside a key
+PEFT_KEY = re.compile(
+    r"(?:(?P<path>.+?)\.)?(?P<part>lora_embedding_[AB]|lora_magnitude_vector|lora_[ABE]|lora_diag"
+    r"|token_adapter\.trainable_tokens_delta|trainable_tokens_delta|hada_w[12]_[ab]"
+    r"|lokr_w[12](?:_[ab])?|ia3_l|vera_lambda_[bd]|vera_[AB]|fourierft_spectrum|oft_R"
+    rf"|ln_tuning_layers|base_layer){NAME}(?:\.(?P<leaf>weight|bias))?"
+)
+TRAINED = re.compile(
+    r"(?P<path>.+?)\.modules_to_save\.(?:[^.]+\.(?P<inner>.+)\.)?(?P<part>weight|bias)"
+)
+UNTRAINED = re.compile(
+    r".+?\.original_module\..+"
+)  # PEFT's copy of the base beside the trained one
+OTHER_KEYS = {
+    "tutorial": re.compile(r"(?P<path>.+)\.lora\.(?P<part>[AB])"),
+    "minlora": re.compile(r"(?P<path>.+)\.parametrizations\.weight\.0\.lora_(?P<part>[AB])"),
+    "adapters": re.compile(r"(?P<path>.+)\.loras\.(?P<name>[^.]+)\.lora_(?P<part>[AB])"),
+}
+FROZEN = {  # the base's own weight, which some layouts keep beside their matrices
+    "tutorial": re.compile(r"(?P<path>.+)\.linear\.(?P<part>weight|bias)"),
+    "minlora": re.compile(r"(?P<path>.+)\.parametrizations\.(?P<part>weight)\.original"),
+}
+WHOLE = re.compile(r"(?P<path>.+)\.(?P<part>weight|bias)")
+WORDS = {  # PEFT's own spelling -> ours, where it is longer than it need be
+    "lora_A": "A", "lora_B": "B", "lora_E": "E", "lora_diag": "diag",
+    "lora_magnitude_vector": "magnitude", "lora_embedding_A": "embedding_A",
+    "lora_embedding_B": "embedding_B", "token_adapter.trainable_tokens_delta": "tokens",
+    "trainable_tokens_delta": "tokens",
+}  # fmt: skip
+PEFT_KINDS = {  # which of PEFT's methods writes a part
+    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "LOHA"),
+    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b"), "LOKR"),
+    **dict.fromkeys(("lokr_w2", "lokr_w2_a", "lokr_w2_b"), "LOKR"),
+    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"), "VERA"),
+    "ia3_l": "IA3", "fourierft_spectrum": "FOURIERFT", "oft_R": "OFT", "E": "ADALORA",
+}  # fmt: skip
 
 
-def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: BaseShape) -> Adapter:
-    """Sort every tensor into a LoRA layer, a replaced Linear or the head.
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """modules: path as the file spells it -> part -> tensor; names: what the file calls each.
 
-    Raises AdapterRejected with every tensor that has no place or does not fit.
+    ignored: tensors that only repeat what is said elsewhere. problems: names that mean nothing.
     """
-    if recipe.model_type not in (None, base.model_type):
-        raise AdapterRejected(
-            f"made for a {recipe.model_type} model, as its config.json says; this base is "
-            f"{base.model_type}"
-        )
-    sorted_ = _sort(tensors)
-    layout = _layout(sorted_, recipe, base)
-    problems: list[Problem] = []
-    layers, scales = _layers(sorted_.pairs, layout, recipe, base, problems)
-    dense = read_denses(sorted_.rest, problems)
-    head = take_head(dense, recipe, base, problems)
-    replaced = take_replaced(dense, layers, base, problems)
-    problems += missing_targets(recipe, base, {*layers, *replaced})
-    if problems:
-        raise AdapterRejected(_summary(sorted_.pairs, layout, base, problems), problems)
-    if not layers and not replaced:
-        raise AdapterRejected("the file changes no layer of the encoder: there is nothing to serve")
-    labels = check_labels(head, recipe)
-    return Adapter(
-        layers=layers,
-        layout=layout,
-        scale=next(iter(scales)) if len(scales) == 1 else None,
-        task="classify" if head else "embed",
-        replaced=replaced,
-        head=head,
-        labels=labels,
-        scores=scores_of(recipe, len(labels)),
-        pooling=recipe.pooling,
-        normalize=recipe.normalize,
-        max_length=recipe.max_length,
-    )
+
+    layout: str
+    modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def name(self, path: str, part: str | None = None) -> str:
+        """What the file calls a part; of a module its first."""
+        parts = self.modules.get(path, {})
+        return self.names.get((path, part or next(iter(parts), "")), path)
 
 
 @dataclass(frozen=True)
-class _Sorted:
-    """pairs: module path as the file spells it -> its A and B; rest: all other tensors."""
+class _Key:
+    """One name, understood. layout: whose spelling it is; None: everybody's."""
 
-    pairs: dict[str, dict[str, Tensor]]
-    names: set[str]
-    rest: dict[str, Tensor]
+    path: str
+    part: str
+    layout: str | None
+    adapter: str | None = None
 
 
-def _sort(tensors: Mapping[str, Tensor]) -> _Sorted:
-    pairs: dict[str, dict[str, Tensor]] = {}
-    kinds: set[str] = set()
-    rest: dict[str, Tensor] = {}
-    twice: list[Problem] = []
-    for name, tensor in tensors.items():
-        bare = name.removeprefix(PEFT_PREFIX)
-        peft, tutorial = PEFT_KEY.fullmatch(bare), TUTORIAL_KEY.fullmatch(bare)
-        match = peft or tutorial
-        if match is None:
-            rest[name] = tensor
-        else:
-            kinds.add("peft" if peft else "tutorial")
-            pair = pairs.setdefault(match["path"], {})
-            if match["letter"] in pair:
-                twice.append(Problem("is given twice, with and without PEFT's prefix", name))
-            pair[match["letter"]] = tensor
-    if twice:
-        raise AdapterRejected("the file names some layers twice", twice)
-    if len(kinds) > 1:
-        raise AdapterRejected(
-            "the file mixes PEFT's keys (lora_A.weight) and the tutorial's (lora.A)"
+def read_names(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Parts:
+    """Raises AdapterRejected for names of two layouts or of two adapters."""
+    keys = {name: _understand(name) for name in tensors}
+    layouts = {key.layout for key in keys.values() if key and key.layout}
+    if (
+        "tutorial" in layouts or "minlora" in layouts
+    ):  # now `.linear.weight` can be told from a head
+        keys = {name: _frozen(name, layouts) or key for name, key in keys.items()}
+    known = {name: key for name, key in keys.items() if key is not None}
+    adapters = sorted({key.adapter for key in known.values() if key.adapter})
+    if len(adapters) > 1:
+        raise AdapterRejected(f"the file holds several adapters: {', '.join(adapters[:5])}")
+    layout = _layout(layouts, known, recipe)
+    if layout == "tutorial":
+        layout = _letter_order(tensors, known, recipe, base)
+    parts = Parts(layout)
+    for name in tensors.keys() - known.keys():
+        parts.problems.append(Problem("is no tensor that this server knows", name))
+    for name, key in known.items():
+        _add(parts, name, key, tensors[name])
+    if layout != "peft":
+        _turn(parts, base)
+    return parts
+
+
+def plain_name(name: str) -> str | None:
+    """PEFT's own spelling of a PEFT key: its prefix, and no adapter's name. None: PEFT ignores it."""
+    bare = _bare(name)
+    if UNTRAINED.fullmatch(bare):
+        return None
+    if found := TRAINED.fullmatch(bare):
+        inner = f".{found['inner']}" if found["inner"] else ""
+        return f"{PEFT_PREFIX}{found['path']}{inner}.{found['part']}"
+    if found := PEFT_KEY.fullmatch(bare):
+        leaf = f".{found['leaf']}" if found["leaf"] else ""
+        if found["part"] in ("vera_A", "vera_B"):
+            return f"base_model.{found['part']}"
+        return f"{PEFT_PREFIX}{found['path']}.{found['part']}{leaf}"
+    return f"{PEFT_PREFIX}{bare}"
+
+
+def _bare(name: str) -> str:
+    found = PREFIX.match(name)
+    return name[found.end() :] if found else name
+
+
+def _understand(name: str) -> _Key | None:
+    bare = _bare(name)
+    for layout, pattern in OTHER_KEYS.items():
+        if found := pattern.fullmatch(bare):
+            adapter = found.groupdict().get("name")
+            return _Key(found["path"], found["part"], layout, adapter)
+    if found := TRAINED.fullmatch(bare):
+        inner = f".{found['inner']}" if found["inner"] else ""
+        return _Key(found["path"] + inner, found["part"], "peft")
+    if UNTRAINED.fullmatch(bare):
+        return _Key(bare, "untrained", "peft")
+    if found := PEFT_KEY.fullmatch(bare):
+        return _peft_key(found)
+    if found := WHOLE.fullmatch(bare):
+        return _Key(found["path"], found["part"], None)
+    return None
+
+
+def _peft_key(found: re.Match[str]) -> _Key | None:
+    path, part, leaf = found["path"] or "", found["part"], found["leaf"]
+    if part in ("ln_tuning_layers", "base_layer"):
+        return _Key(path, leaf, "peft", found["name"]) if leaf else None
+    word = WORDS.get(part, part)
+    bare_matrix = part in ("lora_A", "lora_B") and leaf is None
+    if leaf == "bias":
+        word = f"{word}.bias"
+    return _Key(path, word, "loralib" if bare_matrix else "peft", found["name"])
+
+
+def _frozen(name: str, layouts: set[str]) -> _Key | None:
+    bare = _bare(name)
+    for layout, pattern in FROZEN.items():
+        found = pattern.fullmatch(bare)
+        if layout in layouts and found:
+            return _Key(found["path"], found["part"], layout)
+    return None
+
+
+def _layout(layouts: set[str], keys: Mapping[str, _Key], recipe: Recipe) -> str:
+    """One layout for the whole file; AdaLoRA's matrices are spelled as loralib's."""
+    if "loralib" in layouts and (
+        recipe.kind == "ADALORA" or any(key.part == "E" for key in keys.values())
+    ):
+        layouts = (layouts - {"loralib"}) | {"peft"}
+    if len(layouts) > 1:
+        raise AdapterRejected(f"the file mixes the keys of {' and '.join(sorted(layouts))}")
+    layout = next(iter(layouts), "peft")
+    asked = recipe.layout
+    if asked is not None and not layout.startswith(asked.partition("-")[0]):
+        raise AdapterRejected(f"layout={asked}, but the file's keys are those of {layout}")
+    return layout
+
+
+def _add(parts: Parts, name: str, key: _Key, tensor: Tensor) -> None:
+    if key.part == "untrained":
+        parts.ignored.append(name)
+        return
+    module = parts.modules.setdefault(key.path, {})
+    if key.part not in module:
+        module[key.part] = tensor
+        parts.names[key.path, key.part] = name
+    elif torch.equal(module[key.part], tensor):  # bias=all saves a trained head's bias twice
+        parts.ignored.append(name)
+    else:
+        parts.problems.append(
+            Problem(f"says otherwise than {parts.name(key.path, key.part)}", name)
         )
-    return _Sorted(pairs, kinds, rest)
 
 
-def _layout(found: _Sorted, recipe: Recipe, base: BaseShape) -> str:
-    """peft, or which of the tutorial's two letter orders; shapes decide where they can."""
-    if not found.names or found.names == {"peft"}:
-        if recipe.layout not in (None, "peft"):
-            raise AdapterRejected(f"layout={recipe.layout}, but the file's keys are PEFT's")
-        return "peft"
-    if recipe.layout == "peft":
-        raise AdapterRejected("layout=peft, but the file's keys are the tutorial's (….lora.A)")
-    if recipe.layout:
+def _letter_order(
+    tensors: Mapping[str, Tensor], keys: Mapping[str, _Key], recipe: Recipe, base: Base
+) -> str:
+    """Which of the tutorial's two letter orders; shapes decide where they can."""
+    if recipe.layout in ("tutorial", "tutorial-swapped"):
         return recipe.layout
-    fits = {layout for layout in ("tutorial", "tutorial-swapped") if _fits(found, layout, base)}
-    square = all(
-        shape is None or shape[0] == shape[1]
-        for shape in (base.linears.get(base.resolve(path) or "") for path in found.pairs)
-    )
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, key in keys.items():
+        if key.layout == "tutorial" and key.part in "AB":
+            pairs.setdefault(key.path, {})[key.part] = tensors[name]
+    shapes = [base.linears.get(base.resolve(path) or "") for path in pairs]
+    fits = {
+        layout
+        for layout in ("tutorial", "tutorial-swapped")
+        if all(_fits(p, s, layout) for p, s in zip(pairs.values(), shapes, strict=True))
+    }
+    square = all(shape is None or shape[0] == shape[1] for shape in shapes)
     if len(fits) == 1 and not square:
         return fits.pop()
     if not fits:
@@ -122,96 +228,40 @@ def _layout(found: _Sorted, recipe: Recipe, base: BaseShape) -> str:
     )
 
 
-def _fits(found: _Sorted, layout: str, base: BaseShape) -> bool:
-    for path, pair in found.pairs.items():
-        shape = base.linears.get(base.resolve(path) or "")
-        if shape is None or len(pair) < 2:
-            continue
-        A, B = _canonical(pair["A"], pair["B"], layout)
-        if A.dim() != 2 or B.dim() != 2 or (B.shape[0], A.shape[1]) != shape:
-            return False
-        if A.shape[0] != B.shape[1]:
-            return False
-    return True
+def _fits(pair: dict[str, Tensor], shape: tuple[int, int] | None, layout: str) -> bool:
+    if shape is None or len(pair) < 2:
+        return True
+    A, B = canonical(pair["A"], pair["B"], layout)
+    if A.dim() != 2 or B.dim() != 2:
+        return False
+    return (B.shape[0], A.shape[1]) == shape and A.shape[0] == B.shape[1]
 
 
-def _canonical(A: Tensor, B: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+def canonical(A: Tensor, B: Tensor, layout: str) -> tuple[Tensor, Tensor]:
     """A [r, in] and B [out, r], as PEFT has them.
 
     tutorial: y += x B A with B [in, r], A [r, out]; tutorial-swapped: y += x A B, A [in, r], B [r, out].
     """
-    if layout == "peft" or A.dim() != 2 or B.dim() != 2:
-        return A, B
-    return (B.T, A.T) if layout == "tutorial" else (A.T, B.T)
+    if A.dim() == 2 and B.dim() == 2:
+        if layout == "tutorial":
+            return B.T, A.T
+        if layout == "tutorial-swapped":
+            return A.T, B.T
+    return A, B
 
 
-def _layers(
-    pairs: dict[str, dict[str, Tensor]],
-    layout: str,
-    recipe: Recipe,
-    base: BaseShape,
-    problems: list[Problem],
-) -> tuple[dict[str, LoRALayer], set[float]]:
-    layers: dict[str, LoRALayer] = {}
-    scales: set[float] = set()
-    for path, pair in pairs.items():
-        names = {letter: _key(path, letter, layout) for letter in "AB"}
-        target = base.resolve(path)
-        if target is None or target in layers:
-            reason = "is given twice" if target else "is not a linear layer of this base"
-            problems += [Problem(f"{path} {reason}", names[letter]) for letter in pair]
+def _turn(parts: Parts, base: Base) -> None:
+    """Give every pair PEFT's shapes and words: an embedding's pair is named apart there."""
+    for path, module in parts.modules.items():
+        if "A" not in module or "B" not in module:
             continue
-        if len(pair) < 2:
-            missing = names["B" if "A" in pair else "A"]
-            problems.append(
-                Problem(f"has no partner: {missing} is missing", names[next(iter(pair))])
-            )
-            continue
-        A, B = _canonical(pair["A"], pair["B"], layout)
-        fault = _misfit(A, B, base.linears[target], recipe.expected_rank(path))
-        if fault:
-            shapes = f"A {list(pair['A'].shape)}, B {list(pair['B'].shape)}"
-            problems.append(Problem(f"{fault} ({shapes} in the file)", names["A"]))
-            continue
-        scale = recipe.scale(path, A.shape[0])
-        scales.add(scale)
-        layers[target] = fold(A, B, scale)
-        if not all(torch.isfinite(t).all() for t in (layers[target].A, layers[target].B)):
-            problems.append(Problem("is not finite in float32 once scaled", names["B"]))
-    return layers, scales
-
-
-def _misfit(A: Tensor, B: Tensor, shape: tuple[int, int], expected_rank: int | None) -> str | None:
-    out, in_ = shape
-    if A.dim() != 2 or B.dim() != 2:
-        return "A and B must be matrices"
-    if A.shape[0] != B.shape[1]:
-        return f"A's rank {A.shape[0]} is not B's rank {B.shape[1]}"
-    if (B.shape[0], A.shape[1]) != (out, in_):
-        return f"made for a layer {A.shape[1]} -> {B.shape[0]}; this base's is {in_} -> {out}"
-    if expected_rank is not None and A.shape[0] != expected_rank:
-        return f"has rank {A.shape[0]}, while the config says {expected_rank}"
-    return None
-
-
-def _key(path: str, letter: str, layout: str) -> str:
-    return (
-        f"{PEFT_PREFIX}{path}.lora_{letter}.weight" if layout == "peft" else f"{path}.lora.{letter}"
-    )
-
-
-def _summary(
-    pairs: dict[str, dict[str, Tensor]], layout: str, base: BaseShape, problems: list[Problem]
-) -> str:
-    """In words where the whole file is for another base; else a count."""
-    widths = [
-        _canonical(pair["A"], pair["B"], layout)[0].shape[-1]
-        for path, pair in pairs.items()
-        if len(pair) == 2 and re.search(r"(query|key|value|[qkv]_lin|Wqkv)$", path)
-    ]
-    layers = {int(n) for path in pairs for n in re.findall(r"layers?\.(\d{1,3})\.", path)}
-    made_for = f"{widths[0]}-wide, {max(layers) + 1}-layer" if widths and layers else ""
-    this = f"{base.hidden}-wide, {base.layers}-layer {base.model_type}"
-    if widths and layers and (widths[0] != base.hidden or max(layers) >= base.layers):
-        return f"made for another base ({made_for}); this base is {this}"
-    return f"{len(problems)} tensors of the file cannot be served on this base ({this})"
+        A, B = canonical(module["A"], module["B"], parts.layout)
+        if base.resolve(path) in base.embeddings:
+            if parts.layout == "minlora":  # A [num, r], B [r, dim]
+                A, B = A.T, B.T
+            del module["A"], module["B"]
+            module |= {"embedding_A": A, "embedding_B": B}
+            for letter in "AB":
+                parts.names[path, f"embedding_{letter}"] = parts.names[path, letter]
+        else:
+            module |= {"A": A, "B": B}

@@ -131,7 +131,7 @@ class Store:
                 shutil.rmtree(final)
             (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
             (folder / REPORT).write_text(json.dumps(report))
-            for path in folder.iterdir():
+            for path in folder.rglob("*"):
                 _fsync(path)
             _fsync(folder)
             folder.rename(final)

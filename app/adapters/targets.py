@@ -1,41 +1,130 @@
-"""What a config says was trained, against what the file holds: a lost tensor is not served as zero.
+"""What the config says was trained, against what the file holds: neither is served in part.
 
-PEFT saves every layer that it targets, so one that is missing means half a file. Only layers inside
-the encoder's stack count: a model trained for classification may have had no pooler.
+PEFT saves every layer that it targets, so one that is missing means half a file; and PEFT ignores
+tensors of layers that it does not target, so serving them would be another model than the trained
+one. Only layers inside the encoder's stack must be there: a model trained for classification may
+have had no pooler.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 
-from app.adapters.base_shape import BaseShape
+from app.adapters.base import Base
 from app.adapters.config import Recipe
+from app.adapters.layouts import Parts
 from app.adapters.patterns import matches
 from app.adapters.upload import Problem
 
 IN_STACK = re.compile(r"(^|\.)\d+\.")
+ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
+WHOLE_PARTS = {"weight", "bias", "tokens"}
 
 
-def missing_targets(recipe: Recipe, base: BaseShape, present: Collection[str]) -> list[Problem]:
-    """A problem for each layer that the recipe targets and that is not `present`.
+def check_targets(
+    recipe: Recipe, base: Base, parts: Parts, resolved: Mapping[str, str]
+) -> list[Problem]:
+    """A problem for each layer that is targeted and missing, or there and not targeted.
 
-    Source of the matching: peft.tuners.tuners_utils.check_target_module_exists. Raises
-    AdapterRejected for an expression that is none, or takes too long.
+    resolved: a module's path in the file -> in the base. Raises AdapterRejected for an expression
+    that is none, or takes too long.
     """
-    if recipe.targets is None:
+    if not recipe.configured:
         return []
-    return [
-        Problem("is targeted by the config, but has no tensors in the file", path)
-        for path in base.linears
-        if path not in present and IN_STACK.search(path) and _targeted(recipe, path, base.prefix)
-    ]
+    found = list(_missing_whole(recipe, base, parts, resolved))
+    found += _missing_biases(recipe, base, parts, resolved)
+    if recipe.targeting.target_modules is None:
+        return found
+    adapted = {
+        path
+        for path, module in parts.modules.items()
+        if recipe.kind in ("LN_TUNING", "TRAINABLE_TOKENS") or module.keys() - WHOLE_PARTS
+    } - {"", "base_model"}
+    present = {resolved[path] for path in adapted if path in resolved}
+    for path in _could_be_targeted(recipe, base):
+        if path not in present and _is_target(recipe, base, path, base.spellings(path)):
+            found.append(Problem("is targeted by the config, but has no tensors in the file", path))
+    for path in sorted(adapted):
+        target = resolved.get(path, path)
+        spellings = {path, *base.spellings(target)}
+        if not _is_target(recipe, base, target, spellings):
+            reason = "is not among the layers that the config targets: PEFT would leave it out"
+            found.append(Problem(reason, parts.name(path)))
+    return found
 
 
-def _targeted(recipe: Recipe, path: str, prefix: str) -> bool:
-    targets, spellings = recipe.targets or (), (path, f"{prefix}.{path}")
-    if not isinstance(targets, str):
-        return any(s == t or s.endswith(f".{t}") for t in targets for s in spellings)
-    return targets == "all-linear" or any(
-        matches(f"({targets})$", s, recipe.deadline_s) for s in spellings
-    )
+def _could_be_targeted(recipe: Recipe, base: Base) -> Iterator[str]:
+    """Layers that this kind changes, inside the stack; LoRA's embeddings too."""
+    if recipe.kind == "LN_TUNING":
+        yield from (path for path in base.norms if IN_STACK.search(path))
+        return
+    if recipe.kind in ("LORA", "TRAINABLE_TOKENS"):
+        yield from base.embeddings
+    if recipe.kind != "TRAINABLE_TOKENS":
+        yield from (path for path in base.linears if IN_STACK.search(path))
+
+
+def _is_target(recipe: Recipe, base: Base, target: str, spellings: Collection[str]) -> bool:
+    """Source: peft.tuners.tuners_utils.check_target_module_exists, of any of the path's spellings."""
+    said = recipe.targeting
+    if isinstance(said.target_modules, str) and said.target_modules.lower() == "all-linear":
+        hit = target in base.linears or target not in {*base.embeddings, *base.norms}
+    else:
+        hit = any(_matches(recipe, said.target_modules, s) for s in spellings)
+    if not hit or any(_matches(recipe, said.exclude_modules, s) for s in spellings):
+        return False
+    if any(_under(s, name) for name in said.modules_to_save for s in spellings):
+        return False
+    if said.layers_to_transform is None or isinstance(said.target_modules, str):
+        return True
+    return any(_layer_of(recipe, s) in said.layers_to_transform for s in spellings)
+
+
+def _matches(recipe: Recipe, names: str | Collection[str] | None, path: str) -> bool:
+    if names is None:
+        return False
+    if isinstance(names, str):
+        return matches(f"({names})$", path, recipe.deadline_s)
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _layer_of(recipe: Recipe, path: str) -> int | None:
+    """The layer's number: the first one, or the first behind one of layers_pattern."""
+    patterns = recipe.targeting.layers_pattern
+    names = [rf"(?:^|.*?\.){p}\.(?P<idx>\d+)\." for p in patterns] or [ANY_LAYER]
+    for name in names:
+        if matches(name, path, recipe.deadline_s):
+            found = re.search(r"\.(\d+)\.", path)
+            return int(found[1]) if found else None
+    return None
+
+
+def _under(path: str, name: str) -> bool:
+    """Whether a module of this name is the path's own or holds it."""
+    return f".{name}." in f".{path}."
+
+
+def _missing_whole(
+    recipe: Recipe, base: Base, parts: Parts, resolved: Mapping[str, str]
+) -> Iterator[Problem]:
+    """Layers in modules_to_save that the file does not bring whole."""
+    whole = {resolved.get(p) for p, module in parts.modules.items() if "weight" in module}
+    for path in [*base.linears, *base.embeddings, *base.norms]:
+        named = any(_under(path, name) for name in recipe.targeting.modules_to_save)
+        if named and path not in whole and not path.startswith("pooler"):
+            yield Problem("is in the config's modules_to_save, but not in the file", path)
+
+
+def _missing_biases(
+    recipe: Recipe, base: Base, parts: Parts, resolved: Mapping[str, str]
+) -> Iterator[Problem]:
+    """Biases that the config says were trained. lora_only: the targets'; all: every one."""
+    if recipe.bias == "none":
+        return
+    have = {resolved.get(p) for p, module in parts.modules.items() if "bias" in module}
+    adapted = {resolved.get(p) for p, m in parts.modules.items() if m.keys() - WHOLE_PARTS}
+    for path in [*base.linears, *base.norms]:
+        wanted = path in adapted if recipe.bias == "lora_only" else IN_STACK.search(path)
+        if wanted and base.bias(path) is not None and path not in have:
+            yield Problem(f"bias={recipe.bias}, but its bias is not in the file", f"{path}.bias")

@@ -20,13 +20,21 @@ from torch import Tensor
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
-ADAPTER_FILES = (WEIGHTS, CONFIG, MODEL_CONFIG)
+GOLDEN = "golden.jsonl"
+MODULES, POOLING = "modules.json", "1_Pooling/config.json"
+TRANSFORMER, PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
+SENTENCE_FILES = (MODULES, POOLING, TRANSFORMER, PROMPTS)
+ADAPTER_FILES = (WEIGHTS, CONFIG, MODEL_CONFIG, *SENTENCE_FILES, GOLDEN)
 
 MAX_HEADER_BYTES = 8 << 20  # 20,000 tensors with long names; an adapter has some hundreds
 MAX_TENSORS = 20_000
+MAX_NAME_LENGTH = 512
+MAX_DIMENSIONS = 8
 MAX_JSON_BYTES = 1 << 20
+MAX_GOLDEN_BYTES = 8 << 20
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 CHUNK_BYTES = 1 << 20
+PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ def refuse_by_first_bytes(start: bytes) -> None:
     text = start.lstrip()[:64].lower()
     if not start:
         raise AdapterRejected("the upload is empty")
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    # A safetensors header of 640 bytes begins as a pickle does, but for its brace at byte 8.
+    if start[:1] == b"\x80" and start[1:2] in PICKLE_PROTOCOLS and start[8:9] != b"{":
         raise AdapterRejected(
             "this is a pickle (torch.save), which can run code and is never opened: "
             "save the adapter with safetensors (PEFT: save_pretrained(safe_serialization=True))"
@@ -152,28 +161,11 @@ def _header_problems(header: dict[str, Any], data_bytes: int) -> Iterator[Proble
     """Every tensor's dtype, shape and range; ranges must tile the data without gap or overlap."""
     ranges: list[tuple[int, int]] = []
     for name, entry in header.items():
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            numbers = [*shape, begin, end]
-            well_formed = (
-                isinstance(dtype, str)
-                and isinstance(shape, list)
-                and all(type(n) is int and 0 <= n <= data_bytes for n in numbers)
-            )
-        except (KeyError, TypeError, ValueError):
-            well_formed = False
-        if not well_formed:
-            yield Problem(
-                "its header entry is malformed, or reaches past the end of the file", name
-            )
-        elif dtype not in DTYPES:
-            yield Problem(f"dtype {dtype!s:.20} is none of {', '.join(DTYPES)}", name)
-        elif 0 in shape or not shape:
-            yield Problem(f"has no elements or no dimension (shape {shape})", name)
-        elif math.prod(shape) * DTYPES[dtype] != end - begin:
-            yield Problem(f"shape {shape} of {dtype} does not fill its {end - begin} bytes", name)
+        fault = _entry_fault(name, entry, data_bytes)
+        if fault:
+            yield Problem(fault, ascii(name[:80])[1:-1])
         else:
-            ranges.append((begin, end))
+            ranges.append((entry["data_offsets"][0], entry["data_offsets"][1]))
     if len(ranges) == len(header):
         ranges.sort()
         edges = [0, *(end for _, end in ranges)]
@@ -185,14 +177,44 @@ def _header_problems(header: dict[str, Any], data_bytes: int) -> Iterator[Proble
             )
 
 
+def _entry_fault(name: str, entry: Any, data_bytes: int) -> str | None:
+    """What is wrong with one tensor's header entry, or None."""
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable() or ".." in name or "/" in name:
+        return "its name is no module's path"
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        well_formed = (
+            isinstance(dtype, str)
+            and isinstance(shape, list)
+            and len(shape) <= MAX_DIMENSIONS
+            and all(type(n) is int and 0 <= n <= data_bytes for n in [*shape, begin, end])
+        )
+    except (KeyError, TypeError, ValueError):
+        well_formed = False
+    if not well_formed:
+        return "its header entry is malformed, or reaches past the end of the file"
+    if dtype not in DTYPES:
+        return f"dtype {dtype!s:.20} is none of {', '.join(DTYPES)}"
+    if 0 in shape or not shape:
+        return f"has no elements or no dimension (shape {shape!s:.60})"
+    if math.prod(shape) * DTYPES[dtype] != end - begin:
+        return f"shape {shape!s:.60} of {dtype} does not fill its {end - begin} bytes"
+    return None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object from an upload. Raises AdapterRejected."""
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise AdapterRejected(f"{path.name} is over {MAX_JSON_BYTES:,} bytes")
-    try:
-        found = json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise AdapterRejected(f"{path.name} is not JSON") from None
+    found = read_any_json(path)
     if not isinstance(found, dict):
         raise AdapterRejected(f"{path.name} is not a JSON object")
     return found
+
+
+def read_any_json(path: Path) -> Any:
+    """A small JSON value from an upload. Raises AdapterRejected."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise AdapterRejected(f"{path.name} is over {MAX_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise AdapterRejected(f"{path.name} is not JSON") from None

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.adapter import Pooling, Task
+from app.adapters.adapter import Task
 from app.adapters.config import Options
 from app.adapters.registry import Name
+from app.adapters.sentence import Pooling
 from app.adapters.store import valid_name
 from app.api.answer import json_answer
 from app.api.errors import documented, invalid
@@ -45,13 +46,24 @@ class UploadQuery(BaseModel):
     pooling: Pooling | None = None
     normalize: bool | None = None
     task: Task | None = None
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = Field(None, description="Which activation the head's scores get.")
     dry_run: bool = Field(False, description="Report and change nothing.")
     allow_noop: bool = Field(False, description="Take an adapter that changes nothing.")
 
     def options(self) -> Options:
         """What it says about the adapter itself."""
         labels = None if self.labels is None else tuple(self.labels.split(","))
-        return Options(self.alpha, self.layout, labels, self.pooling, self.normalize, self.task)
+        return Options(
+            self.alpha,
+            self.layout,
+            labels,
+            self.pooling,
+            self.normalize,
+            self.task,
+            self.problem_type,
+        )
 
 
 class RollbackBody(BaseModel):
@@ -99,6 +111,15 @@ LIST: Answers = {
         "description": "Every adapter.",
         "content": {"application/json": {"schema": {"type": "array"}}},
     }
+}
+
+
+FILES: Answers = {
+    200: {
+        "description": "A tar of adapter_model.safetensors, adapter_config.json and beside.",
+        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    **documented(404, 422),
 }
 
 
@@ -168,6 +189,18 @@ async def delete(request: Request, name: AdapterName, serving: Served) -> Respon
     """Stop serving the name; requests in flight finish on their version."""
     await serving.installer.remove(name, _precondition(request))
     return Response(status_code=204)
+
+
+@router.get("/{name}/files", response_class=Response, responses=FILES)
+async def files(name: AdapterName, serving: Served) -> Response:
+    """The adapter as the folder that PEFT loads, in a tar; it can be uploaded again as it is."""
+    digest = serving.registry.get(name).version.digest
+    body = await serving.installer.files(name)
+    headers = {
+        "ETag": _etag(digest),
+        "Content-Disposition": f'attachment; filename="{name}-{digest[:12]}.tar"',
+    }
+    return Response(body, 200, headers, "application/x-tar")
 
 
 @router.post("/{name}/merge", response_class=Response, responses=ONE | documented(507))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.answer import base64_strings, float_lists, json_answer
 from app.api.choosing import BASE, choose
-from app.api.embedding import Wish, embedding_want, prompt_of
+from app.api.embedding import Wish, prompts, space_header, wants
 from app.api.errors import OPENAI_SCHEMA, Refusal, documented
 from app.api.inputs import Inputs
 from app.api.running import Texts, run
@@ -75,8 +75,9 @@ async def embeddings(request: Request, body: OpenAIEmbeddingBody, serving: Serve
     count = len(body.input.items)
     choice = await choose(serving, [_adapter_of(serving, body.model)], None, count)
     wish = Wish(dimensions=body.dimensions)
-    texts = Texts(body.input.items, True, "right", prompt_of(serving, wish, body.input.items))
-    ran = await run(request, serving, choice, texts, embedding_want(serving, wish))
+    items = body.input.items
+    texts = Texts(items, prompt=prompts(serving, wish, items, choice))
+    ran = await run(request, serving, choice, texts, wants(serving, wish, choice))
     rows = ran.lines[0]
     vectors = base64_strings(rows) if body.encoding_format == "base64" else float_lists(rows)
     answer = {
@@ -87,7 +88,7 @@ async def embeddings(request: Request, body: OpenAIEmbeddingBody, serving: Serve
         "model": body.model,
         "usage": {"prompt_tokens": ran.tokens, "total_tokens": ran.tokens},
     }
-    return json_answer(answer, ran.headers)
+    return json_answer(answer, ran.headers | space_header(serving, wish, choice))
 
 
 def _adapter_of(serving: Serving, model: str) -> str:

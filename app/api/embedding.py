@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.adapters.adapter import Pooling
-from app.api.choosing import Chosen
+from app.adapters.sentence import Pooling, Sentence
+from app.api.choosing import Choice, Chosen
 from app.api.errors import invalid
 from app.api.serving import Serving
+from app.engine.golden import embedding_want
+from app.engine.load import embedding_space
 from app.engine.tokenizer import Input
 from app.model.batch import Want
 
@@ -24,39 +26,69 @@ class Wish:
     prompt_name: str | None = None
 
 
-def embedding_want(serving: Serving, wish: Wish) -> Callable[[Chosen], Want]:
-    """The request's wish, then the adapter's, then the base's files'. Raises Refusal."""
-    encoder = serving.engine.encoder
-    if wish.dimensions is not None and wish.dimensions > encoder.shape.hidden:
-        raise invalid("dimensions", f"is over the base's {encoder.shape.hidden}")
-    if wish.pooling == "pooler" and not encoder.shape.has_pooler:
+def sentence_of(serving: Serving, chosen: Chosen) -> Sentence:
+    """How the chosen adapter, or the base, makes vectors."""
+    adapter = chosen.version.adapter if chosen.version else None
+    return serving.engine.encoder.sentence(adapter)
+
+
+def wants(serving: Serving, wish: Wish, choice: Choice) -> Callable[[Chosen], Want]:
+    """The request's wish over what each adapter says, for every adapter chosen. Raises Refusal."""
+    base = serving.engine.encoder.base
+    if wish.dimensions is not None and wish.dimensions > base.hidden:
+        raise invalid("dimensions", f"is over the base's {base.hidden}")
+    if wish.pooling == "pooler" and not base.has_pooler:
         raise invalid("pooling", "is pooler, and this base has none")
+    asked = Sentence(wish.pooling, wish.normalize, truncate_dim=wish.dimensions)
+    found: dict[str, Want] = {}
+    for chosen in choice.distinct:
+        said = sentence_of(serving, chosen)
+        if wish.dimensions and said.dimensions and wish.dimensions not in said.dimensions:
+            lengths = ", ".join(map(str, sorted(said.dimensions)))
+            raise invalid(
+                "dimensions",
+                f"is {wish.dimensions}; {chosen.name} was trained to be cut to {lengths}",
+            )
+        found[chosen.stamp] = embedding_want(asked.over(said))
+    return lambda chosen: found[chosen.stamp]
 
-    def want(chosen: Chosen) -> Want:
-        adapter = chosen.version.adapter if chosen.version else None
-        pooling = wish.pooling or (adapter and adapter.pooling) or encoder.files.pooling
-        said = (wish.normalize, adapter.normalize if adapter else None, encoder.files.normalize)
-        normalize = next(n for n in said if n is not None)
-        return Want("embedding", pooling, normalize, wish.dimensions)
 
-    return want
+def prompts(
+    serving: Serving, wish: Wish, items: Sequence[Input], choice: Choice
+) -> Callable[[Chosen], str]:
+    """The text to put before each input, for every adapter chosen.
 
-
-def prompt_of(serving: Serving, wish: Wish, items: Sequence[Input]) -> str:
-    """The text to put before each input. Raises Refusal for an unknown name, or beside ids."""
-    files = serving.engine.encoder.files
+    Raises Refusal for an unknown name, or one asked for beside token ids.
+    """
     if wish.prompt is not None and wish.prompt_name is not None:
         raise invalid("prompt", "and prompt_name are both given: send one of them")
     asked = "prompt" if wish.prompt is not None else "prompt_name"
     has_ids = any(isinstance(item, list) for item in items)
     if has_ids and (wish.prompt is not None or wish.prompt_name is not None):
         raise invalid(asked, "cannot be put before token ids")
+    found = {chosen.stamp: _prompt(serving, wish, chosen) for chosen in choice.distinct}
+    return lambda chosen: found[chosen.stamp]
+
+
+def _prompt(serving: Serving, wish: Wish, chosen: Chosen) -> str:
     if wish.prompt is not None:
         return wish.prompt
-    name = wish.prompt_name or files.default_prompt
+    said = sentence_of(serving, chosen)
+    known, name = said.prompts or {}, wish.prompt_name or said.default_prompt
     if name is None:
         return ""
-    if name not in files.prompts:
-        names = ", ".join(sorted(files.prompts)) or "none"
-        raise invalid("prompt_name", f"is {name!r}; this base has {names}")
-    return files.prompts[name]
+    if name not in known:
+        names = ", ".join(sorted(known)) or "none"
+        raise invalid("prompt_name", f"is {name!r}; {chosen.name} has {names}")
+    return known[name]
+
+
+def space_header(serving: Serving, wish: Wish, choice: Choice) -> dict[str, str]:
+    """X-Embedding-Space, in the order of X-Adapter. A pooling that was asked for is a space apart."""
+    base = serving.engine.encoder.digest
+    spaces = []
+    for chosen in choice.distinct:
+        space = embedding_space(base, chosen.digest if chosen.version else None)
+        apart = wish.pooling not in (None, sentence_of(serving, chosen).pooling)
+        spaces.append(f"{space};pooling={wish.pooling}" if apart else space)
+    return {"X-Embedding-Space": ", ".join(spaces)}

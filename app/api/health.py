@@ -13,6 +13,7 @@ from fastapi.responses import RedirectResponse
 from app.api.answer import json_answer
 from app.api.errors import Refusal, documented
 from app.api.serving import Served, Serving
+from app.engine.load import embedding_space
 
 router = APIRouter(tags=["running"])
 
@@ -85,20 +86,21 @@ async def info(serving: Served, verify: bool = False) -> Response:
     answer = {
         "version": _own_version(),
         "model_id": files.id,
-        "model_type": encoder.shape.model_type,
+        "model_type": encoder.base.model_type,
         "model_dtype": str(encoder.dtype).removeprefix("torch."),
         "device": str(encoder.device),
         "torch": torch.__version__,
         "base": base,
-        "hidden_size": encoder.shape.hidden,
-        "layers": encoder.shape.layers,
-        "linears": len(encoder.shape.linears),
+        "hidden_size": encoder.base.hidden,
+        "layers": encoder.base.layers,
+        "linears": len(encoder.base.linears),
         "max_input_length": encoder.max_length,
         "max_client_batch_size": serving.max_client_batch,
         "max_batch_tokens": serving.engine.max_batch_tokens,
-        "pooling": files.pooling,
-        "normalize": files.normalize,
-        "prompts": files.prompts,
+        "pooling": files.sentence.pooling,
+        "normalize": files.sentence.normalize,
+        "prompts": dict(files.sentence.prompts or {}),
+        "embedding_space": embedding_space(encoder.digest, None),
         "adapters": sorted(serving.registry.names),
         "broken": serving.registry.not_served,
         "merged_bytes": serving.registry.merged_bytes,

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from app.adapters.adapter import Pooling
+from app.adapters.sentence import Pooling
 from app.api.answer import OCTETS, accepts_octets, base64_strings, float_lists, json_answer, octets
 from app.api.choosing import Chosen, ChosenByQuery, choose
-from app.api.embedding import Wish, embedding_want, prompt_of
-from app.api.errors import Refusal, documented, invalid
+from app.api.classifying import Labelling, labelled, refuse_unanswerable
+from app.api.embedding import Wish, prompts, space_header, wants
+from app.api.errors import documented, invalid
 from app.api.inputs import Inputs, Prompt
 from app.api.running import Texts, run
-from app.api.serving import Served, Serving
+from app.api.serving import Served
 from app.engine.tokenizer import Direction
+from app.engine.words import Strategy
 from app.model.batch import Want
-from app.model.head import scores
 
 router = APIRouter(tags=["inference"])
 ERRORS = documented(400, 404, 413, 415, 422, 429, 503)
@@ -64,6 +65,9 @@ class ClassifyBody(BaseModel):
     threshold: float | None = Field(
         None, allow_inf_nan=False, description="Only scores of at least this."
     )
+    aggregation_strategy: Strategy = Field(
+        "simple", description="How an adapter that labels tokens groups them, as in transformers."
+    )
 
 
 VECTORS: dict[str, Any] = {
@@ -75,8 +79,15 @@ LABELS: dict[str, Any] = {
     "type": "array",
     "items": {
         "type": "object",
-        "properties": {"label": {"type": "string"}, "score": {"type": "number"}},
-        "required": ["label", "score"],
+        "properties": {
+            "label": {"type": "string"},
+            "score": {"type": "number"},
+            "entity_group": {"type": "string"},
+            "word": {"type": "string"},
+            "start": {"type": "integer"},
+            "end": {"type": "integer"},
+        },
+        "required": ["score"],
     },
     "example": [{"label": "card_arrival", "score": 0.98}],
 }
@@ -97,7 +108,8 @@ EMBEDDED: dict[int | str, dict[str, Any]] = {
 }
 CLASSIFIED: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "One text in: its labels, best first. A list in: a list of those.",
+        "description": "One text in: its labels, best first; or, from an adapter that labels "
+        "tokens, its entities with their places. A list in: a list of those.",
         "content": _content({"anyOf": [LABELS, {"type": "array", "items": LABELS}]}),
     }
 }
@@ -116,14 +128,15 @@ async def embed(
         )
     wish = Wish(body.normalize, body.pooling, body.dimensions, body.prompt, body.prompt_name)
     items = body.inputs.items
-    prompt = prompt_of(serving, wish, items)
+    prompt = prompts(serving, wish, items, choice)
     texts = Texts(items, body.truncate, body.truncation_direction, prompt)
-    ran = await run(request, serving, choice, texts, embedding_want(serving, wish))
+    ran = await run(request, serving, choice, texts, wants(serving, wish, choice))
+    headers = ran.headers | space_header(serving, wish, choice)
     if raw:
-        return octets(ran.lines[0], ran.headers)
+        return octets(ran.lines[0], headers)
     encode = base64_strings if body.encoding_format == "base64" else float_lists
     answers = [encode(rows) for rows in ran.lines]
-    return json_answer(_shaped(choice.fan_out, choice.lines, answers), ran.headers)
+    return json_answer(_shaped(choice.fan_out, choice.lines, answers), headers)
 
 
 @router.post("/classify", response_class=Response, responses=CLASSIFIED | ERRORS)
@@ -132,14 +145,14 @@ async def classify(
 ) -> Response:
     """Labels and scores from the heads that the chosen adapters bring along."""
     choice = await choose(serving, query.adapter, body.adapters, len(body.inputs.items))
-    for chosen in choice.distinct:
-        _refuse_without_head(chosen, serving)
-    texts = Texts(body.inputs.items, body.truncate, body.truncation_direction, "")
+    items = body.inputs.items
+    refuse_unanswerable(serving, choice, items)
+    texts = Texts(items, body.truncate, body.truncation_direction)
     ran = await run(request, serving, choice, texts, lambda _: Want("logits"))
-    answers = []
-    for line, rows in zip(choice.lines, ran.lines, strict=True):
-        labelled = [_labelled(c, row, body) for c, row in zip(line, rows, strict=True)]
-        answers.append(labelled[0] if body.inputs.single else labelled)
+    how = Labelling(body.raw_scores, body.top_k, body.threshold, body.aggregation_strategy)
+    answers = await asyncio.to_thread(labelled, serving, choice, items, ran, how)
+    if body.inputs.single:
+        answers = [line[0] for line in answers]
     return json_answer(_shaped(choice.fan_out, choice.lines, answers), ran.headers)
 
 
@@ -147,30 +160,3 @@ def _shaped(fan_out: bool, lines: list[list[Chosen]], answers: list[Any]) -> Any
     if not fan_out:
         return answers[0]
     return {line[0].spelled: answer for line, answer in zip(lines, answers, strict=True)}
-
-
-def _refuse_without_head(chosen: Chosen, serving: Serving) -> None:
-    if chosen.version is not None and chosen.version.adapter.head is not None:
-        return
-    with_head = sorted(n for n, e in serving.registry.names.items() if e.version.adapter.head)
-    who = f"adapter {chosen.name}" if chosen.version else "the base"
-    raise Refusal(
-        422,
-        "no_head",
-        f"{who} has no classification head; these have one: {', '.join(with_head) or 'none'}",
-        more={"adapters_with_head": with_head},
-    )
-
-
-def _labelled(chosen: Chosen, logits: Tensor, body: ClassifyBody) -> list[dict[str, Any]]:
-    """[{"label", "score"}], best first."""
-    adapter = chosen.version.adapter if chosen.version else None
-    if adapter is None:  # refused before
-        return []
-    values = logits if body.raw_scores else scores(logits, adapter.scores)
-    best = sorted(zip(values.tolist(), adapter.labels, strict=True), key=lambda pair: -pair[0])
-    return [
-        {"label": label, "score": score}
-        for score, label in best[: body.top_k]
-        if body.threshold is None or score >= body.threshold
-    ]

@@ -11,6 +11,7 @@ from fastapi import Request
 from torch import Tensor
 
 from app.api.choosing import Choice, Chosen
+from app.api.embedding import sentence_of
 from app.api.errors import Refusal
 from app.api.serving import Serving
 from app.engine.engine import Answer, Ask
@@ -20,21 +21,26 @@ from app.model.batch import Want
 
 @dataclass(frozen=True)
 class Texts:
-    """The inputs and how they are to be read."""
+    """The inputs and how they are to be read. prompt: what goes before each, by adapter."""
 
     items: Sequence[Input]
-    truncate: bool
-    direction: Direction
-    prompt: str
+    truncate: bool = True
+    direction: Direction = "right"
+    prompt: Callable[[Chosen], str] = lambda _: ""
 
 
 @dataclass(frozen=True, eq=False)
 class Ran:
-    """lines[k][i]: the k-th chosen line's fp32 row for input i. tokens: of all sequences run."""
+    """lines[k][i]: the k-th chosen line's fp32 row for input i; read[k][i]: its tokens."""
 
     lines: list[list[Tensor]]
-    tokens: int
+    read: list[list[Tokens]]
     headers: dict[str, str]
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences run."""
+        return sum(len(tokens.ids) for line in self.read for tokens in line)
 
 
 async def run(
@@ -72,7 +78,7 @@ async def run(
         serving.metrics.tokens.labels(chosen.name).inc(len(ask.tokens.ids))
     return Ran(
         [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))],
-        sum(len(ask.tokens.ids) for ask in asks),
+        tokens,
         _headers(choice, tokenize_s, answer),
     )
 
@@ -85,28 +91,23 @@ def _headers(choice: Choice, tokenize_s: float, answer: Answer) -> dict[str, str
     }
 
 
-def max_length(serving: Serving, chosen: Chosen) -> int:
-    """The adapter's, never over the base's; in tokens, special ones included."""
-    base = serving.engine.encoder.max_length
-    own = chosen.version.adapter.max_length if chosen.version else None
-    return min(own or base, base)
-
-
 def _tokenize(serving: Serving, choice: Choice, texts: Texts) -> list[list[Tokens]]:
-    """Per line and input; lines of one maximal length share the work."""
-    encoder = serving.engine.encoder
-    lengths = [[max_length(serving, c) for c in line] for line in choice.lines]
-    found: dict[tuple[int, int], Tokens] = {}
-    for length in {n for line in lengths for n in line}:
-        places = sorted({i for line in lengths for i, n in enumerate(line) if n == length})
+    """Per line and input; inputs of one maximal length and prompt share the work."""
+    ways = {
+        c.stamp: (sentence_of(serving, c).max_length or 0, texts.prompt(c)) for c in choice.distinct
+    }
+    kinds = [[ways[c.stamp] for c in line] for line in choice.lines]
+    found: dict[tuple[int, str, int], Tokens] = {}
+    for length, prompt in dict.fromkeys(way for line in kinds for way in line):
+        way = (length, prompt)
+        places = sorted({i for line in kinds for i, w in enumerate(line) if w == way})
         cut = Cut(length, texts.truncate, texts.direction)
-        items = [texts.items[i] for i in places]
         try:
-            rows = tokenize(serving.tokenizer, items, cut, texts.prompt, encoder.vocabulary)
+            rows = tokenize(serving.tokenizer, [texts.items[i] for i in places], cut, prompt)
         except InputRefused as error:
             raise InputRefused(places[error.index], error.reason) from None
-        found |= {(length, i): row for i, row in zip(places, rows, strict=True)}
-    return [[found[n, i] for i, n in enumerate(line)] for line in lengths]
+        found |= {(*way, i): row for i, row in zip(places, rows, strict=True)}
+    return [[found[(*way, i)] for i, way in enumerate(line)] for line in kinds]
 
 
 async def _unless_gone(request: Request, serving: Serving, asks: list[Ask]) -> Answer:

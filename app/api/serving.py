@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from tokenizers import Tokenizer
 
 from app.adapters.registry import Registry
 from app.api.metrics import Metrics
 from app.engine.engine import Engine
 from app.engine.install import Installer
+from app.engine.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Serving:
     """max_client_batch: inputs of one request."""
 
     engine: Engine
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     registry: Registry
     installer: Installer
     metrics: Metrics

@@ -33,8 +33,9 @@ from app.adapters.store import (
     valid_name,
 )
 from app.adapters.upload import ADAPTER_FILES, WEIGHTS, AdapterRejected
-from app.engine.engine import Engine
-from app.engine.load import load_version, said_of
+from app.engine.export import export
+from app.engine.golden import CertificateFailed
+from app.engine.load import Loader, load_version, said_of
 from app.model.lora import merge_lora, merged_bytes
 
 log = logging.getLogger(__name__)
@@ -77,12 +78,11 @@ class How:
 
 @dataclass(eq=False)
 class Installer:
-    """probe_ids: the text that measures what an adapter does. Sizes in bytes."""
+    """Sizes in bytes."""
 
     store: Store
     registry: Registry
-    engine: Engine
-    probe_ids: list[int]
+    loader: Loader
     max_adapter_bytes: int
     merge_memory_bytes: int
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -128,7 +128,7 @@ class Installer:
             current = pointer.version if pointer else None
             how.precondition(current)
             version = await load_version(
-                self.engine, self.probe_ids, folder, digest, said, allow_noop=how.allow_noop
+                self.loader, folder, digest, said, allow_noop=how.allow_noop
             )
             report = dict(version.report)
             if how.dry_run:
@@ -161,13 +161,39 @@ class Installer:
             if pointer is None or pointer.version is None:
                 continue
             try:
-                version = await self.load_stored(pointer.version)
+                version = await self._load_current(pointer)
             except (AdapterRejected, OSError, ValueError, KeyError) as error:
                 self.registry.broken[pointer.name] = _reason(error)
                 log.error("adapter %s is stored but not served: %s", pointer.name, _reason(error))
                 continue
             self._serve(pointer, version)
         await self.sync_folder(adapters_dir)
+
+    async def _load_current(self, pointer: Pointer) -> Version:
+        """The version that the name points at; where its certificate no longer holds, the latest one
+        before it that can be served.
+
+        Raises CertificateFailed where there is none, and as load_stored.
+        """
+        try:
+            return await self.load_stored(pointer.version or "")
+        except CertificateFailed as failed:
+            for earlier in dict.fromkeys(e.version for e in reversed(pointer.history)):
+                if earlier == pointer.version:
+                    continue
+                try:
+                    version = await self.load_stored(earlier)
+                except (AdapterRejected, OSError, ValueError, KeyError):
+                    continue
+                log.error(
+                    "adapter %s: version %.12s is not served, %.12s is: %s",
+                    pointer.name,
+                    pointer.version,
+                    earlier,
+                    _reason(failed),
+                )
+                return version
+            raise
 
     async def load_stored(self, digest: str) -> Version:
         """A stored version, from memory where it is resident. Raises AdapterRejected, OSError."""
@@ -178,9 +204,7 @@ class Installer:
         said = await asyncio.to_thread(self.store.read_options, digest)
         if await asyncio.to_thread(content_version, folder, said) != digest:
             raise AdapterRejected("its files on disk are not the ones that were uploaded")
-        return await load_version(
-            self.engine, self.probe_ids, folder, digest, said, allow_noop=True
-        )
+        return await load_version(self.loader, folder, digest, said, allow_noop=True)
 
     async def sync_folder(self, adapters_dir: Path) -> None:
         """Serve each folder of ADAPTERS_DIR whose content is new, as if it had been PUT."""
@@ -213,6 +237,16 @@ class Installer:
             if pointer is not None:
                 await asyncio.to_thread(self.store.point, name, None, pointer)
             self.registry.remove(name)
+
+    async def files(self, name: str) -> bytes:
+        """A tar of the folder of the version that is served. Raises UnknownAdapter, OSError."""
+        version = self.registry.get(name).version
+        folder, encoder = self.store.version_folder(version.digest), self.loader.engine.encoder
+        try:
+            said = await asyncio.to_thread(self.store.read_options, version.digest)
+            return await asyncio.to_thread(export, folder, said, version.adapter, encoder)
+        except FileNotFoundError:
+            raise UnknownAdapter(name, [], f"{name} was deleted meanwhile") from None
 
     async def pointer(self, name: str) -> Pointer:
         """Where the name points, whether it can be served or not. Raises UnknownAdapter."""
@@ -248,9 +282,9 @@ class Installer:
         async with self._changing:
             found = self.registry.get(name)
             version = found.version
-            if version.merged or not version.adapter.layers:
+            if version.merged or not any(x.rescales for x in version.adapter.layers.values()):
                 return found
-            wrappers = self.engine.encoder.wrappers
+            wrappers = self.loader.engine.encoder.wrappers
             size = merged_bytes(wrappers, version.adapter)
             held = self.registry.merged_bytes
             if held + size > self.merge_memory_bytes:
@@ -283,6 +317,7 @@ def _copy_adapter(source: Path, folder: Path) -> None:
     folder.mkdir()
     for name in ADAPTER_FILES:
         if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
 
 

@@ -1,4 +1,4 @@
-"""One version's files -> a resident version: read, account for every tensor, fold, measure.
+"""One version's files -> a resident version: read, account for every tensor, fold, measure, certify.
 
 Knows files, tensors and the base; knows no names of adapters.
 """
@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from app.adapters.adapter import Adapter, move
-from app.adapters.config import Options, read_recipe
-from app.adapters.layouts import read_adapter
+from app.adapters.config import Options, Recipe, read_recipe
+from app.adapters.read import read_adapter
 from app.adapters.registry import Version
+from app.adapters.sentence import Sentence, SentenceRefused, read_sentence
 from app.adapters.upload import (
     CONFIG,
+    GOLDEN,
     MODEL_CONFIG,
+    SENTENCE_FILES,
     WEIGHTS,
     AdapterRejected,
     Problem,
+    read_any_json,
     read_json,
     read_tensors,
 )
 from app.engine.engine import Engine
+from app.engine.golden import Golden, read_golden, verify
+from app.engine.tokenizer import Cut, TextTokenizer, tokenize
 from app.model.batch import Item, Want
 from app.model.delta import Layers, unmerged_layers
 from app.model.encoder import Delta, Encoder
@@ -34,26 +41,37 @@ from app.model.encoder import Delta, Encoder
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
 
 
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """What every version is loaded with. probe_ids: the text that measures what an adapter does."""
+
+    engine: Engine
+    tokenizer: TextTokenizer
+    probe_ids: Sequence[int]
+
+
+def make_loader(engine: Engine, tokenizer: TextTokenizer) -> Loader:
+    probe = tokenize(tokenizer, [PROBE], Cut(engine.encoder.max_length))[0]
+    return Loader(engine, tokenizer, probe.ids)
+
+
 async def load_version(
-    engine: Engine,
-    probe_ids: list[int],
-    folder: Path,
-    digest: str,
-    said: dict[str, Any],
-    *,
-    allow_noop: bool,
+    loader: Loader, folder: Path, digest: str, said: dict[str, Any], *, allow_noop: bool
 ) -> Version:
-    """folder: a version's files. said: what `said_of` kept of the query. Raises AdapterRejected."""
-    encoder = engine.encoder
-    adapter, facts = await asyncio.to_thread(_read, folder, said, encoder)
-    if adapter.pooling == "pooler" and not encoder.shape.has_pooler:
-        raise AdapterRejected("its pooling is the pooler, and this base has none")
-    adapter = await asyncio.to_thread(move, adapter, encoder.device, encoder.dtype)
+    """folder: a version's files. said: what `said_of` kept of the query.
+
+    Raises AdapterRejected; CertificateFailed, which is one, where its golden.jsonl does not hold.
+    """
+    engine, encoder = loader.engine, loader.engine.encoder
+    read = await asyncio.to_thread(_read, folder, said, encoder)
+    adapter = await asyncio.to_thread(move, read.adapter, encoder.device, encoder.dtype)
     layers = await asyncio.to_thread(unmerged_layers, adapter)
-    delta = await engine.call(lambda: encoder.measure(probe_ids, layers))
+    delta = await engine.call(lambda: encoder.measure(loader.probe_ids, layers))
     _refuse_no_effect(delta, allow_noop)
-    await _refuse_overflow(engine, probe_ids, adapter, layers)
-    return Version(digest, adapter, _report(digest, adapter, delta, facts, encoder), layers, layers)
+    await _refuse_overflow(loader, adapter, layers)
+    if read.goldens:
+        await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
+    return Version(digest, adapter, _report(digest, adapter, delta, read, encoder), layers, layers)
 
 
 def said_of(options: Options) -> dict[str, Any]:
@@ -61,26 +79,68 @@ def said_of(options: Options) -> dict[str, Any]:
     return {k: v for k, v in asdict(options).items() if v is not None}
 
 
-def _read(folder: Path, said: dict[str, Any], encoder: Encoder) -> tuple[Adapter, dict[str, Any]]:
-    """(adapter, facts for the report)."""
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A version's files, understood. tensors, file_bytes: of its weights."""
+
+    adapter: Adapter
+    tensors: int
+    file_bytes: int
+    goldens: list[Golden]
+    warnings: list[str]
+
+
+def _read(folder: Path, said: dict[str, Any], encoder: Encoder) -> _Read:
     weights = read_tensors(folder / WEIGHTS)
-    config, model_config = (
-        read_json(folder / f) if (folder / f).exists() else {} for f in (CONFIG, MODEL_CONFIG)
-    )
-    labels = said.get("labels")
-    options = Options(**{**said, "labels": None if labels is None else tuple(labels)})
-    recipe = read_recipe(config, model_config, weights.metadata, options)
-    facts = {
-        "bytes": weights.file_bytes,
-        "tensors": len(weights.tensors),
-        "warnings": _other_base(recipe.made_for, encoder.files.id),
-    }
-    adapter = read_adapter(weights.tensors, recipe, encoder.shape)
+    recipe = recipe_of(folder, weights.metadata, said)
+    options = _options(said)
+    goldens = read_golden(folder / GOLDEN) if (folder / GOLDEN).exists() else []
+    adapter = read_adapter(weights.tensors, recipe, encoder.base)
     if adapter.head is None and options.labels is not None:
         raise AdapterRejected("labels are given in the query, and the file holds no head for them")
     if adapter.head is not None and options.task == "embed":
-        raise AdapterRejected("the query says task=embed, and the file holds a classification head")
-    return adapter, facts
+        raise AdapterRejected("the query says task=embed, and the file holds a head")
+    _refuse_embedding(adapter.sentence, encoder)
+    warnings = _other_base(recipe.made_for, encoder.files.id)
+    return _Read(adapter, len(weights.tensors), weights.file_bytes, goldens, warnings)
+
+
+def recipe_of(folder: Path, metadata: dict[str, str], said: dict[str, Any]) -> Recipe:
+    """What a version's files and what the query said make of its tensors. Raises AdapterRejected."""
+    config, model_config = (
+        read_json(folder / f) if (folder / f).exists() else {} for f in (CONFIG, MODEL_CONFIG)
+    )
+    return read_recipe(config, model_config, metadata, _options(said), _sentence(folder))
+
+
+def _options(said: dict[str, Any]) -> Options:
+    labels = said.get("labels")
+    return Options(**{**said, "labels": None if labels is None else tuple(labels)})
+
+
+def _sentence(folder: Path) -> Sentence:
+    """What the folder's sentence-transformers files say. Raises AdapterRejected."""
+    found = [
+        read_any_json(folder / name) if (folder / name).exists() else None
+        for name in SENTENCE_FILES
+    ]
+    try:
+        return read_sentence(*found)
+    except SentenceRefused as error:
+        raise AdapterRejected(f"as a sentence-transformers folder, {error}") from None
+
+
+def _refuse_embedding(sentence: Sentence, encoder: Encoder) -> None:
+    if sentence.pooling == "pooler" and not encoder.base.has_pooler:
+        raise AdapterRejected("its pooling is the pooler, and this base has none")
+    lengths = [
+        *(sentence.dimensions or ()),
+        *([sentence.truncate_dim] if sentence.truncate_dim else []),
+    ]
+    if any(n > encoder.base.hidden for n in lengths):
+        raise AdapterRejected(
+            f"its vectors' lengths {sorted(lengths)} are not all within the base's {encoder.base.hidden}"
+        )
 
 
 def _other_base(made_for: str | None, base: str) -> list[str]:
@@ -101,35 +161,50 @@ def _refuse_no_effect(delta: Delta, allow_noop: bool) -> None:
         )
 
 
-async def _refuse_overflow(
-    engine: Engine, probe_ids: list[int], adapter: Adapter, layers: Layers
-) -> None:
+async def _refuse_overflow(loader: Loader, adapter: Adapter, layers: Layers) -> None:
     if adapter.head is None:
         return
-    item = Item(probe_ids, [0] * len(probe_ids), Want("logits"), layers, adapter.head)
-    logits = (await engine.call(lambda: engine.encoder.run([item])))[0]
+    ids, encoder = loader.probe_ids, loader.engine.encoder
+    item = Item(ids, [0] * len(ids), Want("logits"), layers, adapter.head)
+    logits = (await loader.engine.call(lambda: encoder.run([item])))[0]
     if not torch.isfinite(logits).all():
         raise AdapterRejected("with its head the probe text's logits are NaN or infinity")
 
 
 def _report(
-    digest: str, adapter: Adapter, delta: Delta, facts: dict[str, Any], encoder: Encoder
+    digest: str, adapter: Adapter, delta: Delta, read: _Read, encoder: Encoder
 ) -> dict[str, Any]:
     """The part of API.md's adapter object that belongs to the version, not to the name."""
-    length = encoder.max_length
+    sentence = encoder.sentence(adapter)
+    ignored = list(adapter.ignored)
     return {
         "version": digest,
         "task": adapter.task,
         "labels": list(adapter.labels),
         "layout": adapter.layout,
+        "kind": adapter.kind,
         "rank": adapter.rank,
         "scale": adapter.scale,
         "targets": adapter.targets,
-        "bytes": facts["bytes"],
+        "bytes": read.file_bytes,
         "resident_bytes": adapter.resident_bytes,
-        "tensors": {"in_file": facts["tensors"], "used": facts["tensors"], "ignored": []},
+        "tensors": {
+            "in_file": read.tensors,
+            "used": read.tensors - len(ignored),
+            "ignored": ignored,
+        },
         "delta": {"relative": delta.relative, "layers": delta.layers},
-        "pooling": adapter.pooling or encoder.files.pooling,
-        "max_length": min(adapter.max_length or length, length),
-        "warnings": facts["warnings"],
+        "pooling": sentence.pooling,
+        "normalize": sentence.normalize,
+        "max_length": sentence.max_length,
+        "prompts": dict(sentence.prompts or {}),
+        "dimensions": list(sentence.dimensions or ()),
+        "embedding_space": embedding_space(encoder.digest, digest),
+        "certified": len(read.goldens),
+        "warnings": read.warnings,
     }
+
+
+def embedding_space(base: str, version: str | None) -> str:
+    """Vectors of two different spaces must not be compared. Digests of the base and the version."""
+    return base[:16] if version is None else f"{base[:16]}+{version[:16]}"

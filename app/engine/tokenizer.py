@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
@@ -38,10 +38,27 @@ class InputRefused(Exception):
 
 @dataclass(frozen=True)
 class Tokens:
-    """One sequence. ids and types (token_type_ids) have one length; special tokens included."""
+    """One sequence. ids and types (token_type_ids) have one length; special tokens included.
+
+    encoding: where each token stands in its text; None for ids that came as ids.
+    """
 
     ids: list[int]
     types: list[int]
+    encoding: Encoding | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TextTokenizer:
+    """backend: the fast tokenizer without state of its own. fast: transformers' object around it.
+
+    vocabulary: ids below it are the model's. types: whether the model is told a pair's halves apart.
+    """
+
+    backend: Tokenizer
+    fast: Any
+    vocabulary: int
+    types: bool
 
 
 @dataclass(frozen=True)
@@ -53,22 +70,25 @@ class Cut:
     direction: Direction = "right"
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, vocabulary: int, type_vocabulary: int) -> TextTokenizer:
     """The folder's fast tokenizer, its built-in truncation and padding switched off.
 
-    Raises BaseRefused where there is none: transformers would make up an empty one.
+    type_vocabulary: how many token types the model knows. Token types are given only where
+    transformers' tokenizer gives them, too. Raises BaseRefused where there is no tokenizer:
+    transformers would make up an empty one.
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise BaseRefused(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
-    tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    fast = AutoTokenizer.from_pretrained(folder, use_fast=True)
+    backend = Tokenizer.from_str(fast.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    return backend
+    types = type_vocabulary > 1 and "token_type_ids" in fast.model_input_names
+    return TextTokenizer(backend, fast, vocabulary, types)
 
 
 def tokenize(
-    tokenizer: Tokenizer, inputs: Sequence[Input], cut: Cut, prompt: str, vocabulary: int
+    tokenizer: TextTokenizer, inputs: Sequence[Input], cut: Cut, prompt: str = ""
 ) -> list[Tokens]:
     """Each text, pair or list of ids as tokens; ids are taken as they are, nothing is added.
 
@@ -77,16 +97,12 @@ def tokenize(
     """
     texts = [i for i, value in enumerate(inputs) if not isinstance(value, list)]
     firsts, seconds = _split(inputs, texts, prompt)
-    encoded = iter(tokenizer.encode_batch(firsts, add_special_tokens=False))
-    paired = dict(
-        zip(
-            seconds,
-            tokenizer.encode_batch(list(seconds.values()), add_special_tokens=False),
-            strict=True,
-        )
-    )
+    encode = tokenizer.backend.encode_batch
+    encoded = iter(encode(firsts, add_special_tokens=False))
+    pairs = encode(list(seconds.values()), add_special_tokens=False)
+    paired = dict(zip(seconds, pairs, strict=True))
     return [
-        _from_ids(i, value, cut, vocabulary)
+        _from_ids(i, value, cut, tokenizer.vocabulary)
         if isinstance(value, list)
         else _finish(tokenizer, i, next(encoded), paired.get(i), cut)
         for i, value in enumerate(inputs)
@@ -110,10 +126,10 @@ def _split(
 
 
 def _finish(
-    tokenizer: Tokenizer, i: int, first: Encoding, second: Encoding | None, cut: Cut
+    tokenizer: TextTokenizer, i: int, first: Encoding, second: Encoding | None, cut: Cut
 ) -> Tokens:
     """Cut, then add the special tokens (truncation as transformers' longest_first)."""
-    room = cut.max_length - tokenizer.num_special_tokens_to_add(second is not None)
+    room = cut.max_length - tokenizer.backend.num_special_tokens_to_add(second is not None)
     total = len(first) + (len(second) if second else 0)
     if total > room:
         if not cut.truncate:
@@ -126,8 +142,8 @@ def _finish(
         first.truncate(keep_first, direction=cut.direction)
         if second is not None:
             second.truncate(keep_second, direction=cut.direction)
-    done = tokenizer.post_process(first, second, add_special_tokens=True)
-    return Tokens(done.ids, done.type_ids)
+    done = tokenizer.backend.post_process(first, second, add_special_tokens=True)
+    return Tokens(done.ids, done.type_ids if tokenizer.types else [0] * len(done.ids), done)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

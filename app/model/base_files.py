@@ -12,23 +12,16 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
+from torch import Tensor
 
-from app.adapters.adapter import Pooling
+from app.adapters.sentence import Sentence, SentenceRefused, pooling_folder, read_sentence
 from app.model.embedded import MODEL_ID, embedded_base
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
-POOLING_MODES: dict[str, Pooling] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_lasttoken": "last",
-}
-POOLING_NAMES: dict[str, Pooling] = {
-    "cls": "cls",
-    "mean": "mean",
-    "max": "max",
-    "lasttoken": "last",
-}
+
+DEFAULT = Sentence(pooling="mean", normalize=True)
+HEAD_PREFIXES = ("classifier.", "pre_classifier.", "head.")
 
 
 class BaseRefused(Exception):
@@ -37,15 +30,11 @@ class BaseRefused(Exception):
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """id: how clients name the base. max_length in tokens, special ones included; None: unsaid."""
+    """id: how clients name the base. sentence: how it embeds; pooling and normalize always said."""
 
     id: str
     folder: Path
-    pooling: Pooling
-    normalize: bool
-    max_length: int | None
-    prompts: dict[str, str]
-    default_prompt: str | None
+    sentence: Sentence
 
 
 def find_base(model: str | None, revision: str | None) -> BaseFiles:
@@ -71,38 +60,18 @@ def find_base(model: str | None, revision: str | None) -> BaseFiles:
 
 def _read(model_id: str, folder: Path) -> BaseFiles:
     """sentence-transformers' modules.json and beside; without them mean pooling, normalised."""
-    modules = _json(folder / "modules.json") or []
-    kinds = [str(m.get("type", "")).rsplit(".", 1)[-1] for m in modules]
-    pooling_folder = next((m.get("path") for m in modules if "Pooling" in m.get("type", "")), None)
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise BaseRefused(f"its modules.json has {', '.join(sorted(unknown))}, which is not served")
-    sentence = _json(folder / "sentence_bert_config.json") or {}
-    prompts = _json(folder / "config_sentence_transformers.json") or {}
-    return BaseFiles(
-        model_id,
-        folder,
-        _pooling(_json(folder / pooling_folder / "config.json") or {})
-        if pooling_folder
-        else "mean",
-        "Normalize" in kinds if kinds else True,
-        sentence.get("max_seq_length"),
-        {str(k): str(v) for k, v in (prompts.get("prompts") or {}).items()},
-        prompts.get("default_prompt_name"),
-    )
-
-
-def _pooling(config: dict[str, Any]) -> Pooling:
-    if config.get("include_prompt") is False:
-        raise BaseRefused("its pooling leaves the prompt's tokens out, which is not served")
-    if isinstance(config.get("pooling_mode"), str):
-        modes = [POOLING_NAMES.get(config["pooling_mode"])]
-    else:
-        on = [k for k, v in config.items() if k.startswith("pooling_mode_") and v is True]
-        modes = [POOLING_MODES.get(k) for k in on] or ["mean"]
-    if len(modes) != 1 or modes[0] is None:
-        raise BaseRefused(f"its pooling ({config}) is not one of cls, mean, max, last")
-    return modes[0]
+    modules = _json(folder / "modules.json")
+    try:
+        pooling = pooling_folder(modules)
+        said = read_sentence(
+            modules,
+            _json(folder / pooling / "config.json") or {} if pooling else None,
+            _json(folder / "sentence_bert_config.json"),
+            _json(folder / "config_sentence_transformers.json"),
+        )
+    except SentenceRefused as error:
+        raise BaseRefused(str(error)) from None
+    return BaseFiles(model_id, folder, said.over(DEFAULT))
 
 
 def _json(path: Path) -> Any:
@@ -112,3 +81,16 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise BaseRefused(f"{path} is not JSON") from None
+
+
+def head_tensors(folder: Path) -> dict[str, Tensor]:
+    """What the checkpoint holds of a head behind the encoder, which the encoder itself leaves out.
+
+    ModernBERT's own checkpoint has head.dense and head.norm; a fine-tuned base its whole classifier.
+    """
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(HEAD_PREFIXES)]  # noqa: SIM118
+            found |= {name: file.get_tensor(name) for name in names}
+    return found

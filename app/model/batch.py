@@ -13,13 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Head, Pooling
+from app.adapters.adapter import Head
+from app.adapters.sentence import Pooling
 from app.model.delta import BASE_LAYERS, Layers
 
 
 @dataclass(frozen=True)
 class Want:
-    """What one sequence is to give: a pooled embedding [H or dimensions] or its head's logits [L]."""
+    """What one sequence is to give: a pooled embedding [H or dimensions], or its head's logits.
+
+    Logits are [L], or [n, L] where the head labels each of n tokens.
+    """
 
     kind: Literal["embedding", "logits"]
     pooling: Pooling = "mean"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Adapter
+from app.adapters.adapter import Adapter, Norm, Rows
 from app.model.linear import FrozenLinear
 
 SAME_INPUT = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
@@ -21,14 +21,17 @@ SAME_INPUT = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One layer's y += (x @ A.T) @ B.T. shrink: A, stacked with its neighbours' [R, in]; B [out, r].
+    """One layer's y = gain * y + shift + (x @ A.T) @ B.T, gain and shift [out] where there are any.
 
-    part: this layer's columns of the shrink's R.
+    shrink: A, stacked with its neighbours' [R, in]; B [out, r]. part: this layer's columns of the
+    shrink's R.
     """
 
     shrink: Tensor
     part: slice
     B: Tensor
+    gain: Tensor | None = None
+    shift: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +39,14 @@ class Layers:
     """What one adapter does to the encoder, by module path.
 
     updates: low-rank ones. own: layers that its rows run through in place of the base's, because
-    the adapter replaces them whole or is merged. A layer is in one of the two at most.
+    the adapter replaces them whole or is merged. A Linear is in one of the two at most.
+    norms, embeddings: what it makes of the other layers.
     """
 
     updates: Mapping[str, Update] = field(default_factory=dict)
     own: Mapping[str, FrozenLinear] = field(default_factory=dict)
+    norms: Mapping[str, Norm] = field(default_factory=dict)
+    embeddings: Mapping[str, Rows] = field(default_factory=dict)
 
 
 BASE_LAYERS = Layers()
@@ -61,12 +67,12 @@ def unmerged_layers(adapter: Adapter) -> Layers:
         end = 0
         for path, layer in zip(paths, layers, strict=True):
             start, end = end, end + layer.rank
-            updates[path] = Update(shrink, slice(start, end), layer.B)
+            updates[path] = Update(shrink, slice(start, end), layer.B, layer.gain, layer.shift)
     own = {
         path: FrozenLinear(dense.weight, dense.bias, keep_weight=False)
         for path, dense in adapter.replaced.items()
     }
-    return Layers(updates, own)
+    return Layers(updates, own, adapter.norms, adapter.embeddings)
 
 
 @dataclass(eq=False)
@@ -97,7 +103,8 @@ def add_delta(
 ) -> Tensor:
     """Add each segment's low-rank update to the frozen layer's output, in place.
 
-    y[rows] += (x[rows] @ A.T) @ B.T; the scale is already in B (adapters/adapter.py).
+    y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T; scale and gain are already in B
+    (adapters/fold.py).
     Rows of no update are not touched: they stay the base's, bit for bit.
 
     x [T, in], y [T, out]: packed rows, one dtype. A [r, in], B [out, r]; r may differ.
@@ -105,5 +112,10 @@ def add_delta(
     Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
     """
     for rows, update in updates:
-        y[rows].addmm_(shrunk.of(x, rows, update.shrink)[:, update.part], update.B.T)
+        if update.gain is not None:
+            y[rows].mul_(update.gain)
+        if update.shift is not None:
+            y[rows].add_(update.shift)
+        if update.B.shape[1]:
+            y[rows].addmm_(shrunk.of(x, rows, update.shrink)[:, update.part], update.B.T)
     return y

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from app.adapters.base_shape import BaseShape
+from app.adapters.adapter import Adapter
+from app.adapters.base import Base
+from app.adapters.sentence import Sentence
 from app.model import attention, head
-from app.model.base_files import BaseFiles, BaseRefused
+from app.model.base_files import BaseFiles, BaseRefused, head_tensors
 from app.model.batch import Batch, Item, Want, pack, segments
 from app.model.delta import Layers
 from app.model.lora import LinearWithLoRA, Route, insert_lora
@@ -53,7 +55,7 @@ class Encoder:
 
     model: nn.Module
     files: BaseFiles
-    shape: BaseShape
+    base: Base
     device: torch.device
     dtype: torch.dtype
     max_length: int
@@ -65,6 +67,18 @@ class Encoder:
     _first_position: int
     _takes_types: bool
     _pooler: LinearWithLoRA | None = field(default=None)
+
+    @property
+    def type_vocabulary(self) -> int:
+        """How many token types it knows; 0: it takes none."""
+        found = (n for path, (n, _) in self.base.embeddings.items() if "token_type" in path)
+        return next(found, 0) if self._takes_types else 0
+
+    def sentence(self, adapter: Adapter | None) -> Sentence:
+        """How texts become vectors: the adapter's own way, and the base's where it says nothing."""
+        mine = self.files.sentence
+        said = mine if adapter is None else adapter.sentence.over(mine)
+        return replace(said, max_length=min(said.max_length or self.max_length, self.max_length))
 
     @torch.inference_mode()
     def run(self, items: Sequence[Item]) -> list[Tensor]:
@@ -142,7 +156,7 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
     model = model.to(device).eval().requires_grad_(False)
     frozen = [(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()]]
     has_pooler = getattr(model, "pooler", None) is not None
-    shape = _shape(model, config, has_pooler)
+    base = _base(files, model, config, has_pooler)
     route = Route()
     wrappers = insert_lora(model, route)
     pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
@@ -153,10 +167,10 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
     return Encoder(
         model,
         files,
-        shape,
+        base,
         device,
         dtype,
-        min(files.max_length or positions, positions),
+        min(files.sentence.max_length or positions, positions),
         config.vocab_size,
         wrappers,
         route,
@@ -219,20 +233,26 @@ def _config(files: BaseFiles) -> Any:
     return config
 
 
-def _shape(model: Any, config: Any, has_pooler: bool) -> BaseShape:
-    linears = {
-        path: (m.out_features, m.in_features)
-        for path, m in model.named_modules()
-        if isinstance(m, nn.Linear)
-    }
-    return BaseShape(
-        config.model_type,
-        model.base_model_prefix,
-        config.hidden_size,
-        config.num_hidden_layers,
-        linears,
-        {path for path in linears if model.get_submodule(path).bias is not None},
-        has_pooler,
+def _base(files: BaseFiles, model: Any, config: Any, has_pooler: bool) -> Base:
+    modules = dict(model.named_modules())
+    linears = {p: m for p, m in modules.items() if isinstance(m, nn.Linear)}
+    embeddings = {p: m for p, m in modules.items() if isinstance(m, nn.Embedding)}
+    norms = {p: m for p, m in modules.items() if isinstance(m, nn.LayerNorm)}
+    return Base(
+        model_type=config.model_type,
+        prefix=model.base_model_prefix,
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        linears={p: (m.out_features, m.in_features) for p, m in linears.items()},
+        embeddings={p: (m.num_embeddings, m.embedding_dim) for p, m in embeddings.items()},
+        norms={p: m.normalized_shape[0] for p, m in norms.items()},
+        tensors=dict(model.named_parameters()),
+        head=head_tensors(files.folder),
+        has_pooler=has_pooler,
+        classifier_pooling=getattr(config, "classifier_pooling", "cls"),
+        classifier_activation=getattr(config, "classifier_activation", "gelu"),
+        norm_eps=getattr(config, "norm_eps", 1e-5),
     )
 
 

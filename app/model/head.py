@@ -10,21 +10,19 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.activations import ACT2FN
 
-from app.adapters.adapter import Dense, Head, Pooling, Scores
+from app.adapters.adapter import Dense, Head, Scores
+from app.adapters.sentence import Pooling
 from app.model.batch import Batch, Item
 
 Pooler = Callable[[Tensor, list[Item]], Tensor]
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    None: lambda x: x,
-}
 
 
 def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]:
-    """hidden [T, H] -> per packed sequence an embedding [H or dimensions] or logits [L], fp32, CPU.
+    """hidden [T, H] -> per packed sequence an embedding [H or dimensions] or logits, fp32, CPU.
+
+    Logits are [L], or [n, L] where the head labels every token.
 
     Each embedding is computed on its own, so that its bits do not depend on its neighbours.
     """
@@ -43,14 +41,25 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
         head = batch.items[members[0]].head
         if head is None:  # pragma: no cover - the door refuses this
             raise ValueError("logits were asked of an adapter without a head")
-        rows = torch.stack(
-            [poolers[i] if head.source == "pooler" else hidden[batch.starts[i]] for i in members]
-        )
-        for i, row in zip(members, apply_head(rows, head).unbind(), strict=True):
-            results[i] = row
+        states = [_states(hidden, batch, i, head, poolers) for i in members]
+        rows_of = [len(s) for s in states]
+        found = torch.split(apply_head(torch.cat(states), head), rows_of)
+        for i, row in zip(members, found, strict=True):
+            results[i] = row if head.source == "tokens" else row[0]
     rows_found = [row.float() for row in results if row is not None]
-    together = torch.cat(rows_found).cpu()  # one copy from the device, not one each
-    return list(torch.split(together, [len(row) for row in rows_found]))
+    together = torch.cat([row.flatten() for row in rows_found]).cpu()  # one copy from the device
+    parts = torch.split(together, [row.numel() for row in rows_found])
+    return [part.view(row.shape) for part, row in zip(parts, rows_found, strict=True)]
+
+
+def _states(hidden: Tensor, batch: Batch, i: int, head: Head, poolers: dict[int, Tensor]) -> Tensor:
+    """What the head reads of the i-th sequence: [1, H], or [n, H] for one that labels tokens."""
+    if head.source == "pooler":
+        return poolers[i][None]
+    rows = hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]]
+    if head.source == "tokens":
+        return rows
+    return rows.mean(0, keepdim=True) if head.source == "mean" else rows[:1]
 
 
 def pool(rows: Tensor, pooling: Pooling) -> Tensor:
@@ -65,7 +74,11 @@ def pool(rows: Tensor, pooling: Pooling) -> Tensor:
 def apply_head(rows: Tensor, head: Head) -> Tensor:
     """rows [S, H] -> logits [S, L]."""
     if head.dense is not None:
-        rows = ACTIVATIONS[head.activation](_dense(rows, head.dense))
+        rows = _dense(rows, head.dense)
+    if head.activation is not None:
+        rows = ACT2FN[head.activation](rows)
+    if head.norm is not None:
+        rows = F.layer_norm(rows, rows.shape[-1:], head.norm.weight, head.norm.bias, head.norm_eps)
     return _dense(rows, head.out)
 
 

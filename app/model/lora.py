@@ -1,4 +1,4 @@
-"""LoRA around every Linear of a frozen encoder: insert, run by segment, merge, unmerge.
+"""LoRA around every layer of a frozen encoder: insert, run by segment, merge, unmerge.
 
 Knows modules and segments; knows no names of adapters. The base's weights are only ever read.
 """
@@ -6,12 +6,14 @@ Knows modules and segments; knows no names of adapters. The base's weights are o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.adapters.adapter import Adapter
+from app.adapters.adapter import Adapter, Rows
 from app.model.batch import Segment
 from app.model.delta import Layers, Shrunk, add_delta
 from app.model.linear import FrozenLinear
@@ -84,31 +86,113 @@ class LinearWithLoRA(nn.Module):
         return torch.cat([layer(x[rows]) for rows, layer in stretches])
 
 
+class NormWithLoRA(nn.Module):
+    """A frozen LayerNorm whose rows may each have their own segment's weight and bias."""
+
+    def __init__(self, norm: nn.LayerNorm, path: str, route: Route) -> None:
+        super().__init__()
+        self.norm = norm
+        self.path = path
+        self.route = route
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [1, T, H] -> the same shape."""
+        y: Tensor = self.norm(x)
+        for s in self.route.segments:
+            own = s.layers.norms.get(self.path)
+            if own is not None:
+                shape = (x.shape[-1],)
+                y[:, s.rows] = F.layer_norm(
+                    x[:, s.rows], shape, own.weight, own.bias, self.norm.eps
+                )
+        return y
+
+
+class EmbeddingWithLoRA(nn.Module):
+    """A frozen Embedding whose rows may each have their own segment's table, update or rows."""
+
+    def __init__(self, embedding: nn.Embedding, path: str, route: Route) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.path = path
+        self.route = route
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [1, T] -> [1, T, dim]."""
+        y: Tensor = self.embedding(ids)
+        for s in self.route.segments:
+            change = s.layers.embeddings.get(self.path)
+            if change is not None:
+                y[0, s.rows] = look_up(change, ids[0, s.rows], y[0, s.rows])
+        return y
+
+
+def look_up(change: Rows, ids: Tensor, y: Tensor) -> Tensor:
+    """ids [n] and the base's rows for them y [n, dim] -> the adapter's rows.
+
+    Source: peft.tuners.lora.layer.Embedding.forward, trainable_tokens.layer.TrainableTokensLayer.
+    """
+    if change.table is not None:
+        y = change.table[ids]
+    if change.gain is not None:
+        y = y * change.gain
+    if change.A is not None and change.B is not None:
+        y = y + change.A[ids] @ change.B.T
+    if change.slot is not None and change.rows is not None:
+        slot = change.slot[ids]
+        y = torch.where((slot >= 0)[:, None], change.rows[slot], y)
+    return y
+
+
+WRAPPERS: dict[type[nn.Module], Any] = {
+    nn.Linear: LinearWithLoRA,
+    nn.LayerNorm: NormWithLoRA,
+    nn.Embedding: EmbeddingWithLoRA,
+}
+
+
 def insert_lora(model: nn.Module, route: Route) -> dict[str, LinearWithLoRA]:
-    """Put a LinearWithLoRA in the place of every Linear below `model`; returns them by path."""
-    linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
-    wrappers = {path: LinearWithLoRA(linear, path, route) for path, linear in linears.items()}
+    """Put a wrapper in the place of every Linear, LayerNorm and Embedding below `model`.
+
+    Returns the Linears' by path.
+    """
+    found = {path: m for path, m in model.named_modules() if type(m) in WRAPPERS}
+    wrappers = {path: WRAPPERS[type(m)](m, path, route) for path, m in found.items()}
     for path, wrapper in wrappers.items():
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, wrapper)
-    return wrappers
+    return {path: w for path, w in wrappers.items() if isinstance(w, LinearWithLoRA)}
 
 
 @torch.inference_mode()
 def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter, layers: Layers) -> Layers:
-    """The adapter's layers with W + BA in the place of every update: a second copy, its own.
+    """The adapter's layers with gain * W + BA in the place of every update: a second copy, its own.
 
     Computed in fp32, stored in the base's dtype; the base itself is not touched, so there is
-    nothing to subtract at unmerge: dropping the copy is the unmerge, without drift.
+    nothing to subtract at unmerge: dropping the copy is the unmerge, without drift. What only adds
+    a constant stays an update.
     """
     merged = dict(layers.own)
+    updates = dict(layers.updates)
     for path, lora in adapter.layers.items():
+        if not lora.rescales:
+            continue
+        del updates[path]
         linear = wrappers[path].linear
-        weight = linear.weight.float() + lora.B.float() @ lora.A.float()
-        merged[path] = FrozenLinear(weight.to(linear.weight.dtype), linear.bias, keep_weight=False)
-    return Layers({}, merged)
+        weight: Tensor = linear.weight.float()
+        bias: Tensor | None = linear.bias
+        if lora.gain is not None:
+            weight = lora.gain.float()[:, None] * weight
+            bias = None if bias is None else lora.gain * bias
+        if lora.shift is not None:
+            bias = lora.shift if bias is None else bias + lora.shift
+        weight = weight + lora.B.float() @ lora.A.float()
+        merged[path] = FrozenLinear(weight.to(linear.weight.dtype), bias, keep_weight=False)
+    return replace(layers, updates=updates, own=merged)
 
 
 def merged_bytes(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter) -> int:
     """What merge_lora's copy will take."""
-    return sum(wrappers[path].frozen.bytes for path in adapter.layers)
+    return sum(
+        wrappers[path].frozen.bytes for path, lora in adapter.layers.items() if lora.rescales
+    )

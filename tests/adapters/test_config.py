@@ -7,18 +7,11 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.other import get_pattern_key
 
-from app.adapters.config import (
-    HONOURED,
-    NO_EFFECT,
-    REFUSED_BY_NAME,
-    Options,
-    Recipe,
-    read_recipe,
-    scores_of,
-)
+from app.adapters.config import Options, Recipe, read_recipe, scores_of
+from app.adapters.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME
 from app.adapters.upload import AdapterRejected
 
 PATHS = [f"bert.encoder.layer.{i}.attention.self.{m}" for i in (0, 1, 11) for m in ("query", "key")]
@@ -49,14 +42,21 @@ def test_scale_is_pefts(patterns: dict[str, int], path: str, rslora: bool) -> No
     assert recipe.expected_rank(path) == rank
 
 
-def test_every_field_of_pefts_config_is_decided() -> None:
-    fields = {f.name for f in dataclasses.fields(LoraConfig)}
-    assert fields <= NO_EFFECT | HONOURED | set(REFUSED_BY_NAME)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_field_of_pefts_configs_is_decided(kind: str) -> None:
+    known = EVERYWHERE | KINDS[kind].no_effect | KINDS[kind].numbers.keys() | REFUSED_BY_NAME.keys()
+    fields = {f.name for f in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
+    assert fields <= known
+
+
+@pytest.mark.parametrize("kind", sorted(set(PEFT_TYPE_TO_CONFIG_MAPPING) - set(KINDS)))
+def test_every_other_method_of_peft_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(AdapterRejected, match=kind):
+        read_recipe({"peft_type": str(kind.value)}, {}, {}, Options())
 
 
 def test_query_and_file_that_disagree_on_alpha_are_refused() -> None:
-    with pytest.raises(AdapterRejected):
-        read_recipe({"lora_alpha": 8}, {}, {}, Options(alpha=16))
+    assert read_recipe({"lora_alpha": 8}, {}, {}, Options(alpha=16)).problems
     assert read_recipe({"lora_alpha": 16}, {}, {}, Options(alpha=16)).alpha == 16
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from app.main import StartRefused
 from tests.conftest import Serve
-from tests.oracles import FP32, make_adapter, peft_embeddings, peft_logits, plain_embeddings, put
+from tests.oracles import FP32, make_adapter, peft_embeddings, plain_embeddings, put
 from tests.tiny import CONFIGS, save_tiny_base
 
 TEXTS = [
@@ -20,15 +20,10 @@ TEXTS = [
     "how is the film? the film is good, my love.",
     "where is the money " * 9,
 ]
-HEADS = {
-    "distilbert": {"modules_to_save": ["pre_classifier", "classifier"]},
-}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_plain_adapted_and_classified_equal_the_oracles(
-    serve: Serve, tmp_path: Path, kind: str
-) -> None:
+def test_plain_and_adapted_equal_the_oracles(serve: Serve, tmp_path: Path, kind: str) -> None:
     base = save_tiny_base(kind, tmp_path / kind)
     server = serve(model=str(base))
     client = server.client
@@ -48,17 +43,6 @@ def test_plain_adapted_and_classified_equal_the_oracles(
         got = torch.tensor(client.post("/embed?adapter=a", json=body).json())
         assert_close(got, wanted, **FP32)
         client.post(f"/adapters/a/{step}")
-    if kind == "modernbert":
-        return  # its head is trained with layers that PEFT leaves out: refused, see below
-    targets = ["query", "value", "q_lin", "v_lin"]
-    more = HEADS.get(kind, {})
-    head = make_adapter(base, tmp_path / "c", 2, labels=3, target_modules=targets, **more)
-    put(client, "c", head)
-    answers = client.post("/classify?adapter=c", json={**body, "raw_scores": True}).json()
-    logits = peft_logits(base, head, 3, TEXTS, length)
-    for answer, row in zip(answers, logits, strict=True):
-        got = {e["label"]: e["score"] for e in answer}
-        assert_close(torch.tensor([got[f"LABEL_{i}"] for i in range(3)]), row, **FP32)
 
 
 @pytest.mark.parametrize("kind", ["deberta-v2", "mpnet", "gpt2"])
@@ -76,18 +60,6 @@ def test_a_base_without_its_weights_or_folder_is_refused(serve: Serve, tmp_path:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(StartRefused, match="cannot be loaded"):
         serve(model=str(tmp_path))
-
-
-def test_a_head_on_an_architecture_without_one_is_refused(serve: Serve, tmp_path: Path) -> None:
-    base = save_tiny_base("modernbert", tmp_path / "base")
-    adapter = make_adapter(base, tmp_path / "c", 2, labels=3, target_modules=["Wqkv"])
-    client = serve(model=str(base)).client
-    files = {
-        n: (n, (adapter / n).read_bytes())
-        for n in ("adapter_model.safetensors", "adapter_config.json")
-    }
-    answer = client.put("/adapters/c", files=files)
-    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
 
 
 def test_sentence_transformers_files_say_how_to_pool(serve: Serve, tmp_path: Path) -> None:

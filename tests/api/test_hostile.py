@@ -112,7 +112,7 @@ UPLOADS: dict[str, bytes] = {
     "unknown module": changed(lambda t: t.update({KEY.replace("query", "quary"): t.pop(KEY)})),
     "a layer too many": changed(lambda t: t.update({KEY.replace(".0.", ".7."): t.pop(KEY)})),
     "an unknown tensor": changed(lambda t: t.update({"who.knows": torch.ones(3)})),
-    "DoRA": changed(lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(32)})),
+    "DoRA on one layer only": changed(lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(32)})),
     "both layouts": save({**peft_tensors(), **tutorial_tensors()}),
     "B all zero": changed(lambda t: [v.zero_() for n, v in t.items() if "lora_B" in n]),
     "overflows float32": changed(lambda t: [v.mul_(3e37) for v in t.values()]),
@@ -152,11 +152,11 @@ def test_every_problem_is_listed_by_tensor_name(served: httpx.Client) -> None:
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "DoRA": {"use_dora": True},
+    "DoRA without its magnitudes": {"use_dora": True},
     "another method": {"peft_type": "IA3"},
     "an unknown field": {"flux_capacitor": 3},
     "trained biases": {"bias": "all"},
-    "an initialisation that edits the base": {"init_lora_weights": "pissa"},
+    "an initialisation that edits the base": {"init_lora_weights": "pissa_niter_4"},
     "alpha a text": {"lora_alpha": "many"},
     "another rank": {"r": 5},
     "a pattern that never ends": {"rank_pattern": {"((.|..)+)+[A-Z]": 3}},

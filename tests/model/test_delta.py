@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from app.adapters.adapter import Adapter, LoRALayer, fold
+from app.adapters.adapter import Adapter, LoRALayer
 from app.model.delta import Shrunk, add_delta, unmerged_layers
 from app.model.linear import FrozenLinear
 
@@ -72,14 +72,6 @@ def test_another_input_is_shrunk_anew() -> None:
     add_delta(zero.clone(), first, [(slice(0, 5), update)], shrunk)
     got = add_delta(zero.clone(), second, [(slice(0, 5), update)], shrunk)
     assert_close(got, by_hand(zero, second, slice(0, 5), adapter.layers[PATHS[0]]))
-
-
-def test_fold_puts_the_scale_into_b() -> None:
-    A, B = torch.randn(3, 8).half(), torch.randn(5, 3).half()
-    lora = fold(A, B, 16 / 3)
-    assert lora.A.dtype == lora.B.dtype == torch.float32
-    wanted = (16 / 3) * B.double() @ A.double()
-    assert_close(lora.B.double() @ lora.A.double(), wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_a_frozen_linear_is_the_plain_one_with_bits_that_ignore_the_batch() -> None:

@@ -1,0 +1,54 @@
+"""What an adapter has to fit: the frozen base's layers and weights, without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """linears: module path -> (out, in); embeddings: -> (num, dim); norms: -> width.
+
+    prefix: what a model with a head puts before the paths, as in "bert.". tensors: the frozen
+    parameters by name. head: what the checkpoint holds of a head (ModernBERT's head.dense, …).
+    """
+
+    model_type: str
+    prefix: str
+    hidden: int
+    layers: int
+    vocabulary: int
+    linears: Mapping[str, tuple[int, int]]
+    embeddings: Mapping[str, tuple[int, int]]
+    norms: Mapping[str, int]
+    tensors: Mapping[str, Tensor]
+    head: Mapping[str, Tensor]
+    has_pooler: bool
+    classifier_pooling: str
+    classifier_activation: str
+    norm_eps: float
+
+    def resolve(self, path: str) -> str | None:
+        """The base's own path of a layer, which a model with a head spells with a prefix."""
+        bare = path.removeprefix(f"{self.prefix}.")
+        return next((p for p in (path, bare) if self.knows(p)), None)
+
+    def knows(self, path: str) -> bool:
+        return path in self.linears or path in self.embeddings or path in self.norms
+
+    def weight(self, path: str) -> Tensor:
+        return self.tensors[f"{path}.weight"]
+
+    def bias(self, path: str) -> Tensor | None:
+        return self.tensors.get(f"{path}.bias")
+
+    def spellings(self, path: str) -> tuple[str, str]:
+        """A layer's path in the bare encoder, and in a model with a head."""
+        return path, f"{self.prefix}.{path}"
+
+    @property
+    def described(self) -> str:
+        return f"{self.hidden}-wide, {self.layers}-layer {self.model_type}"

@@ -1,0 +1,99 @@
+"""Which base an adapter was made for, in words: from its config, its names and its shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from app.adapters.base import Base
+from app.adapters.config import Recipe
+from app.adapters.layouts import Parts
+from app.adapters.upload import Problem
+
+SELF_INPUT = re.compile(r"(query|key|value|[qkv]_lin|Wqkv)$")  # layers that read the hidden width
+LAYER = re.compile(r"(?:layers?|albert_layers)\.(\d{1,3})\.")
+# What a base's name says beyond doubt. Many a "…bert" is a RoBERTa, and some a "roberta" a BERT
+# (hfl/chinese-roberta-wwm-ext), so only whole, well-known beginnings count.
+FAMILIES = (
+    (re.compile(r"^(facebook-)?xlm-(roberta|r)\b"), "xlm-roberta"),
+    (re.compile(r"^(distil)?roberta-(base|large)\b"), "roberta"),
+    (re.compile(r"^bert-(base|large|medium|small|mini|tiny)\b"), "bert"),
+    (re.compile(r"^distilbert-"), "distilbert"),
+    (re.compile(r"^(google-)?electra-"), "electra"),
+    (re.compile(r"^albert-"), "albert"),
+    (re.compile(r"^camembert-"), "camembert"),
+    (re.compile(r"^modernbert-"), "modernbert"),
+    (re.compile(r"^m?deberta-"), "deberta"),
+    (re.compile(r"^(paraphrase-|all-)?mpnet-"), "mpnet"),
+)
+
+
+def other_base(recipe: Recipe, base: Base) -> str | None:
+    """Why the adapter is another base's, by what its configs say; None: they do not say so.
+
+    The class that PEFT noted at training counts before the base's name.
+    """
+    type_ = recipe.model_config.get("model_type")
+    if isinstance(type_, str) and type_ != base.model_type:
+        return f"made for a {type_} model, as its config.json says; this base is {base.model_type}"
+    if recipe.made_for_type is not None:
+        if recipe.made_for_type != base.model_type:
+            return (
+                f"made for a {recipe.made_for_type} model, as its adapter_config.json's auto_mapping "
+                f"says; this base is {base.model_type}"
+            )
+    elif recipe.made_for is not None:
+        name = PurePath(recipe.made_for).name.lower()
+        family = next((family for pattern, family in FAMILIES if pattern.search(name)), None)
+        if family is not None and family != base.model_type:
+            return (
+                f"made for {recipe.made_for}, a {family} model, as its adapter_config.json says; this "
+                f"base is {base.model_type} (if it is not so, correct base_model_name_or_path)"
+            )
+    faults = list(_other_sizes(recipe, base))
+    return (
+        f"made for another base, as its config.json says: {'; '.join(faults)}" if faults else None
+    )
+
+
+def _other_sizes(recipe: Recipe, base: Base) -> Iterator[str]:
+    sizes = {
+        "vocab_size": base.vocabulary,
+        "hidden_size": base.hidden,
+        "num_hidden_layers": base.layers,
+    }
+    for name, mine in sizes.items():
+        said = recipe.model_config.get(name)
+        if type(said) is int and said != mine:
+            yield f"its {name} is {said}, this base's {mine}"
+
+
+def summary(parts: Parts, recipe: Recipe, base: Base, problems: list[Problem]) -> str:
+    """In words where the whole file is for another base; else a count."""
+    widths = {
+        module["A"].shape[-1]
+        for path, module in parts.modules.items()
+        if SELF_INPUT.search(path) and "A" in module and recipe.blocks is None
+    }
+    numbers = [int(n) for path in parts.modules for n in LAYER.findall(path)]
+    tables = {
+        (module.get("embedding_A", module.get("weight"))).shape[part]  # type: ignore[union-attr]
+        for path, module in parts.modules.items()
+        if path.endswith("word_embeddings")
+        for name, part in (("embedding_A", -1), ("weight", 0))
+        if name in module
+    }
+    wrong_width = len(widths) == 1 and widths != {base.hidden}
+    wrong_depth = bool(numbers) and max(numbers) >= base.layers
+    wrong_vocabulary = len(tables) == 1 and tables != {base.vocabulary}
+    if not (wrong_width or wrong_depth or wrong_vocabulary):
+        return (
+            f"{len(problems)} tensors of the file cannot be served on this base ({base.described})"
+        )
+    said = [f"{min(widths)}-wide"] if len(widths) == 1 else []
+    said += [f"{max(numbers) + 1}-layer"] if numbers else []
+    said += [f"{min(tables)}-token vocabulary"] if wrong_vocabulary else []
+    mine = f"{base.described} with {base.vocabulary} tokens" if wrong_vocabulary else base.described
+    who = recipe.made_for or "another base"
+    return f"made for {who} ({', '.join(said)}); this base is {mine}"

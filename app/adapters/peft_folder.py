@@ -1,0 +1,86 @@
+"""An adapter as the folder that PEFT loads: names and config in PEFT's own words.
+
+What came with PEFT's config goes out with it, its keys spelled as PEFT's; what came bare or in
+another layout gets a LoraConfig that says the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from app.adapters.adapter import Adapter
+from app.adapters.base import Base
+from app.adapters.config import Recipe
+from app.adapters.layouts import PEFT_PREFIX, Parts, plain_name, read_names
+
+TASK_TYPES = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "embed": "FEATURE_EXTRACTION"}
+SPELLED = {
+    "A": "lora_A.weight", "B": "lora_B.weight", "B.bias": "lora_B.bias",
+    "magnitude": "lora_magnitude_vector", "embedding_A": "lora_embedding_A",
+    "embedding_B": "lora_embedding_B",
+}  # fmt: skip
+
+
+def peft_tensors(
+    tensors: Mapping[str, Tensor], recipe: Recipe, base: Base, adapter: Adapter
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """(tensors by PEFT's names, the config to send along, None: the uploaded one)."""
+    if recipe.configured and adapter.layout == "peft":
+        named = {name: plain_name(name) for name in tensors}
+        return {new: tensors[name] for name, new in named.items() if new is not None}, None
+    parts = read_names(tensors, recipe, base)
+    found: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    whole: list[str] = []
+    for path, module in parts.modules.items():
+        target = base.resolve(path)
+        spelled = path if target is None else base.spellings(target)[adapter.head is not None]
+        matrix = module.get("A", module.get("embedding_A"))
+        if matrix is not None:
+            ranks[spelled] = matrix.shape[0]
+        elif "weight" in module:
+            whole.append(spelled)
+        found |= {
+            f"{PEFT_PREFIX}{spelled}.{_spelled(part, matrix is not None)}": tensor.contiguous()
+            for part, tensor in module.items()
+            if not (part == "weight" and matrix is not None)
+        }
+    return found, _config(ranks, whole, parts, recipe, adapter)
+
+
+def _spelled(part: str, adapted: bool) -> str:
+    if part in ("weight", "bias"):
+        return f"base_layer.{part}" if adapted else part
+    return SPELLED[part]
+
+
+def _config(
+    ranks: Mapping[str, int], whole: list[str], parts: Parts, recipe: Recipe, adapter: Adapter
+) -> dict[str, Any]:
+    """LoraConfig's fields; each module by its whole path, so that nothing else matches."""
+    said = {part for module in parts.modules.values() for part in module}
+    rank = max(ranks.values(), default=1)
+    return {
+        "peft_type": "LORA",
+        "task_type": TASK_TYPES[adapter.task],
+        "base_model_name_or_path": recipe.made_for,
+        "r": rank,
+        "lora_alpha": recipe.alpha,
+        "use_rslora": recipe.rslora,
+        "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": dict(recipe.alpha_pattern),
+        "use_dora": "magnitude" in said,
+        "lora_bias": "B.bias" in said,
+        "target_modules": sorted(ranks),
+        "modules_to_save": sorted(whole) or None,
+        "inference_mode": True,
+    }
+
+
+def metadata_of(said: Mapping[str, Any]) -> dict[str, str]:
+    """What the query said, as a file's __metadata__ says it."""
+    return {"format": "pt", **{name: json.dumps(value) for name, value in said.items()}}

@@ -1,0 +1,281 @@
+"""An adapter file's tensors + its recipe + the base -> the canonical adapter; all accounted for.
+
+layouts.py tells the names, fold.py and fold_other.py the formulas, heads.py the head, targets.py
+whether it is the whole of what the config says. A tensor that finds no place is a problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows
+from app.adapters.base import Base
+from app.adapters.config import Recipe, scores_of
+from app.adapters.fold import (
+    Layer,
+    Misfit,
+    fold_adalora,
+    fold_embedding,
+    fold_lora,
+    fold_tokens,
+    repeats,
+    whole_linear,
+    whole_norm,
+    whole_table,
+)
+from app.adapters.fold_other import (
+    fold_fourier,
+    fold_ia3,
+    fold_loha,
+    fold_lokr,
+    fold_oft,
+    fold_vera,
+)
+from app.adapters.heads import POOLERS, HeadReader, check_labels
+from app.adapters.layouts import PEFT_KINDS, Parts, read_names
+from app.adapters.made_for import other_base, summary
+from app.adapters.targets import check_targets
+from app.adapters.upload import AdapterRejected, Problem
+
+SHARED = ("", "base_model")  # where VeRA's projections are, which belong to no layer
+LORA_PARTS = {"A", "B", "B.bias", "magnitude", "diag"}
+
+
+@dataclass(eq=False)
+class _Found:
+    """What has been read so far, by the base's paths."""
+
+    layers: dict[str, LoRALayer] = field(default_factory=dict)
+    replaced: dict[str, Dense] = field(default_factory=dict)
+    norms: dict[str, Norm] = field(default_factory=dict)
+    embeddings: dict[str, Rows] = field(default_factory=dict)
+    scales: set[float] = field(default_factory=set)
+
+    def add(self, target: str, change: LoRALayer | Dense | Norm | Rows) -> None:
+        if isinstance(change, LoRALayer):
+            self.layers[target] = change
+        elif isinstance(change, Dense):
+            self.replaced[target] = change
+        elif isinstance(change, Norm):
+            self.norms[target] = change
+        else:
+            self.embeddings[target] = change
+
+
+def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Adapter:
+    """Sort every tensor into a change of a layer, or the head.
+
+    Raises AdapterRejected with every tensor that has no place or does not fit, and for an adapter
+    that was made for another base.
+    """
+    reason = other_base(recipe, base)
+    if reason:
+        raise AdapterRejected(reason)
+    parts = read_names(tensors, recipe, base)
+    if not recipe.configured:  # then one layer's magnitude says that all must have one
+        said = {part for module in parts.modules.values() for part in module}
+        recipe = replace(recipe, dora="magnitude" in said, lora_bias="B.bias" in said)
+    problems = [*recipe.problems, *parts.problems]
+    found = _Found()
+    shared = {k: t for path in SHARED for k, t in parts.modules.get(path, {}).items()}
+    resolved = {p: t for p in parts.modules if (t := base.resolve(p)) is not None}
+    folding = _Folding(parts, recipe, shared, _widest(parts, resolved, base), found.scales)
+    reader = HeadReader(parts, recipe, base, folding.linear, problems, set())
+    head, task = reader.read()
+    rest = [p for p in parts.modules if p not in reader.used and p not in SHARED]
+    _read_layers(rest, resolved, folding, base, found, problems)
+    problems += _stray_shared(parts, recipe)
+    problems += check_targets(recipe, base, parts, resolved)
+    if problems:
+        raise AdapterRejected(summary(parts, recipe, base, problems), problems)
+    labels = check_labels(head, recipe.labels)
+    adapter = Adapter(
+        layers=found.layers,
+        layout=parts.layout,
+        scale=next(iter(found.scales)) if len(found.scales) == 1 else None,
+        kind=recipe.kind,
+        task=task,
+        replaced=found.replaced,
+        norms=found.norms,
+        embeddings=found.embeddings,
+        head=head,
+        labels=labels,
+        scores=scores_of(recipe, len(labels)) if task == "classify" else "softmax",
+        sentence=recipe.sentence,
+        ignored=tuple(sorted(parts.ignored)),
+    )
+    if not adapter.changes_encoder:
+        raise AdapterRejected("the file changes no layer of the encoder: there is nothing to serve")
+    return adapter
+
+
+def _read_layers(
+    paths: list[str],
+    resolved: Mapping[str, str],
+    folding: _Folding,
+    base: Base,
+    found: _Found,
+    problems: list[Problem],
+) -> None:
+    parts, seen = folding.parts, set[str]()
+    for path in paths:
+        target = resolved.get(path)
+        if target is None or target in seen:
+            reason = (
+                "is given twice, with and without the model's prefix"
+                if target
+                else _unknown(path, base)
+            )
+            problems += [Problem(reason, parts.names[path, part]) for part in parts.modules[path]]
+            continue
+        seen.add(target)
+        layer = Layer(path, parts.modules[path], base.weight(target), base.bias(target))
+        try:
+            if target in base.linears:
+                change: LoRALayer | Dense | Norm | Rows | None = folding.linear(layer)
+            elif target in base.norms:
+                change = folding.norm(layer)
+            else:
+                change = folding.embedding(layer)
+        except Misfit as error:
+            problems.append(Problem(error.reason, parts.name(path, error.part)))
+            continue
+        if change is not None:
+            found.add(target, change)
+
+
+@dataclass(eq=False)
+class _Folding:
+    """The formulas, with what is the same for all of a file's layers. scales: filled as found."""
+
+    parts: Parts
+    recipe: Recipe
+    shared: Mapping[str, Tensor]
+    widest: tuple[int, int]
+    scales: set[float]
+
+    def linear(self, layer: Layer) -> LoRALayer | Dense:
+        """Raises Misfit."""
+        kind = _kind(layer, self.recipe)
+        if kind is None:
+            self._only(layer, {"weight", "bias"})
+            return whole_linear(layer)
+        if "weight" in layer.parts:
+            if not repeats(layer):
+                raise Misfit("replaces a layer that the file also adapts", "weight")
+            self.parts.ignored.append(self.parts.name(layer.path, "weight"))
+        change, scale = self._by_kind(kind, layer)
+        if scale is not None:
+            self.scales.add(scale)
+        return change
+
+    def _by_kind(self, kind: str, layer: Layer) -> tuple[LoRALayer | Dense, float | None]:
+        own = {part for part, of in PEFT_KINDS.items() if of == kind} | {"weight", "bias"}
+        recipe = self.recipe
+        if kind in ("LORA", "ADALORA"):
+            self._only(layer, own | ({"A", "B"} if kind == "ADALORA" else LORA_PARTS))
+        else:
+            self._only(layer, own)
+        if kind == "LORA":
+            _check_switches(layer, recipe)
+            return fold_lora(layer, recipe)
+        if kind == "ADALORA":
+            return fold_adalora(layer, recipe)
+        if kind == "LOHA":
+            return fold_loha(layer, recipe)
+        if kind == "LOKR":
+            return fold_lokr(layer, recipe)
+        if kind == "IA3":
+            return fold_ia3(layer), None
+        if kind == "VERA":
+            return fold_vera(layer, recipe, self.shared, self.widest), None
+        return (fold_fourier if kind == "FOURIERFT" else fold_oft)(layer, recipe), None
+
+    def norm(self, layer: Layer) -> Norm:
+        """Raises Misfit."""
+        self._only(layer, {"weight", "bias"})
+        return whole_norm(layer)
+
+    def embedding(self, layer: Layer) -> Rows | None:
+        """None where it only repeats the base's table. Raises Misfit."""
+        if "tokens" in layer.parts:
+            self._only(layer, {"tokens"})
+            return fold_tokens(layer, self.recipe)
+        self._only(layer, {"weight", "embedding_A", "embedding_B", "magnitude"})
+        if "weight" in layer.parts and whole_table(layer) is None:
+            self.parts.ignored.append(self.parts.name(layer.path, "weight"))
+        if layer.parts.keys() == {"weight"}:
+            table = whole_table(layer)
+            return None if table is None else Rows(table)
+        _check_switches(layer, self.recipe)
+        change, scale = fold_embedding(layer, self.recipe)
+        self.scales.add(scale)
+        return change
+
+    def _only(self, layer: Layer, allowed: set[str]) -> None:
+        for part in layer.parts:
+            if part not in allowed:
+                raise Misfit("does not belong to a layer like this one", part)
+
+
+def _kind(layer: Layer, recipe: Recipe) -> str | None:
+    """Whose formula a Linear's parts are; None: it is given whole. Raises Misfit."""
+    kinds = {PEFT_KINDS[part] for part in layer.parts if part in PEFT_KINDS}
+    if not kinds and layer.parts.keys() & LORA_PARTS:
+        kinds = {"LORA"}
+    if len(kinds) > 1:
+        raise Misfit(f"mixes the tensors of {' and '.join(sorted(kinds))}")
+    kind = next(iter(kinds), None)
+    if kind not in (None, recipe.kind):
+        part = next(part for part in layer.parts if PEFT_KINDS.get(part, kind) == kind)
+        if not recipe.configured:
+            raise Misfit(f"is {kind}'s, whose adapter_config.json is needed: send it along", part)
+        raise Misfit(f"is {kind}'s, and the config's peft_type is {recipe.kind}", part)
+    return kind
+
+
+def _check_switches(layer: Layer, recipe: Recipe) -> None:
+    """What the config switches on must be in the file, and nothing that it leaves off. Raises Misfit."""
+    if "diag" in layer.parts and not recipe.configured:
+        raise Misfit("is KaSA's, whose adapter_config.json is needed: send it along", "diag")
+    switches = [
+        ("magnitude", "use_dora", recipe.dora),
+        ("diag", "kasa_config", recipe.truncated),
+    ]
+    if "A" in layer.parts:
+        switches.append(("B.bias", "lora_bias", recipe.lora_bias))
+    for part, name, on in switches:
+        if part in layer.parts and not on:
+            raise Misfit(f"is there, but the config's {name} is off: PEFT would leave it out", part)
+        if on and part not in layer.parts and "A" in layer.parts:
+            said = "the config's" if recipe.configured else "other layers'"
+            raise Misfit(f"{said} {name} is on, but this layer has no {part}", "A")
+
+
+def _widest(parts: Parts, resolved: Mapping[str, str], base: Base) -> tuple[int, int]:
+    """The largest (out, in) of the layers that VeRA shares its projections over."""
+    shapes = [
+        base.linears[resolved[path]]
+        for path, module in parts.modules.items()
+        if "vera_lambda_d" in module and resolved.get(path) in base.linears
+    ]
+    return max((s[0] for s in shapes), default=0), max((s[1] for s in shapes), default=0)
+
+
+def _stray_shared(parts: Parts, recipe: Recipe) -> list[Problem]:
+    """Tensors outside of any layer that are not VeRA's projections."""
+    return [
+        Problem("belongs to no layer", parts.names[path, part])
+        for path in SHARED
+        for part in parts.modules.get(path, {})
+        if recipe.kind != "VERA" or part not in ("vera_A", "vera_B")
+    ]
+
+
+def _unknown(path: str, base: Base) -> str:
+    if not base.has_pooler and path in base.spellings(POOLERS.get(base.model_type, "pooler.dense")):
+        return "belongs to the pooler, and this base has none"
+    return "belongs to no layer of this base nor to its head"

@@ -1,0 +1,81 @@
+"""Logits -> what /classify answers: labels with scores, or entities with their places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from app.adapters.adapter import Adapter
+from app.api.choosing import Choice, Chosen
+from app.api.errors import Refusal, invalid
+from app.api.running import Ran
+from app.api.serving import Serving
+from app.engine.tokenizer import Input, Tokens
+from app.engine.words import Strategy, word_groups
+from app.model.head import scores
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How the request wants its labels."""
+
+    raw_scores: bool = False
+    top_k: int | None = None
+    threshold: float | None = None
+    strategy: Strategy = "simple"
+
+
+def adapter_of(serving: Serving, chosen: Chosen) -> Adapter:
+    """The chosen adapter, which has a head. Raises Refusal (no_head)."""
+    adapter = chosen.version.adapter if chosen.version else None
+    if adapter is not None and adapter.head is not None:
+        return adapter
+    with_head = sorted(n for n, e in serving.registry.names.items() if e.version.adapter.head)
+    who = f"adapter {chosen.name}" if chosen.version else "the base"
+    raise Refusal(
+        422,
+        "no_head",
+        f"{who} has no classification head; these have one: {', '.join(with_head) or 'none'}",
+        more={"adapters_with_head": with_head},
+    )
+
+
+def refuse_unanswerable(serving: Serving, choice: Choice, items: Sequence[Input]) -> None:
+    """Raises Refusal for an adapter without a head, and for words asked of what is no text."""
+    for line in choice.lines:
+        for i, (chosen, item) in enumerate(zip(line, items, strict=True)):
+            if adapter_of(serving, chosen).task == "tokens" and not isinstance(item, str):
+                raise invalid(
+                    f"inputs[{i}]", f"is no text, and {chosen.name} labels the words of a text"
+                )
+
+
+def labelled(
+    serving: Serving, choice: Choice, items: Sequence[Input], ran: Ran, how: Labelling
+) -> list[list[Any]]:
+    """One answer per line and input."""
+    return [
+        [
+            _one(serving, adapter_of(serving, c), item, tokens, logits, how)
+            for c, item, tokens, logits in zip(line, items, read, rows, strict=True)
+        ]
+        for line, read, rows in zip(choice.lines, ran.read, ran.lines, strict=True)
+    ]
+
+
+def _one(
+    serving: Serving, adapter: Adapter, item: Input, tokens: Tokens, logits: Tensor, how: Labelling
+) -> list[dict[str, Any]]:
+    values = logits if how.raw_scores else scores(logits, adapter.scores)
+    if adapter.task == "tokens":
+        found = word_groups(
+            serving.tokenizer, str(item), tokens, values, adapter.labels, how.strategy
+        )
+    else:
+        pairs = zip(values.tolist(), adapter.labels, strict=True)
+        best = sorted(pairs, key=lambda pair: -pair[0])
+        found = [{"label": label, "score": score} for score, label in best[: how.top_k]]
+    return [e for e in found if how.threshold is None or e["score"] >= how.threshold]

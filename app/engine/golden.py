@@ -1,0 +1,156 @@
+"""Certificates: inputs with the answers that an adapter has to give, checked before it is served.
+
+`golden.jsonl` holds one JSON object a line: {"input": text or [text, pair], "embedding": [...] or
+"logits": [...], "tolerance"?}. The answer wanted is what /embed gives with nothing asked, or what
+/classify gives with raw_scores; [[...]] per token where the head labels tokens. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.adapters.adapter import Adapter
+from app.adapters.sentence import Sentence
+from app.adapters.upload import MAX_GOLDEN_BYTES, AdapterRejected, Problem
+from app.engine.engine import Engine
+from app.engine.tokenizer import Cut, Input, InputRefused, TextTokenizer, tokenize
+from app.model.batch import Item, Want
+from app.model.delta import Layers
+
+TOLERANCE = 1e-4  # of the largest number of a line's answer, or absolute where that is under 1
+MOST_LINES = 256
+
+
+class CertificateFailed(AdapterRejected):
+    """The adapter does not give the answers that its certificate holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """One line. kind: which answer is wanted. answer [H], [L] or [n, L], fp32."""
+
+    input: Input
+    kind: str
+    answer: Tensor
+    tolerance: float
+
+
+def read_golden(path: Path) -> list[Golden]:
+    """Every line of a certificate. Raises AdapterRejected, naming the lines that are wrong."""
+    if path.stat().st_size > MAX_GOLDEN_BYTES:
+        raise AdapterRejected(f"{path.name} is over {MAX_GOLDEN_BYTES:,} bytes")
+    try:
+        lines = [line for line in path.read_bytes().decode("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise AdapterRejected(f"{path.name} is not UTF-8") from None
+    if not 0 < len(lines) <= MOST_LINES:
+        raise AdapterRejected(f"{path.name} has {len(lines)} lines; 1 to {MOST_LINES} are served")
+    found, problems = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(_read_line(json.loads(line)))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            problems.append(Problem(f"cannot be read: {error}", f"{path.name}:{number}"))
+    if problems:
+        raise AdapterRejected(f"{path.name} is no certificate", problems)
+    return found
+
+
+def _read_line(line: Any) -> Golden:
+    if not isinstance(line, dict):
+        raise TypeError("is no JSON object")
+    kinds = [kind for kind in ("embedding", "logits") if kind in line]
+    if len(kinds) != 1:
+        raise ValueError("has not one of embedding and logits")
+    said = line["input"]
+    if isinstance(said, list):
+        first, second = said
+        said = (first, second)
+    if not all(
+        isinstance(text, str) and text for text in (said if isinstance(said, tuple) else [said])
+    ):
+        raise TypeError("its input is neither a text nor a pair of texts")
+    answer = torch.tensor(line[kinds[0]], dtype=torch.float32)
+    tolerance = float(line.get("tolerance", TOLERANCE))
+    if answer.dim() not in (1, 2) or not answer.numel() or not torch.isfinite(answer).all():
+        raise ValueError("its answer is no list of finite numbers")
+    if not 0 < tolerance < 1:
+        raise ValueError("its tolerance is not between 0 and 1")
+    return Golden(said, kinds[0], answer, tolerance)
+
+
+async def verify(
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    adapter: Adapter,
+    layers: Layers,
+    goldens: Sequence[Golden],
+) -> float:
+    """The largest difference found, as a share of its tolerance. Raises CertificateFailed."""
+    sentence = engine.encoder.sentence(adapter)
+    try:
+        items = await asyncio.to_thread(_items, tokenizer, adapter, layers, sentence, goldens)
+    except InputRefused as error:
+        raise CertificateFailed(
+            f"the certificate's line {error.index + 1} {error.reason}"
+        ) from None
+    worst, problems = 0.0, []
+    for number, (golden, item) in enumerate(zip(goldens, items, strict=True), 1):
+        given = (await engine.call(partial(engine.encoder.run, [item])))[0]
+        if given.shape != golden.answer.shape:
+            shapes = f"{list(given.shape)}, and the certificate {list(golden.answer.shape)}"
+            problems.append(Problem(f"the adapter gives {shapes}", f"line {number}"))
+            continue
+        limit = golden.tolerance * max(1.0, float(golden.answer.abs().max()))
+        off = float((given - golden.answer).abs().max())
+        worst = max(worst, off / limit)
+        if not off <= limit:
+            problems.append(Problem(f"is off by {off:.2e}, over {limit:.2e}", f"line {number}"))
+    if problems:
+        raise CertificateFailed(
+            f"{len(problems)} of {len(goldens)} answers of its certificate do not hold on this base",
+            problems,
+        )
+    return worst
+
+
+def _items(
+    tokenizer: TextTokenizer,
+    adapter: Adapter,
+    layers: Layers,
+    sentence: Sentence,
+    goldens: Sequence[Golden],
+) -> list[Item]:
+    cut = Cut(sentence.max_length or 512)
+    prompt = (sentence.prompts or {}).get(sentence.default_prompt or "", "")
+    items = []
+    for i, golden in enumerate(goldens):
+        logits = golden.kind == "logits"
+        if logits and adapter.head is None:
+            raise CertificateFailed("its certificate holds logits, and the adapter has no head")
+        try:
+            tokens = tokenize(tokenizer, [golden.input], cut, "" if logits else prompt)[0]
+        except InputRefused as error:
+            raise InputRefused(i, error.reason) from None
+        want = Want("logits") if logits else embedding_want(sentence)
+        items.append(Item(tokens.ids, tokens.types, want, layers, adapter.head))
+    return items
+
+
+def embedding_want(sentence: Sentence) -> Want:
+    """What an embedding is where nothing else is asked."""
+    return Want(
+        "embedding",
+        sentence.pooling or "mean",
+        sentence.normalize is not False,
+        sentence.truncate_dim,
+    )

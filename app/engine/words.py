@@ -1,0 +1,69 @@
+"""Token logits -> labelled groups of words with their places in the text.
+
+The grouping is transformers' own (TokenClassificationPipeline), given our logits in place of its
+model's: simple, first, average and max mean what they mean there. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+from transformers.pipelines.token_classification import (
+    AggregationStrategy,
+    TokenClassificationPipeline,
+)
+
+from app.engine.tokenizer import TextTokenizer, Tokens
+
+Strategy = Literal["none", "simple", "first", "average", "max"]
+NOTHING = "O"  # the label of what is no entity, left out as in transformers' pipeline
+# Said once per process, for tokenizers that do not mark a word's later pieces; grouping goes on by spaces.
+warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
+
+
+class _Grouping(TokenClassificationPipeline):
+    """The pipeline's grouping alone: no model, no framework."""
+
+    def __init__(self, tokenizer: TextTokenizer, labels: Sequence[str]) -> None:
+        self.tokenizer = tokenizer.fast
+        config = SimpleNamespace(id2label=dict(enumerate(labels)))
+        self.model = SimpleNamespace(config=config)  # type: ignore[assignment]
+
+
+def word_groups(
+    tokenizer: TextTokenizer,
+    text: str,
+    tokens: Tokens,
+    scores: Tensor,
+    labels: Sequence[str],
+    strategy: Strategy,
+) -> list[dict[str, Any]]:
+    """[{"entity_group", "score", "word", "start", "end"}], in the text's order.
+
+    scores [n, L]: one row per token, special ones included. start, end: characters of the text.
+    strategy "none": one entry per token, {"entity", "score", "index", "word", "start", "end"}.
+    """
+    encoding = tokens.encoding
+    if encoding is None:  # pragma: no cover - the door refuses token ids
+        raise ValueError("words are asked of an input that came as token ids")
+    grouping = _Grouping(tokenizer, labels)
+    how = AggregationStrategy(strategy)
+    pieces = grouping.gather_pre_entities(
+        text,
+        np.array(encoding.ids),
+        scores.numpy(),
+        encoding.offsets,
+        np.array(encoding.special_tokens_mask),
+        how,
+    )
+    found = grouping.aggregate(pieces, how)
+    return [
+        {**entity, "score": float(entity["score"])}
+        for entity in found
+        if NOTHING not in (entity.get("entity"), entity.get("entity_group"))
+    ]
