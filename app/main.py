@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from app.adapters.registry import Registry
 from app.adapters.store import Store, StoreUnusable
-from app.api import adapters, dialects, health, inference
+from app.api import adapters, dialects, health, inference, tei
 from app.api.errors import install_errors
 from app.api.guard import Guard
 from app.api.metrics import Metrics
@@ -76,7 +76,7 @@ def build(settings: Settings) -> FastAPI:
         description="One frozen BERT, many LoRA adapters, each request picks its own.",
         lifespan=lifespan,
     )
-    for room in (inference, adapters, dialects, health):
+    for room in (inference, adapters, dialects, tei, health):
         app.include_router(room.router)
     install_errors(app)
     app.add_middleware(

@@ -162,9 +162,12 @@ KINDS: dict[str, Make] = {
 
 def make_kind(
     kind: str, arch: str, base: Path, folder: Path, *, seed: int = 0, task: str | None = None,
-    labels: int = 3, config: Any = None,
+    labels: int = 3, config: Any = None, whole: tuple[str, ...] | None = None,
 ) -> Path:  # fmt: skip
-    """A random adapter of this kind on this architecture, saved by PEFT."""
+    """A random adapter of this kind on this architecture, saved by PEFT.
+
+    whole: the head's modules that it saves; None: all of them.
+    """
     names = NAMES[arch]
     torch.manual_seed(seed)
     with warnings.catch_warnings():
@@ -172,7 +175,7 @@ def make_kind(
         config = config or KINDS[kind](names)
         config.task_type = task
         if task is not None and hasattr(config, "modules_to_save"):
-            config.modules_to_save = [*(config.modules_to_save or []), *names.head]
+            config.modules_to_save = [*(config.modules_to_save or []), *(whole or names.head)]
         tuned = get_peft_model(_model(base, task, labels), config)
         randomise(tuned)
         tuned.peft_config["default"].base_model_name_or_path = f"tiny/{arch}"

@@ -25,6 +25,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+NEEDS_A_HEAD = {"/classify": "sentiment", "/predict": "sentiment", "/rerank": "ranker"}
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,7 @@ def contract_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSe
     base = save_tiny_base("bert", root / "base")
     server = live_server(model=str(base), store=root / "store", adapters_dir=root / "none")
     put(server.client, "sentiment", make_adapter(base, root / "a", 1, labels=2))
+    put(server.client, "ranker", make_adapter(base, root / "b", 2, labels=1))
     yield server
     server.stop()
 
@@ -67,8 +69,9 @@ def test_every_documented_example_works_as_pasted(contract_server: LiveServer) -
         reference = content.get("application/json", {}).get("schema", {}).get("$ref", "")
         component = document["components"]["schemas"].get(reference.rsplit("/", 1)[-1], {})
         for example in component.get("examples", []):
-            query = "?adapter=sentiment" if path == "/classify" else ""
-            answer = contract_server.client.post(path + query, json=example)
+            name = NEEDS_A_HEAD.get(path)
+            query = {"adapter": name} if name else {}
+            answer = contract_server.client.post(path, params=query, json=example)
             assert answer.status_code == 200, (path, answer.text)
             bodies += 1
     assert bodies >= 3
