@@ -5,23 +5,21 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from app.settings import PREFIX, Settings, SettingsRefused, read_settings
 
+T = TypeVar("T")
 cli = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # importing rich alone takes 0.2 s
     help="One frozen BERT in memory, many LoRA adapters, each request picks its own.",
 )
-
-
-@cli.callback()
-def _root() -> None:
-    """Keeps `serve` a subcommand while it is the only one."""
 
 
 def _serve(**flags: Any) -> None:
@@ -61,6 +59,96 @@ _serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [_flag(name) for name in Settings.model_fields]
 )
 cli.command("serve")(_serve)
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="The base: a folder or hub id. [default: the embedded one]"),
+]
+
+
+@cli.command()
+def check(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Or a .safetensors, tar or zip.")
+    ],
+    model: Model = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="LoRA's alpha, where no file says it.")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="peft, tutorial or tutorial-swapped.")] = None,
+    labels: Annotated[str | None, typer.Option(help="neg,pos: the head's labels in order.")] = None,
+    task: Annotated[str | None, typer.Option(help="embed, classify or tokens.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The report as the server gives it.")
+    ] = False,
+) -> None:
+    """Say whether an adapter would be served, and what it changes; 1 if it would be refused."""
+    from app.adapters.config import Options
+    from app.tools.check import check as run
+
+    named = None if labels is None else tuple(labels.split(","))
+    options = Options(alpha=alpha, layout=layout, labels=named, task=task)  # type: ignore[arg-type]
+    text, served = _tool(lambda: run(source, model, options, as_json=as_json))
+    typer.echo(text)
+    raise typer.Exit(0 if served else 1)
+
+
+@cli.command()
+def certify(
+    folder: Annotated[Path, typer.Argument(help="A PEFT folder.")],
+    model: Model = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="A file with one text a line. [default: five texts]")
+    ] = None,
+) -> None:
+    """Write golden.jsonl into the folder: PEFT's answers, checked at upload and at every start."""
+    from app.tools.certify import certify as run
+
+    texts = inputs.read_text(encoding="utf-8").splitlines() if inputs else None
+    typer.echo(_tool(lambda: run(folder, model, [t for t in texts if t] if texts else None)))
+
+
+@cli.command()
+def extract(
+    checkpoint: Annotated[Path, typer.Argument(help="A fully fine-tuned checkpoint's folder.")],
+    output: Annotated[Path, typer.Argument(help="The adapter's folder, to be made.")],
+    rank: Annotated[int, typer.Option(min=1, help="Of each layer's update.")] = 16,
+    model: Model = None,
+) -> None:
+    """Turn a fine-tuned checkpoint of the same base into an adapter; say what is left out."""
+    from app.tools.extract import extract as run
+
+    typer.echo(_tool(lambda: run(checkpoint, model, rank, output)))
+
+
+def _tool(work: Callable[[], T]) -> T:
+    """A tool's result; what it cannot do is one line and exit code 1."""
+    import transformers
+
+    from app.adapters.upload import AdapterRejected
+    from app.model.base_files import BaseRefused
+    from app.model.embedded import EmbeddedBaseMissing
+    from app.tools.certify import CannotCertify
+    from app.tools.extract import CannotExtract
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    known = (
+        AdapterRejected,
+        BaseRefused,
+        EmbeddedBaseMissing,
+        CannotCertify,
+        CannotExtract,
+        OSError,
+    )
+    try:
+        return work()
+    except known as error:
+        typer.echo(f"bert-lora: {error}", err=True)
+        for problem in getattr(error, "problems", []):
+            typer.echo(f"  {problem.tensor or ''} {problem.reason}", err=True)
+        raise typer.Exit(1) from None
+
 
 if __name__ == "__main__":
     cli()

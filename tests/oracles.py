@@ -120,7 +120,7 @@ def peft_logits(
 
 def files_of(adapter: Path) -> dict[str, tuple[str, bytes]]:
     """For httpx: a PEFT folder as a multipart form."""
-    names = ("adapter_model.safetensors", "adapter_config.json", "config.json")
+    names = ("adapter_model.safetensors", "adapter_config.json", "config.json", "golden.jsonl")
     return {n: (n, (adapter / n).read_bytes()) for n in names if (adapter / n).exists()}
 
 

@@ -79,6 +79,19 @@ def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[
     return left
 
 
+def copy_adapter(source: Path, folder: Path) -> None:
+    """A new `folder` with the adapter files of an existing one. Raises OSError."""
+    folder.mkdir()
+    for name in ADAPTER_FILES:
+        found = next((source / n for n in _spellings(name) if (source / n).is_file()), None)
+        if found is not None:
+            shutil.copyfile(found, _place(folder, name))
+
+
+def _spellings(name: str) -> list[str]:
+    return [name, *(alias for alias, of in ALIASES.items() if of == name)]
+
+
 def _keep(name: str) -> str | None:
     """The adapter file that an archive's or form's name stands for, or None.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
+from app.adapters.adapter import Scores
 from app.api.answer import json_answer
 from app.api.choosing import ChosenByQuery, choose
 from app.api.classifying import Labelling, adapter_of, labelled, refuse_unanswerable
@@ -144,7 +145,7 @@ async def rerank(
     pairs = [(body.query, text) for text in body.texts]
     texts = Texts(pairs, body.truncate, body.truncation_direction)
     ran = await run(request, serving, choice, texts, lambda _: Want("logits"))
-    kind = "none" if body.raw_scores else "sigmoid"
+    kind: Scores = "none" if body.raw_scores else "sigmoid"
     values = [float(scores(logits, kind)[0]) for logits in ran.lines[0]]
     best = sorted(range(len(values)), key=lambda i: -values[i])
     answer = [

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.adapters.archive import unpack
+from app.adapters.archive import copy_adapter, unpack
 from app.adapters.config import Options
 from app.adapters.registry import (
     Name,
@@ -32,7 +31,7 @@ from app.adapters.store import (
     now,
     valid_name,
 )
-from app.adapters.upload import ADAPTER_FILES, WEIGHTS, AdapterRejected
+from app.adapters.upload import WEIGHTS, AdapterRejected
 from app.engine.export import export
 from app.engine.golden import CertificateFailed
 from app.engine.load import Loader, load_version, said_of
@@ -112,7 +111,7 @@ class Installer:
         """
         with self.store.receiving() as tmp:
             folder = tmp / "adapter"
-            await asyncio.to_thread(_copy_adapter, source, folder)
+            await asyncio.to_thread(copy_adapter, source, folder)
             content = await asyncio.to_thread(content_version, folder, {})
             pointer = await asyncio.to_thread(self.store.pointer, name)
             if pointer is not None and pointer.folder == content:
@@ -311,14 +310,6 @@ class Installer:
 
 def _adapter_folders(adapters_dir: Path) -> list[Path]:
     return sorted(p for p in adapters_dir.glob("*") if (p / WEIGHTS).is_file())
-
-
-def _copy_adapter(source: Path, folder: Path) -> None:
-    folder.mkdir()
-    for name in ADAPTER_FILES:
-        if (source / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, folder / name)
 
 
 def _reason(error: Exception) -> str:
