@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from app.adapters.adapter import Scores, Task
+from app.adapters.adapterhub import in_pefts_words, is_adapterhub
 from app.adapters.fields import Fields
 from app.adapters.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME, unserved_field, why_not
 from app.adapters.patterns import PATTERNS_S, matches
@@ -143,7 +144,8 @@ def read_recipe(
     Every field that would change the mathematics and is not served, and sources that disagree, are
     among its problems. Raises AdapterRejected for a method that is not served at all.
     """
-    fields = {**_from_metadata(metadata), **_plain(config)}
+    plain = in_pefts_words(config) if is_adapterhub(config) else config
+    fields = {**_from_metadata(metadata), **plain}
     kind = fields.get("peft_type") or "LORA"
     reason = why_not(kind)
     if reason:
@@ -189,29 +191,6 @@ def scores_of(recipe: Recipe, labels: int) -> Scores:
     if recipe.problem_type is None:
         return "none" if labels == 1 else "softmax"
     return PROBLEM_TYPES[recipe.problem_type]
-
-
-def _plain(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """AdapterHub's config in PEFT's words: its method is one level down.
-
-    Source: adapters.LoRAConfig. Raises AdapterRejected for what is not plain LoRA.
-    """
-    inner = config.get("config")
-    if not isinstance(inner, dict) or "architecture" not in inner:
-        return config
-    wrong = [
-        Problem(f"{name}={inner.get(name)!r:.40} is not served; {wanted!r} is")
-        for name, wanted in (
-            ("architecture", "lora"),
-            ("composition_mode", "add"),
-            ("use_gating", False),
-        )
-        if inner.get(name, wanted) != wanted
-    ]
-    if wrong:
-        raise AdapterRejected("AdapterHub's method is not served", wrong)
-    plain = {"lora_alpha": inner.get("alpha"), "r": inner.get("r")}
-    return {**plain, "base_model_name_or_path": config.get("model_name")}
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
