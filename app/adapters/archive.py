@@ -14,6 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -32,6 +33,7 @@ from app.adapters.upload import (
 )
 
 MAX_ARCHIVE_ENTRIES = 1_000
+MOST_RATIO, FREE_BYTES = 20, 32 << 20  # trained floats shrink by a tenth when packed
 ALIASES = {"adapter.safetensors": WEIGHTS}  # AdapterHub's name for it
 MODULE_FOLDER = re.compile(r"\d+_\w+")
 GZIP = b"\x1f\x8b"
@@ -69,9 +71,9 @@ def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[
     with body.open("rb") as file:
         start = file.read(512)
     if start[:4] == b"PK\x03\x04":
-        left = _unpack_zip(body, folder, max_bytes)
+        left = _unpack_zip(body, folder, _room(body, max_bytes))
     elif start[:2] == GZIP or start[257:262] == b"ustar":
-        left = _unpack_tar(body, folder, max_bytes)
+        left = _unpack_tar(body, folder, _room(body, max_bytes))
     else:
         refuse_by_first_bytes(start)
         body.rename(folder / WEIGHTS)
@@ -186,30 +188,28 @@ def _damaged(kind: str, error: Exception) -> Exception:
     return AdapterRejected(f"the {kind} cannot be read: {error or type(error).__name__}")
 
 
-def _unpack_zip(body: Path, folder: Path, max_bytes: int) -> list[str]:
+def _unpack_zip(body: Path, folder: Path, room: Room) -> list[str]:
     left: list[str] = []
-    room = max_bytes
+    seen = Entries()
     try:
         with zipfile.ZipFile(body) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir()]
-            _check_entries([e.filename for e in entries])
-            for entry in entries:
-                name = _keep(entry.filename)
+            kept = [seen.check(e.filename) for e in entries]
+            for entry, name in zip(entries, kept, strict=True):
                 if name is None:
                     left.append(entry.filename)
                     continue
                 with archive.open(entry) as source:
-                    room -= _copy_capped(source, _place(folder, name), room, max_bytes)
+                    _copy_capped(source, _place(folder, name), room)
     except DAMAGE as error:
         raise _damaged("zip", error) from None
     _refuse_if_only_pickle(folder, left)
     return left
 
 
-def _unpack_tar(body: Path, folder: Path, max_bytes: int) -> list[str]:
+def _unpack_tar(body: Path, folder: Path, room: Room) -> list[str]:
     left: list[str] = []
-    names: list[str] = []
-    room = max_bytes
+    seen = Entries()
     try:
         with _plain(body) as plain, tarfile.open(fileobj=plain, mode="r:") as archive:
             for member in archive:
@@ -219,18 +219,14 @@ def _unpack_tar(body: Path, folder: Path, max_bytes: int) -> list[str]:
                     raise AdapterRejected(
                         f"{member.name!r} in the tar is a link or device, not a file"
                     )
-                names.append(member.name)
-                _check_entries(names)
-                name = _keep(member.name)
+                name = seen.check(member.name)
                 source = archive.extractfile(member)
-                room -= 0 if name else member.size  # skipped bytes are read too
-                if room < 0:
-                    raise UploadTooLarge(max_bytes)
                 if name is None or source is None:
+                    room.take(member.size)  # skipped bytes are read too
                     left.append(member.name)
                     continue
-                room -= _copy_capped(source, _place(folder, name), room, max_bytes)
-            _check_end(plain, archive.offset, max_bytes)
+                _copy_capped(source, _place(folder, name), room)
+            _check_end(plain, archive.offset, room)
     except DAMAGE as error:
         raise _damaged("tar", error) from None
     _refuse_if_only_pickle(folder, left)
@@ -244,7 +240,7 @@ def _plain(body: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(body, "rb")) if gzipped else body.open("rb")
 
 
-def _check_end(plain: IO[bytes], end: int, max_bytes: int) -> None:
+def _check_end(plain: IO[bytes], end: int, room: Room) -> None:
     """A tar ends in a block of zeros, which tarfile lets go missing; and gzip's checksum comes last.
 
     Raises AdapterRejected, UploadTooLarge, and what gzip raises for a wrong checksum.
@@ -252,36 +248,63 @@ def _check_end(plain: IO[bytes], end: int, max_bytes: int) -> None:
     plain.seek(end)
     if plain.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise AdapterRejected("the tar is damaged or cut short: its end mark is missing")
-    padding = 0
     while chunk := plain.read(CHUNK_BYTES):
-        padding += len(chunk)
-        if padding > max_bytes:
-            raise UploadTooLarge(max_bytes)
+        room.take(len(chunk))
 
 
-def _check_entries(names: list[str]) -> None:
-    """Refuse names that point outside, doubled adapter files and endless lists."""
-    if len(names) > MAX_ARCHIVE_ENTRIES:
-        raise AdapterRejected(f"the archive holds more than {MAX_ARCHIVE_ENTRIES} files")
-    for name in names:
+@dataclass
+class Entries:
+    """What an archive's names have been so far."""
+
+    count: int = 0
+    kept: set[str] = field(default_factory=set)
+
+    def check(self, name: str) -> str | None:
+        """The adapter file that it is, or None. Raises AdapterRejected for a name that points
+        outside, an adapter file that was there before, and endless lists.
+        """
+        self.count += 1
+        if self.count > MAX_ARCHIVE_ENTRIES:
+            raise AdapterRejected(f"the archive holds more than {MAX_ARCHIVE_ENTRIES} files")
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise AdapterRejected(f"{name!r} in the archive points outside of it")
-    kept = [k for k in map(_keep, names) if k]
-    for name in set(kept):
-        if kept.count(name) > 1:
+            raise AdapterRejected(f"{name!r:.200} in the archive points outside of it")
+        kept = _keep(name)
+        if kept in self.kept:
             raise AdapterRejected(
-                f"the archive holds {name} more than once: send one adapter's folder"
+                f"the archive holds {kept} more than once: send one adapter's folder"
             )
+        if kept is not None:
+            self.kept.add(kept)
+        return kept
 
 
-def _copy_capped(source: IO[bytes], target: Path, room: int, max_bytes: int) -> int:
-    """Copy at most `room` bytes; what an archive says of its sizes is not believed."""
-    size = 0
+@dataclass
+class Room:
+    """Bytes that an archive may still unpack to: what it says of its sizes is not believed."""
+
+    left: int
+    max_bytes: int
+    bomb: bool
+
+    def take(self, size: int) -> None:
+        """Raises UploadTooLarge, or AdapterRejected for what unpacks to many times its own size."""
+        self.left -= size
+        if self.left >= 0:
+            return
+        if self.bomb:
+            raise AdapterRejected(f"the archive unpacks to over {MOST_RATIO} times its size")
+        raise UploadTooLarge(self.max_bytes)
+
+
+def _room(body: Path, max_bytes: int) -> Room:
+    """The cap, or less where so much could only come of a bomb."""
+    most = FREE_BYTES + MOST_RATIO * body.stat().st_size
+    return Room(min(most, max_bytes), max_bytes, bomb=most < max_bytes)
+
+
+def _copy_capped(source: IO[bytes], target: Path, room: Room) -> None:
     with target.open("xb") as out:
         while chunk := source.read(CHUNK_BYTES):
-            size += len(chunk)
-            if size > room:
-                raise UploadTooLarge(max_bytes)
+            room.take(len(chunk))
             out.write(chunk)
-    return size

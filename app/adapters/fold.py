@@ -40,6 +40,10 @@ class Layer:
 
     def get(self, part: str, *shape: int | None) -> Tensor:
         """A part in float64 on the CPU, of this shape (None: any length). Raises Misfit."""
+        return self.whole(part, *shape).double()
+
+    def whole(self, part: str, *shape: int | None) -> Tensor:
+        """A part in the file's own dtype, of this shape (None: any length). Raises Misfit."""
         tensor = self.parts.get(part)
         if tensor is None:
             raise Misfit(f"has no partner: {part} is missing")
@@ -48,7 +52,7 @@ class Layer:
         ):
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
             raise Misfit(f"has shape {list(tensor.shape)}; this base needs [{wanted}]", part)
-        return tensor.double()
+        return tensor
 
     @property
     def out(self) -> int:
@@ -171,7 +175,7 @@ def whole_table(layer: Layer) -> Tensor | None:
     """An embedding given whole; None where it is missing, or the base's own."""
     if "weight" not in layer.parts:
         return None
-    table = to_float(layer.get("weight", *layer.weight.shape))
+    table = to_float(layer.whole("weight", *layer.weight.shape))
     return None if repeats(layer) else table
 
 
@@ -196,7 +200,7 @@ def whole_linear(layer: Layer) -> LoRALayer | Dense:
         return low_rank(layer, _none(layer.in_), _none(layer.out).T, None, layer.new_bias)
     if "bias" not in layer.parts and layer.bias is not None:
         raise Misfit("replaces a layer; its bias is missing, and the base's has one", "weight")
-    weight = layer.get("weight", layer.out, layer.in_)
+    weight = layer.whole("weight", layer.out, layer.in_)
     return dense(layer, weight, layer.new_bias)
 
 

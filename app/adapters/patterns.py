@@ -12,7 +12,7 @@ from app.adapters.upload import AdapterRejected
 
 MAX_PATTERN_LENGTH = 1000
 MAX_REPETITIONS = 1000
-PATTERNS_S = 2.0  # for all of an upload's patterns on all of its layers
+PATTERNS_S = 0.5  # for all of an upload's patterns on all of its layers
 COUNTED = re.compile(r"\{(\d{1,6})(?:,(\d{1,6}))?\}")
 
 

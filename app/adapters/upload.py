@@ -26,8 +26,8 @@ TRANSFORMER, PROMPTS = "sentence_bert_config.json", "config_sentence_transformer
 SENTENCE_FILES = (MODULES, POOLING, TRANSFORMER, PROMPTS)
 ADAPTER_FILES = (WEIGHTS, CONFIG, MODEL_CONFIG, *SENTENCE_FILES, GOLDEN)
 
-MAX_HEADER_BYTES = 8 << 20  # 20,000 tensors with long names; an adapter has some hundreds
-MAX_TENSORS = 20_000
+MAX_HEADER_BYTES = 2 << 20
+MAX_TENSORS = 5_000  # DoRA with biases on every Linear of 48 layers has 1,500
 MAX_NAME_LENGTH = 512
 MAX_DIMENSIONS = 8
 MAX_JSON_BYTES = 1 << 20

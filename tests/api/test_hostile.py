@@ -5,13 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import json
-import pickle
 import socket
 import tarfile
 import threading
 import time
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,103 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from tests.adapters.made import peft_file, peft_tensors, raw_safetensors, tutorial_tensors
+from tests.adapters.hostile import UPLOADS, zip_of
+from tests.adapters.made import peft_tensors
 from tests.live import LiveServer
 from tests.oracles import files_of, put
-
-KEY = "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"
-
-
-def changed(change: Callable[[dict[str, torch.Tensor]], Any]) -> bytes:
-    tensors = peft_tensors()
-    change(tensors)
-    return save({n: t.contiguous() for n, t in tensors.items()})
-
-
-def zip_of(name: str, content: bytes) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, content)
-    return out.getvalue()
-
-
-def lzma_zip() -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("adapter_model.safetensors", peft_file())
-    whole = bytearray(out.getvalue())
-    whole[100:400] = b"\xff" * 300
-    return bytes(whole)
-
-
-def tar_link() -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        link = tarfile.TarInfo("adapter_model.safetensors")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    return out.getvalue()
-
-
-def entry(dtype: object = "F32", shape: object = (2,), at: object = (0, 8)) -> dict[str, object]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": at}
-
-
-UPLOADS: dict[str, bytes] = {
-    "empty": b"",
-    "text": b"hello, this is no adapter at all",
-    "html": b"<!DOCTYPE html><html>404</html>",
-    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\n",
-    "pickle": pickle.dumps({"a": [1, 2, 3]}, protocol=4),
-    "torch.save": zip_of("archive/data.pkl", b"\x80\x02"),
-    "truncated": peft_file()[:-100],
-    "truncated header": peft_file()[:50],
-    "trailing bytes": peft_file() + b"\0" * 16,
-    "zip, cut": zip_of("adapter_model.safetensors", peft_file())[:400],
-    "zip without weights": zip_of("adapter_config.json", b"{}"),
-    "zip that points outside": zip_of("../adapter_model.safetensors", peft_file()),
-    "tar with a link": tar_link(),
-    "gzip of nothing": b"\x1f\x8b" + b"\0" * 40,
-    "header longer than the file": (1 << 60).to_bytes(8, "little") + b"{}",
-    "header no json": raw_safetensors(b"{not json"),
-    "header a list": raw_safetensors([1]),
-    "header deep": raw_safetensors(b"[" * 100_000),
-    "no tensors": raw_safetensors({}),
-    "metadata no map": raw_safetensors({"__metadata__": {"a": 1}, "x": entry()}, b"\0" * 8),
-    "entry no map": raw_safetensors({"x": 3}, b"\0" * 8),
-    "offsets negative": raw_safetensors({"x": entry(at=(-8, 0))}, b"\0" * 8),
-    "offsets past the end": raw_safetensors({"x": entry(at=(0, 800))}, b"\0" * 8),
-    "shape huge": raw_safetensors({"x": entry(shape=(1 << 62, 4))}, b"\0" * 8),
-    "shape a float": raw_safetensors({"x": entry(shape=(2.0,))}, b"\0" * 8),
-    "dtype a list": raw_safetensors({"x": entry(["F32"])}, b"\0" * 8),
-    "shape a text": raw_safetensors({"x": entry(shape="2")}, b"\0" * 8),
-    "offsets a map": raw_safetensors({"x": entry(at={"a": 0, "b": 8})}, b"\0" * 8),
-    "a name of half a surrogate": raw_safetensors(b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', b"\0" * 8),
-    "zip with an empty name": zip_of("q", b"x").replace(b"\x01\x00\x00\x00q", b"\x00\x00\x00\x00q"),
-    "zip with a name in no encoding": zip_of("r", b"x").replace(b"r", b"\x80", 1),
-    "lzma zip, damaged": lzma_zip(),
-    "dtype odd": raw_safetensors({"x": entry("F8_E4M3", (8,))}, b"\0" * 8),
-    "overlap": raw_safetensors({"x": entry(), "y": entry()}, b"\0" * 8),
-    "gap": raw_safetensors({"x": entry(), "y": entry(at=(12, 20))}, b"\0" * 20),
-    "no elements": raw_safetensors({"x": entry(shape=(0, 4), at=(0, 0))}),
-    "twice the same name": raw_safetensors(
-        b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
-        b'"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', b"\0" * 8
-    ),
-    "NaN": changed(lambda t: t[KEY].fill_(float("nan"))),
-    "infinity": changed(lambda t: t[KEY].fill_(float("inf"))),
-    "wrong width": changed(lambda t: t.update({KEY: torch.ones(4, 48)})),
-    "wrong rank": changed(lambda t: t.update({KEY: torch.ones(5, 32)})),
-    "a vector": changed(lambda t: t.update({KEY: torch.ones(32)})),
-    "half a pair": changed(lambda t: t.pop(KEY)),
-    "unknown module": changed(lambda t: t.update({KEY.replace("query", "quary"): t.pop(KEY)})),
-    "a layer too many": changed(lambda t: t.update({KEY.replace(".0.", ".7."): t.pop(KEY)})),
-    "an unknown tensor": changed(lambda t: t.update({"who.knows": torch.ones(3)})),
-    "DoRA on one layer only": changed(lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(32)})),
-    "both layouts": save({**peft_tensors(), **tutorial_tensors()}),
-    "B all zero": changed(lambda t: [v.zero_() for n, v in t.items() if "lora_B" in n]),
-    "overflows float32": changed(lambda t: [v.mul_(3e37) for v in t.values()]),
-}  # fmt: skip
 
 
 def state(client: httpx.Client) -> tuple[Any, Any]:
