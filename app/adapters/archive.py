@@ -8,24 +8,23 @@ from __future__ import annotations
 import errno
 import gzip
 import lzma
-import re
-import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, cast
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import FormParser, MultipartState, parse_options_header
-
-from app.adapters.upload import (
-    ADAPTER_FILES,
-    CHUNK_BYTES,
-    POOLING,
+from app.adapters.files import (
     WEIGHTS,
+    adapter_file,
+    place,
+    refuse_if_only_pickle,
+)
+from app.adapters.form import unpack_form
+from app.adapters.upload import (
+    CHUNK_BYTES,
     AdapterRejected,
     UnsupportedMedia,
     UploadTooLarge,
@@ -34,8 +33,6 @@ from app.adapters.upload import (
 
 MAX_ARCHIVE_ENTRIES = 1_000
 MOST_RATIO, FREE_BYTES = 20, 32 << 20  # trained floats shrink by a tenth when packed
-ALIASES = {"adapter.safetensors": WEIGHTS}  # AdapterHub's name for it
-MODULE_FOLDER = re.compile(r"\d+_\w+")
 GZIP = b"\x1f\x8b"
 # What the standard library raises for bytes that are no archive.
 DAMAGE = (
@@ -62,7 +59,7 @@ def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[
     """
     kind = content_type.split(";", maxsplit=1)[0].strip().lower()
     if kind == "multipart/form-data":
-        return _unpack_multipart(body, content_type, folder)
+        return unpack_form(body, content_type, folder)
     if kind == "application/json" or kind.startswith(("text/", "image/", "audio/", "video/")):
         raise UnsupportedMedia(
             f"an adapter does not come as {kind}: send the .safetensors bytes "
@@ -78,106 +75,6 @@ def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[
         refuse_by_first_bytes(start)
         body.rename(folder / WEIGHTS)
         return []
-    return left
-
-
-def copy_adapter(source: Path, folder: Path) -> None:
-    """A new `folder` with the adapter files of an existing one. Raises OSError."""
-    folder.mkdir()
-    for name in ADAPTER_FILES:
-        found = next((source / n for n in _spellings(name) if (source / n).is_file()), None)
-        if found is not None:
-            shutil.copyfile(found, _place(folder, name))
-
-
-def _spellings(name: str) -> list[str]:
-    return [name, *(alias for alias, of in ALIASES.items() if of == name)]
-
-
-def _keep(name: str) -> str | None:
-    """The adapter file that an archive's or form's name stands for, or None.
-
-    What lies in a sentence-transformers module's own folder ("2_Normalize/config.json") is not the
-    adapter's, but for the pooling's config.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if "/".join(path.parts[-2:]) == POOLING:
-        return POOLING
-    if any(MODULE_FOLDER.fullmatch(part) for part in path.parts[:-1]):
-        return None
-    found = ALIASES.get(path.name, path.name)
-    return found if found in ADAPTER_FILES else None
-
-
-def _place(folder: Path, name: str) -> Path:
-    """Where an adapter file goes."""
-    target = folder / name
-    target.parent.mkdir(exist_ok=True)
-    return target
-
-
-def _refuse_if_only_pickle(folder: Path, left: list[str]) -> None:
-    if (folder / WEIGHTS).exists():
-        return
-    pickles = [name for name in left if name.endswith((".bin", ".pt", ".pth", ".pkl", "data.pkl"))]
-    if pickles:
-        raise AdapterRejected(
-            f"{pickles[0]} is a pickle, which can run code and is never opened: send "
-            f"{WEIGHTS} (PEFT: save_pretrained(safe_serialization=True))"
-        )
-    raise AdapterRejected(f"no {WEIGHTS} in the upload; it holds {', '.join(left) or 'no files'}")
-
-
-def _unpack_multipart(body: Path, content_type: str, folder: Path) -> list[str]:
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
-    if not boundary:
-        raise AdapterRejected("the multipart body has no boundary in its Content-Type")
-    left: list[str] = []
-    seen: set[str] = set()
-
-    def on_file(file: Any) -> None:
-        names = [n.decode("utf-8", "replace") for n in (file.field_name, file.file_name) if n]
-        name = next((kept for kept in map(_keep, names) if kept), None)
-        bare = next((n for n in names if n.endswith(".safetensors")), None)
-        target = name or (WEIGHTS if bare else None)
-        if target is None:
-            left.append(names[-1] if names else "?")
-        elif target in seen:
-            raise AdapterRejected(f"the upload holds {target} twice")
-        else:
-            seen.add(target)
-            file.file_object.seek(0)
-            with _place(folder, target).open("wb") as out:
-                shutil.copyfileobj(file.file_object, out, CHUNK_BYTES)
-        file.close()
-
-    def on_field(field: Any) -> None:
-        name = (field.field_name or b"?").decode("utf-8", "replace")
-        raise AdapterRejected(
-            f"the form's text field {name!r} is not a file: send files as -F {name}=@file, and what "
-            "is said about the adapter in the query, e.g. ?alpha=16"
-        )
-
-    config = {"UPLOAD_DIR": str(body.parent), "MAX_MEMORY_FILE_SIZE": CHUNK_BYTES}
-    try:
-        parser = FormParser(
-            "multipart/form-data",
-            on_field,
-            on_file,
-            boundary=boundary,
-            config=config,
-        )
-        with body.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                parser.write(chunk)
-        parser.finalize()
-        if getattr(parser.parser, "state", None) != MultipartState.END:
-            raise AdapterRejected(
-                "the multipart body is cut short: its closing boundary is missing"
-            )
-    except FormParserError as error:
-        raise AdapterRejected(f"the multipart body cannot be read: {error}") from None
-    _refuse_if_only_pickle(folder, left)
     return left
 
 
@@ -200,10 +97,10 @@ def _unpack_zip(body: Path, folder: Path, room: Room) -> list[str]:
                     left.append(entry.filename)
                     continue
                 with archive.open(entry) as source:
-                    _copy_capped(source, _place(folder, name), room)
+                    _copy_capped(source, place(folder, name), room)
     except DAMAGE as error:
         raise _damaged("zip", error) from None
-    _refuse_if_only_pickle(folder, left)
+    refuse_if_only_pickle(folder, left)
     return left
 
 
@@ -225,11 +122,11 @@ def _unpack_tar(body: Path, folder: Path, room: Room) -> list[str]:
                     room.take(member.size)  # skipped bytes are read too
                     left.append(member.name)
                     continue
-                _copy_capped(source, _place(folder, name), room)
+                _copy_capped(source, place(folder, name), room)
             _check_end(plain, archive.offset, room)
     except DAMAGE as error:
         raise _damaged("tar", error) from None
-    _refuse_if_only_pickle(folder, left)
+    refuse_if_only_pickle(folder, left)
     return left
 
 
@@ -269,7 +166,7 @@ class Entries:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or "\0" in name:
             raise AdapterRejected(f"{name!r:.200} in the archive points outside of it")
-        kept = _keep(name)
+        kept = adapter_file(name)
         if kept in self.kept:
             raise AdapterRejected(
                 f"the archive holds {kept} more than once: send one adapter's folder"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from app.adapters.adapter import Dense, LoRALayer
-from app.adapters.config import Recipe
-from app.adapters.fold import Layer, Misfit, block_diagonal, dense, low_rank, smallest
+from app.adapters.fold import Layer, Misfit, block_diagonal, dense, low_rank, rank_zero, smallest
+from app.adapters.recipe import Recipe
 
 MAX_OFT_BLOCK = 4096
 
@@ -69,9 +69,7 @@ def fold_ia3(layer: Layer) -> LoRALayer | Dense:
     given = layer.parts["ia3_l"]
     if tuple(given.shape) == (layer.out, 1):
         gain = layer.get("ia3_l", layer.out, 1).flatten()
-        empty = torch.zeros(0, layer.in_, dtype=torch.float64)
-        nothing = torch.zeros(layer.out, 0, dtype=torch.float64)
-        return low_rank(layer, empty, nothing, gain, gain * layer.new_bias)
+        return rank_zero(layer, gain, gain * layer.new_bias)
     gain = layer.get("ia3_l", 1, layer.in_)
     return dense(layer, layer.frozen * gain, layer.new_bias)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from app.adapters.adapter import Dense, Head, LoRALayer, Norm, Source, Task
 from app.adapters.base import Base
-from app.adapters.config import Recipe
 from app.adapters.fold import Layer, Misfit
 from app.adapters.layouts import Parts
+from app.adapters.recipe import Recipe
 from app.adapters.upload import AdapterRejected, Problem
 
 Fold = Callable[[Layer], "LoRALayer | Dense"]

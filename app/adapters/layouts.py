@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from app.adapters.base import Base
-from app.adapters.config import Recipe
+from app.adapters.recipe import Recipe
 from app.adapters.upload import AdapterRejected, Problem
 
 PEFT_PREFIX = "base_model.model."

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from app.adapters.base import Base
-from app.adapters.config import Recipe
 from app.adapters.layouts import Parts
+from app.adapters.recipe import Recipe
 from app.adapters.upload import Problem
 
 SELF_INPUT = re.compile(r"(query|key|value|[qkv]_lin|Wqkv)$")  # layers that read the hidden width

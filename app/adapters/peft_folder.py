@@ -14,8 +14,8 @@ from torch import Tensor
 
 from app.adapters.adapter import Adapter
 from app.adapters.base import Base
-from app.adapters.config import Recipe
 from app.adapters.layouts import PEFT_PREFIX, Parts, plain_name, read_names
+from app.adapters.recipe import Recipe
 
 TASK_TYPES = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "embed": "FEATURE_EXTRACTION"}
 SPELLED = {

@@ -13,19 +13,7 @@ from torch import Tensor
 
 from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows
 from app.adapters.base import Base
-from app.adapters.config import Recipe, scores_of
-from app.adapters.fold import (
-    Layer,
-    Misfit,
-    fold_adalora,
-    fold_embedding,
-    fold_lora,
-    fold_tokens,
-    repeats,
-    whole_linear,
-    whole_norm,
-    whole_table,
-)
+from app.adapters.fold import Layer, Misfit, fold_adalora, fold_lora
 from app.adapters.fold_other import (
     fold_fourier,
     fold_ia3,
@@ -34,9 +22,18 @@ from app.adapters.fold_other import (
     fold_oft,
     fold_vera,
 )
+from app.adapters.fold_whole import (
+    fold_embedding,
+    fold_tokens,
+    repeats,
+    whole_linear,
+    whole_norm,
+    whole_table,
+)
 from app.adapters.heads import POOLERS, HeadReader, check_labels
 from app.adapters.layouts import PEFT_KINDS, Parts, read_names
 from app.adapters.made_for import other_base, summary
+from app.adapters.recipe import Recipe, scores_of
 from app.adapters.targets import check_targets
 from app.adapters.upload import AdapterRejected, Problem
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 
 from app.adapters.base import Base
-from app.adapters.config import Recipe
 from app.adapters.layouts import Parts
 from app.adapters.patterns import matches
+from app.adapters.recipe import Recipe
 from app.adapters.upload import Problem
 
 IN_STACK = re.compile(r"(^|\.)\d+\.")

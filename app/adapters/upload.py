@@ -17,15 +17,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-MODEL_CONFIG = "config.json"
-GOLDEN = "golden.jsonl"
-MODULES, POOLING = "modules.json", "1_Pooling/config.json"
-TRANSFORMER, PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
-SENTENCE_FILES = (MODULES, POOLING, TRANSFORMER, PROMPTS)
-ADAPTER_FILES = (WEIGHTS, CONFIG, MODEL_CONFIG, *SENTENCE_FILES, GOLDEN)
-
 MAX_HEADER_BYTES = 2 << 20
 MAX_TENSORS = 5_000  # DoRA with biases on every Linear of 48 layers has 1,500
 MAX_NAME_LENGTH = 512

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.adapter import Task
-from app.adapters.config import Options
+from app.adapters.recipe import Options
 from app.adapters.registry import Name
 from app.adapters.sentence import Pooling
 from app.adapters.store import valid_name

@@ -11,8 +11,9 @@ from typing import Any
 from safetensors.torch import save
 
 from app.adapters.adapter import Adapter
+from app.adapters.files import ADAPTER_FILES, CONFIG, WEIGHTS
 from app.adapters.peft_folder import metadata_of, peft_tensors
-from app.adapters.upload import ADAPTER_FILES, CONFIG, WEIGHTS, read_tensors
+from app.adapters.upload import read_tensors
 from app.engine.load import recipe_of
 from app.model.encoder import Encoder
 

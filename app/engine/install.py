@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.adapters.archive import copy_adapter, unpack
-from app.adapters.config import Options
+from app.adapters.archive import unpack
+from app.adapters.files import WEIGHTS, copy_adapter
+from app.adapters.recipe import Options
 from app.adapters.registry import (
     Name,
     Registry,
@@ -31,7 +32,7 @@ from app.adapters.store import (
     now,
     valid_name,
 )
-from app.adapters.upload import WEIGHTS, AdapterRejected
+from app.adapters.upload import AdapterRejected
 from app.engine.export import export
 from app.engine.golden import CertificateFailed
 from app.engine.load import Loader, load_version, said_of

@@ -15,22 +15,13 @@ from typing import Any
 import torch
 
 from app.adapters.adapter import Adapter, move
-from app.adapters.config import Options, Recipe, read_recipe
+from app.adapters.config import read_recipe
+from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
 from app.adapters.read import read_adapter
+from app.adapters.recipe import Options, Recipe
 from app.adapters.registry import Version
 from app.adapters.sentence import Sentence, SentenceRefused, read_sentence
-from app.adapters.upload import (
-    CONFIG,
-    GOLDEN,
-    MODEL_CONFIG,
-    SENTENCE_FILES,
-    WEIGHTS,
-    AdapterRejected,
-    Problem,
-    read_any_json,
-    read_json,
-    read_tensors,
-)
+from app.adapters.upload import AdapterRejected, Problem, read_any_json, read_json, read_tensors
 from app.engine.engine import Engine
 from app.engine.golden import Golden, read_golden, verify
 from app.engine.tokenizer import Cut, TextTokenizer, tokenize

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.adapters.adapter import Adapter
+from app.adapters.files import CONFIG, GOLDEN
 from app.adapters.sentence import Sentence
-from app.adapters.upload import CONFIG, GOLDEN
 from app.tools.workbench import adapter_folder, workbench
 
 TOLERANCE = 1e-4

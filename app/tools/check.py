@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from app.adapters.changes import weight_changes
-from app.adapters.config import Options
+from app.adapters.recipe import Options
 from app.adapters.registry import Version
 from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
 from app.tools.workbench import Workbench, adapter_folder, workbench

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from app.adapters.base import Base
 from app.adapters.config import ARCHITECTURES
+from app.adapters.files import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.adapters.heads import POOLERS
 from app.adapters.layouts import PEFT_PREFIX
 from app.adapters.registry import Version
-from app.adapters.upload import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.model.base_files import BaseFiles, head_tensors
 from app.model.batch import Item, Want
 from app.model.encoder import Encoder, load_encoder

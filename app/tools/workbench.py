@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from app.adapters.archive import copy_adapter, unpack
-from app.adapters.config import Options
+from app.adapters.archive import unpack
+from app.adapters.files import copy_adapter
+from app.adapters.recipe import Options
 from app.adapters.registry import Version
 from app.adapters.store import content_version
 from app.adapters.upload import AdapterRejected

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.other import get_pattern_key
 
-from app.adapters.config import Options, Recipe, read_recipe, scores_of
+from app.adapters.config import read_recipe
 from app.adapters.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME
+from app.adapters.recipe import Options, Recipe, scores_of
 from app.adapters.upload import AdapterRejected
 
 PATHS = [f"bert.encoder.layer.{i}.attention.self.{m}" for i in (0, 1, 11) for m in ("query", "key")]

@@ -1,0 +1,68 @@
+"""Which files make up an adapter, under which names, and where they go."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+
+from app.adapters.upload import AdapterRejected
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
+GOLDEN = "golden.jsonl"
+MODULES, POOLING = "modules.json", "1_Pooling/config.json"
+TRANSFORMER, PROMPTS = "sentence_bert_config.json", "config_sentence_transformers.json"
+SENTENCE_FILES = (MODULES, POOLING, TRANSFORMER, PROMPTS)
+ADAPTER_FILES = (WEIGHTS, CONFIG, MODEL_CONFIG, *SENTENCE_FILES, GOLDEN)
+ALIASES = {"adapter.safetensors": WEIGHTS}  # AdapterHub's name for it
+MODULE_FOLDER = re.compile(r"\d+_\w+")
+
+
+def copy_adapter(source: Path, folder: Path) -> None:
+    """A new `folder` with the adapter files of an existing one. Raises OSError."""
+    folder.mkdir()
+    for name in ADAPTER_FILES:
+        found = next((source / n for n in _spellings(name) if (source / n).is_file()), None)
+        if found is not None:
+            shutil.copyfile(found, place(folder, name))
+
+
+def _spellings(name: str) -> list[str]:
+    return [name, *(alias for alias, of in ALIASES.items() if of == name)]
+
+
+def adapter_file(name: str) -> str | None:
+    """The adapter file that an archive's or form's name stands for, or None.
+
+    What lies in a sentence-transformers module's own folder ("2_Normalize/config.json") is not the
+    adapter's, but for the pooling's config.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if "/".join(path.parts[-2:]) == POOLING:
+        return POOLING
+    if any(MODULE_FOLDER.fullmatch(part) for part in path.parts[:-1]):
+        return None
+    found = ALIASES.get(path.name, path.name)
+    return found if found in ADAPTER_FILES else None
+
+
+def place(folder: Path, name: str) -> Path:
+    """Where an adapter file goes."""
+    target = folder / name
+    target.parent.mkdir(exist_ok=True)
+    return target
+
+
+def refuse_if_only_pickle(folder: Path, left: list[str]) -> None:
+    """Raises AdapterRejected where no weights came, saying what came in their place."""
+    if (folder / WEIGHTS).exists():
+        return
+    pickles = [name for name in left if name.endswith((".bin", ".pt", ".pth", ".pkl", "data.pkl"))]
+    if pickles:
+        raise AdapterRejected(
+            f"{pickles[0]} is a pickle, which can run code and is never opened: send "
+            f"{WEIGHTS} (PEFT: save_pretrained(safe_serialization=True))"
+        )
+    raise AdapterRejected(f"no {WEIGHTS} in the upload; it holds {', '.join(left) or 'no files'}")

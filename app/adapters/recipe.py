@@ -1,0 +1,116 @@
+"""How an upload's tensors are to be read: scales, ranks, switches; what config.py makes of what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.adapters.adapter import Scores, Task
+from app.adapters.patterns import matches
+from app.adapters.sentence import Pooling, Sentence
+from app.adapters.upload import AdapterRejected, Problem
+
+PROBLEM_TYPES: dict[str, Scores] = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "none",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the uploader says beside the file, in the query."""
+
+    alpha: float | None = None
+    layout: str | None = None
+    labels: tuple[str, ...] | None = None
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    task: Task | None = None
+    problem_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Targeting:
+    """Which layers the config says were trained; None: not said. PEFT's own field names."""
+
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    modules_to_save: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    layers_pattern: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an upload's tensors are to be read; None: not said.
+
+    configured: there is an adapter_config.json, so what it does not switch on is off. init: pissa
+    or olora where the base changes at load. blocks: BD-LoRA's. truncated: KaSA cut the base's
+    smallest singular values off. numbers: what this kind's formula reads (kinds.py). problems: what
+    cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
+    """
+
+    kind: str = "LORA"
+    configured: bool = False
+    alpha: float | None = None
+    rank: int | None = None
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    init: str | None = None
+    blocks: int | None = None
+    truncated: bool = False
+    tokens: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    targeting: Targeting = field(default_factory=Targeting)
+    layout: str | None = None
+    task: Task | None = None
+    labels: tuple[str, ...] | None = None
+    problem_type: str | None = None
+    sentence: Sentence = field(default_factory=Sentence)
+    model_config: Mapping[str, Any] = field(default_factory=dict)
+    made_for: str | None = None
+    made_for_type: str | None = None
+    problems: tuple[Problem, ...] = ()
+    deadline_s: float = math.inf
+
+    def scale(self, path: str, rank: int) -> float:
+        """alpha / r, or alpha / sqrt(r) with rsLoRA; alpha_pattern's first match wins.
+
+        path: the module's path as the file spells it. Raises AdapterRejected where alpha is
+        nowhere said. Source: peft.tuners.lora.layer.LoraLayer.update_layer.
+        """
+        alpha: float | None = self._by_pattern(self.alpha_pattern, path, self.alpha)
+        if alpha is None:
+            raise AdapterRejected(
+                "alpha is not in the file: send adapter_config.json along, or ?alpha=16 in the query"
+            )
+        return alpha / (math.sqrt(rank) if self.rslora else float(rank))
+
+    def expected_rank(self, path: str) -> int | None:
+        """The rank that the config gives this module; None where it says none."""
+        rank: int | None = self._by_pattern(self.rank_pattern, path, self.rank)
+        return rank
+
+    def _by_pattern(self, patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+        """The value of the first pattern that matches from the start of the path's last parts.
+
+        Source: peft.utils.other.get_pattern_key. Raises AdapterRejected.
+        """
+        found = (
+            v for p, v in patterns.items() if matches(rf"(.*\.)?({p})$", path, self.deadline_s)
+        )
+        return next(found, default)
+
+
+def scores_of(recipe: Recipe, labels: int) -> Scores:
+    """softmax; sigmoid for multi-label; none for regression, which one label alone means."""
+    if recipe.problem_type is None:
+        return "none" if labels == 1 else "softmax"
+    return PROBLEM_TYPES[recipe.problem_type]
