@@ -1,4 +1,4 @@
-"""How much an adapter changes each layer's weights: the size of the change over the base's own."""
+"""How much an adapter, on the CPU, changes each layer's weights: the change's size over the base's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from torch import Tensor
 
 from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows
 from app.adapters.base import Base
+
+WORDS = ("word_embeddings", "tok_embeddings")  # those that are looked up by token id
+MOST_TOKENS = 16
 
 
 def weight_changes(adapter: Adapter, base: Base) -> dict[str, float]:
@@ -24,6 +27,22 @@ def weight_changes(adapter: Adapter, base: Base) -> dict[str, float]:
             norm = torch.linalg.vector_norm(_changed(changes[path], weight) - weight)
             found[path] = float(norm / torch.linalg.vector_norm(weight))
     return found
+
+
+def changes_a_weight(adapter: Adapter, base: Base) -> bool:
+    """Whether any weight or bias is another one than the base's."""
+    shifts = any(layer.shift is not None for layer in adapter.layers.values())
+    return shifts or any(weight_changes(adapter, base).values())
+
+
+def changed_tokens(adapter: Adapter) -> list[int]:
+    """Some of the tokens whose rows the adapter replaces, so that a probe can show what they do."""
+    slots = [
+        rows.slot
+        for path, rows in adapter.embeddings.items()
+        if rows.slot is not None and path.endswith(WORDS)
+    ]
+    return [int(i) for slot in slots for i in (slot >= 0).nonzero().flatten()[:MOST_TOKENS]]
 
 
 def _changed(change: LoRALayer | Dense | Norm | Rows, weight: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ ARCHITECTURES: dict[str, Task] = {
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false")
 REPEATABLE_INITS = ("pissa", "olora")  # PEFT changes the base by them at load, always alike
 LAYOUTS = ("peft", "tutorial", "tutorial-swapped")
+WRAPPED = "0.auto_model."  # how sentence-transformers' own model spells its encoder
 METADATA = EVERYWHERE | {"use_rslora", "use_dora"} | REFUSED_BY_NAME.keys()
 
 
@@ -166,7 +167,7 @@ def _targeting(read: Fields) -> Targeting:
     def names(name: str) -> tuple[str, ...] | None:
         value = read.fields.get(name)
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
-            return tuple(value)
+            return tuple(v.removeprefix(WRAPPED) for v in value)
         if value not in (None, [], ""):
             read.problems.append(Problem(f"{name}={value!r:.60} is not a list of names"))
         return None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from app.adapters.adapter import Adapter, move
+from app.adapters.changes import changed_tokens, changes_a_weight
 from app.adapters.config import read_recipe
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
 from app.adapters.read import read_adapter
@@ -57,8 +58,9 @@ async def load_version(
     read = await asyncio.to_thread(_read, folder, said, encoder)
     adapter = await asyncio.to_thread(move, read.adapter, encoder.device, encoder.dtype)
     layers = await asyncio.to_thread(unmerged_layers, adapter)
-    delta = await engine.call(lambda: encoder.measure(loader.probe_ids, layers))
-    _refuse_no_effect(delta, allow_noop)
+    probe_ids = [*loader.probe_ids, *changed_tokens(read.adapter)][: encoder.max_length]
+    delta = await engine.call(lambda: encoder.measure(probe_ids, layers))
+    _refuse_no_effect(delta, read.adapter, encoder, allow_noop)
     await _refuse_overflow(loader, adapter, layers)
     if read.goldens:
         await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
@@ -141,10 +143,11 @@ def _other_base(made_for: str | None, base: str) -> list[str]:
     return [f"made for {made_for!r}, as its config says; its shapes fit this base, {base}"]
 
 
-def _refuse_no_effect(delta: Delta, allow_noop: bool) -> None:
+def _refuse_no_effect(delta: Delta, adapter: Adapter, encoder: Encoder, allow_noop: bool) -> None:
+    """What moves no output on the probe, and changes no weight either, does nothing."""
     if not all(math.isfinite(n) for n in (delta.relative, *delta.layers)):
         raise AdapterRejected("with this adapter the base gives NaN or infinity on the probe text")
-    if delta.relative == 0 and not allow_noop:
+    if delta.relative == 0 and not allow_noop and not changes_a_weight(adapter, encoder.base):
         raise AdapterRejected(
             "the adapter leaves the base's output unchanged (an untrained one?): it would do "
             "nothing; send ?allow_noop=true if that is meant",

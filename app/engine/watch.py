@@ -42,7 +42,7 @@ async def watch(installer: Installer, adapters_dir: Path) -> None:
 def _state(adapters_dir: Path) -> State:
     """Name, time and size of every adapter's file, through links."""
     found: State = set()
-    for path in adapters_dir.glob("*/*"):
+    for path in [*adapters_dir.glob("*/*"), *adapters_dir.glob("*/*/config.json")]:
         with contextlib.suppress(OSError):
             stat = path.stat()
             found.add((str(path), stat.st_mtime_ns, stat.st_size))

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import TrainableTokensConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -140,8 +142,6 @@ def logits_of(server: LiveServer, name: str, text: str, task: str) -> Tensor:
 def test_two_names_for_one_key_and_mixed_dtypes_are_read_as_peft_reads_them(
     arch: tuple[str, Path, LiveServer], tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     name, base, server = arch
     folder = make_kind("dora", name, base, tmp_path / "a")
     path = folder / "adapter_model.safetensors"
@@ -164,3 +164,14 @@ def test_two_names_for_one_key_and_mixed_dtypes_are_read_as_peft_reads_them(
     assert answer.status_code == 422
     assert "several adapters: other, sentiment" in answer.json()["error"]
     server.client.delete("/adapters/dtypes")
+
+
+def test_rows_of_tokens_that_no_probe_holds_are_no_reason_to_refuse(
+    arch: tuple[str, Path, LiveServer], tmp_path: Path
+) -> None:
+    name, base, server = arch
+    config = TrainableTokensConfig(token_indices=[84, 83], target_modules=[NAMES[name].words])
+    folder = make_kind("", name, base, tmp_path / "a", config=config)
+    report = put(server.client, "rare", folder)
+    assert report["delta"]["relative"] > 0
+    server.client.delete("/adapters/rare")
