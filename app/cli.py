@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -60,6 +60,8 @@ _serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 )
 cli.command("serve")(_serve)
 
+Layout = Literal["peft", "tutorial", "tutorial-swapped"]
+Task = Literal["embed", "classify", "tokens"]
 Model = Annotated[
     str | None,
     typer.Option("--model", help="The base: a folder or hub id. [default: the embedded one]"),
@@ -75,9 +77,9 @@ def check(
     alpha: Annotated[
         float | None, typer.Option(help="LoRA's alpha, where no file says it.")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help="peft, tutorial or tutorial-swapped.")] = None,
+    layout: Annotated[Layout | None, typer.Option(help="Whose keys they are.")] = None,
     labels: Annotated[str | None, typer.Option(help="neg,pos: the head's labels in order.")] = None,
-    task: Annotated[str | None, typer.Option(help="embed, classify or tokens.")] = None,
+    task: Annotated[Task | None, typer.Option(help="What the head is for.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The report as the server gives it.")
     ] = False,
@@ -87,7 +89,7 @@ def check(
     from app.tools.check import check as run
 
     named = None if labels is None else tuple(labels.split(","))
-    options = Options(alpha=alpha, layout=layout, labels=named, task=task)  # type: ignore[arg-type]
+    options = Options(alpha=alpha, layout=layout, labels=named, task=task)
     text, served = _tool(lambda: run(source, model, options, as_json=as_json))
     typer.echo(text)
     raise typer.Exit(0 if served else 1)
@@ -104,8 +106,12 @@ def certify(
     """Write golden.jsonl into the folder: PEFT's answers, checked at upload and at every start."""
     from app.tools.certify import certify as run
 
-    texts = inputs.read_text(encoding="utf-8").splitlines() if inputs else None
-    typer.echo(_tool(lambda: run(folder, model, [t for t in texts if t] if texts else None)))
+    def texts() -> list[str] | None:
+        if inputs is None:
+            return None
+        return [line for line in inputs.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+    typer.echo(_tool(lambda: run(folder, model, texts())))
 
 
 @cli.command()
@@ -140,6 +146,7 @@ def _tool(work: Callable[[], T]) -> T:
         CannotCertify,
         CannotExtract,
         OSError,
+        UnicodeDecodeError,
     )
     try:
         return work()

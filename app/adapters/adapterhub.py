@@ -35,12 +35,15 @@ def in_pefts_words(config: Mapping[str, Any]) -> dict[str, Any]:
     if wrong:
         raise AdapterRejected("AdapterHub's method is not served", wrong)
     alpha = inner.get("r") if _scaled_wrongly(config.get("version")) else inner.get("alpha")
+    model_type = config.get("model_type")
+    named = isinstance(model_type, str)
     return {
+        "peft_type": "LORA",
         "lora_alpha": alpha,
         "r": inner.get("r"),
         "base_model_name_or_path": config.get("model_name"),
-        "target_modules": _targets(inner, config.get("model_type")),
-        "auto_mapping": {"parent_library": f"transformers.models.{config.get('model_type')}"},
+        "target_modules": _targets(inner, model_type),
+        "auto_mapping": {"parent_library": f"transformers.models.{model_type}"} if named else None,
     }
 
 
@@ -59,8 +62,12 @@ def _targets(inner: Mapping[str, Any], model_type: Any) -> str | None:
         return None
     left_out = inner.get("leave_out") or []
     letters = inner.get("attn_matrices") or []
-    if not all(type(n) is int for n in left_out) or not all(x in LETTERS for x in letters):
-        return None
+    if not (isinstance(left_out, list) and all(type(n) is int for n in left_out)):
+        raise AdapterRejected("AdapterHub's leave_out is not a list of layers")
+    if not (
+        isinstance(letters, list) and all(isinstance(x, str) and x in LETTERS for x in letters)
+    ):
+        raise AdapterRejected(f"AdapterHub's attn_matrices are not among {', '.join(LETTERS)}")
     names = []
     if inner.get("selfattn_lora", True):
         names += [rf"attention\.self\.{LETTERS[x]}" for x in letters]

@@ -6,7 +6,6 @@ Where a tensor goes is read from its name (layouts.py); how it is scaled, from h
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -14,13 +13,12 @@ from typing import Any, get_args
 from app.adapters.adapter import Task
 from app.adapters.adapterhub import in_pefts_words, is_adapterhub
 from app.adapters.fields import Fields
-from app.adapters.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME, unserved_field, why_not
-from app.adapters.patterns import PATTERNS_S
+from app.adapters.kinds import KINDS, MATHEMATICS, METADATA, unserved_field, why_not
+from app.adapters.patterns import Patterns
 from app.adapters.recipe import PROBLEM_TYPES, Options, Recipe, Targeting
-from app.adapters.sentence import Pooling, Sentence
-from app.adapters.upload import AdapterRejected, Problem
+from app.adapters.sentence import SHORTEST_LENGTH, Pooling, Sentence
+from app.adapters.upload import AdapterRejected, HalfACharacter, Problem, whole_text
 
-SHORTEST_LENGTH = 8  # the special tokens of a pair, and something to say
 TASKS: dict[str | None, Task | None] = {
     None: None,
     "SEQ_CLS": "classify",
@@ -35,7 +33,7 @@ PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true
 REPEATABLE_INITS = ("pissa", "olora")  # PEFT changes the base by them at load, always alike
 LAYOUTS = ("peft", "tutorial", "tutorial-swapped")
 WRAPPED = "0.auto_model."  # how sentence-transformers' own model spells its encoder
-METADATA = EVERYWHERE | {"use_rslora", "use_dora"} | REFUSED_BY_NAME.keys()
+DEFAULT_ALPHA = 8.0  # PEFT's own, of every method that has one
 
 
 def read_recipe(
@@ -51,26 +49,28 @@ def read_recipe(
     among its problems. Raises AdapterRejected for a method that is not served at all.
     """
     plain = in_pefts_words(config) if is_adapterhub(config) else config
-    fields = {**_from_metadata(metadata), **plain}
-    kind = fields.get("peft_type") or "LORA"
-    reason = why_not(kind)
-    if reason:
-        raise AdapterRejected(reason, [Problem(reason)])
+    kind = kind_of(plain)
+    configured = plain.get("peft_type") is not None
+    said = _from_metadata(metadata)
+    fields = {k: v for k, v in said.items() if not (configured and k in MATHEMATICS)}
+    fields |= plain
     problems = [
-        Problem(why) for name, value in fields.items() if (why := unserved_field(kind, name, value))
+        Problem(why)
+        for name, value in plain.items()
+        if (why := unserved_field(kind, name, value, configured=configured))
     ]
     read = Fields(fields, problems)
     recipe = Recipe(
         kind=kind,
-        configured=bool(config),
-        alpha=_alpha(read, options, problems),
+        configured=configured,
+        alpha=_alpha(read, kind, configured, [options.alpha, *_alphas(said)]),
         rank=read.integer("r", 0) or None,
         rslora=bool(fields.get("use_rslora")),
         rank_pattern={} if kind == "ADALORA" else read.patterns("rank_pattern"),
-        alpha_pattern=read.patterns("alpha_pattern"),
+        alpha_pattern={} if kind == "ADALORA" else read.patterns("alpha_pattern"),
         dora=bool(fields.get("use_dora")),
         lora_bias=bool(fields.get("lora_bias")),
-        bias=read.one_of("bias", ("none", "all", "lora_only")) or "none",
+        bias=_bias(read),
         init=_init(fields, problems),
         blocks=_blocks(fields, problems),
         truncated=fields.get("kasa_config") is not None,
@@ -80,14 +80,14 @@ def read_recipe(
         },
         targeting=_targeting(read),
         layout=options.layout or read.one_of("layout", LAYOUTS),
-        task=options.task or _task(read, model_config),
+        task=_task(read, options, model_config),
         labels=options.labels or _labels(fields, model_config, problems),
         problem_type=_problem_type(options, fields, model_config, problems),
         sentence=_sentence(read, options, sentence or Sentence()),
         model_config=model_config,
         made_for=_text(fields.get("base_model_name_or_path")),
         made_for_type=_trained_type(fields),
-        deadline_s=time.monotonic() + PATTERNS_S,
+        patterns=Patterns(),
     )
     return replace(recipe, problems=tuple(problems))
 
@@ -98,7 +98,9 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     for name, text in metadata.items():
         if name in METADATA:
             try:
-                fields[name] = json.loads(text)
+                fields[name] = whole_text(json.loads(text))
+            except HalfACharacter as error:
+                raise AdapterRejected(f"the file's metadata {name} {error}") from None
             except (ValueError, RecursionError):
                 fields[name] = text
     if isinstance(fields.get("labels"), str):
@@ -106,11 +108,41 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     return fields
 
 
-def _alpha(read: Fields, options: Options, problems: list[Problem]) -> float | None:
-    said = read.number("lora_alpha" if "lora_alpha" in read.fields else "alpha")
-    if options.alpha is not None and said is not None and said != options.alpha:
-        problems.append(Problem(f"the query says alpha={options.alpha:g}, the upload {said:g}"))
-    return said if options.alpha is None else options.alpha
+def kind_of(config: Mapping[str, Any]) -> str:
+    """Its peft_type, LORA where it says none. Raises AdapterRejected for one that is not served."""
+    kind = config.get("peft_type") or "LORA"
+    reason = why_not(kind)
+    if reason:
+        raise AdapterRejected(reason, [Problem(reason)])
+    return str(kind)
+
+
+def _alphas(said: Mapping[str, Any]) -> list[Any]:
+    return [said[name] for name in ("alpha", "lora_alpha") if name in said]
+
+
+def _alpha(read: Fields, kind: str, configured: bool, others: list[Any]) -> float | None:
+    """The config's, by its method's own name for it; without a config the file's or the query's."""
+    names = ["alpha"] if kind in ("LOHA", "LOKR") else ["lora_alpha"]
+    names += [] if configured else ["alpha"]
+    found = next((a for name in names if (a := read.number(name)) is not None), None)
+    if found is None and configured:
+        found = DEFAULT_ALPHA
+    for other in (Fields({"alpha": o}, read.problems).number("alpha") for o in others):
+        if found is None:
+            found = other
+        elif other not in (None, found):
+            where = "the query or the file's metadata"
+            read.problems.append(Problem(f"alpha is {other:g} in {where}, and {found:g} elsewhere"))
+    return found
+
+
+def _bias(read: Fields) -> str:
+    """PEFT's methods spell lora_only each in their own way: vera_only, oft_only, …"""
+    said = read.fields.get("bias")
+    if isinstance(said, str) and said.endswith("_only"):
+        return "lora_only"
+    return read.one_of("bias", ("none", "all")) or "none"
 
 
 def _number(read: Fields, name: str, default: Any) -> Any:
@@ -130,9 +162,8 @@ def _init(fields: Mapping[str, Any], problems: list[Problem]) -> str | None:
         return init.lower()
     problems.append(
         Problem(
-            f"init_lora_weights={init!r:.40} changes the base's weights at load, in a way that cannot "
-            "be repeated: convert the adapter with "
-            "save_pretrained(path_initial_model_for_weight_conversion=…)"
+            f"init_lora_weights={init!r:.40}: it was trained on a changed base, which no file holds: "
+            "convert the adapter with save_pretrained(path_initial_model_for_weight_conversion=…)"
         )
     )
     return None
@@ -193,17 +224,30 @@ def _targeting(read: Fields) -> Targeting:
     )
 
 
-def _task(read: Fields, model_config: Mapping[str, Any]) -> Task | None:
+def _task(read: Fields, options: Options, model_config: Mapping[str, Any]) -> Task | None:
+    """The config's task_type, or else the class that PEFT or config.json name; the query may fill in."""
     said = read.fields.get("task_type")
-    if said not in tuple(TASKS):
+    if not isinstance(said, str | None) or said not in TASKS:
         read.problems.append(Problem(f"task_type {said!r:.40} is not served"))
         return None
-    task: Task | None = read.one_of("task", get_args(Task)) or TASKS[said]
-    if task is not None:
-        return task
-    names = model_config.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else ""
-    return next((task for end, task in ARCHITECTURES.items() if name.endswith(end)), None)
+    task = TASKS[said]
+    if options.task is not None and task is not None and options.task != task:
+        read.problems.append(Problem(f"the query says task={options.task}, the config {said}"))
+    found: Task | None = options.task or read.one_of("task", get_args(Task)) or task
+    if found is not None:
+        return found
+    mapping, names = read.fields.get("auto_mapping"), model_config.get("architectures")
+    classes = [mapping.get("base_model_class")] if isinstance(mapping, dict) else []
+    classes += names[:1] if isinstance(names, list) else []
+    return next(
+        (
+            task
+            for name in classes
+            for end, task in ARCHITECTURES.items()
+            if str(name).endswith(end)
+        ),
+        None,
+    )
 
 
 def _problem_type(

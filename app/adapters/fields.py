@@ -9,6 +9,8 @@ from typing import Any
 
 from app.adapters.upload import Problem
 
+LARGEST = 1 << 63  # what a random generator's seed and a tensor's size can be
+
 
 def _is_number(value: Any) -> bool:
     """A finite one, that fits a float: JSON's integers have no end."""
@@ -41,8 +43,8 @@ class Fields:
         value = self.fields.get(name)
         if value is None:
             return None
-        if type(value) is not int or value < least:
-            self._fault(name, f"an integer of {least} or more")
+        if type(value) is not int or not least <= value < LARGEST:
+            self._fault(name, f"an integer from {least} to {LARGEST - 1}")
             return None
         return value
 

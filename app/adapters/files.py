@@ -42,7 +42,8 @@ def adapter_file(name: str) -> str | None:
     path = PurePosixPath(name.replace("\\", "/"))
     if "/".join(path.parts[-2:]) == POOLING:
         return POOLING
-    if any(MODULE_FOLDER.fullmatch(part) for part in path.parts[:-1]):
+    folders = [part for part in path.parts[:-1] if MODULE_FOLDER.fullmatch(part)]
+    if any(not part.startswith("0_") for part in folders):  # 0_Transformer is the adapter's own
         return None
     found = ALIASES.get(path.name, path.name)
     return found if found in ADAPTER_FILES else None

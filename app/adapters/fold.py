@@ -88,10 +88,15 @@ def fold_lora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
     A [r, in], B [out, r]. Raises Misfit. Source: peft.tuners.lora.layer.Linear, lora.variants.
     """
     A, B = _matrices(layer, recipe)
-    expected = recipe.expected_rank(layer.path)
-    if expected is not None and A.shape[0] != expected:
-        raise Misfit(f"has rank {A.shape[0]}, while the config says {expected}", "A")
-    scale = recipe.scale(layer.path, A.shape[0])
+    if not A.shape[0]:
+        raise Misfit("has rank 0: there is nothing in it", "A")
+    rank = recipe.expected_rank(layer.path) or A.shape[0]
+    most = (
+        min(layer.out, layer.in_) if recipe.init else rank
+    )  # PiSSA, OLoRA cut a rank over the layer's
+    if A.shape[0] != min(rank, most):
+        raise Misfit(f"has rank {A.shape[0]}, while the config says {rank}", "A")
+    scale = recipe.scale(layer.path, rank)
     B = B * scale
     if "diag" in layer.parts:
         B = B * layer.get("diag", A.shape[0])
@@ -115,8 +120,8 @@ def fold_lora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
 def fold_adalora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer, float]:
     """AdaLoRA (Zhang et al. 2023): y += (alpha / (init_r + 1e-5)) B (E * A) x.
 
-    A [r, in], E [r, 1], B [out, r]; r is what is left of init_r. Raises Misfit.
-    Source: peft.tuners.adalora.layer.SVDLinear; lora_alpha <= 0 stands for init_r.
+    A [r, in], E [r, 1], B [out, r]; r is what is left of init_r, perhaps nothing. Raises Misfit.
+    Source: peft.tuners.adalora.layer.SVDLinear; lora_alpha <= 0 stands for r.
     """
     A = layer.get("A", None, layer.in_)
     rank = A.shape[0]
@@ -125,7 +130,7 @@ def fold_adalora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer, float]:
     if rank > ranks:
         raise Misfit(f"has rank {rank}, over the config's init_r {ranks:g}", "A")
     alpha = recipe.scale(layer.path, 1)
-    scale = (alpha if alpha > 0 else ranks) / (ranks + 1e-5)
+    scale = (alpha if alpha > 0 else rank) / (ranks + 1e-5)
     return low_rank(layer, E * A, B * scale, None, layer.new_bias), scale
 
 

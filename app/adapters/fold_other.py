@@ -17,6 +17,7 @@ from app.adapters.fold import Layer, Misfit, block_diagonal, dense, low_rank, ra
 from app.adapters.recipe import Recipe
 
 MAX_OFT_BLOCK = 4096
+MOST_TERMS = 64  # PEFT's own is 5; a series that needs more does not converge
 
 
 def fold_loha(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
@@ -189,6 +190,8 @@ def _cayley(upper: Tensor, block: int, recipe: Recipe) -> Tensor:
         turned: Tensor = torch.linalg.solve(eye + Q, eye - Q, left=False)
         return turned
     terms = recipe.numbers["num_cayley_neumann_terms"]
+    if terms > MOST_TERMS:
+        raise Misfit(f"num_cayley_neumann_terms={terms} is over the {MOST_TERMS} that are served")
     R = eye.clone()
     if terms > 1:
         R = R + 2 * Q

@@ -24,6 +24,8 @@ def fold_embedding(layer: Layer, recipe: Recipe) -> tuple[Rows, float]:
     num, dim = layer.weight.shape
     A = layer.get("embedding_A", None, num)
     B = layer.get("embedding_B", dim, A.shape[0])
+    if not A.shape[0]:
+        raise Misfit("has rank 0: there is nothing in it", "embedding_A")
     expected = recipe.expected_rank(layer.path)
     if expected is not None and A.shape[0] != expected:
         raise Misfit(f"has rank {A.shape[0]}, while the config says {expected}", "embedding_A")
@@ -54,7 +56,7 @@ def fold_tokens(layer: Layer, recipe: Recipe) -> Rows:
         )
     slot = torch.full((num,), -1, dtype=torch.long)
     slot[list(ids)] = torch.arange(len(ids))
-    return Rows(slot=slot, rows=to_float(rows))
+    return Rows(whole_table(layer), slot=slot, rows=to_float(rows))
 
 
 def whole_table(layer: Layer) -> Tensor | None:
@@ -102,7 +104,7 @@ def _token_ids(path: str, recipe: Recipe) -> tuple[int, ...]:
     if not isinstance(recipe.tokens, Mapping):
         return recipe.tokens
     found = next(
-        (ids for name, ids in recipe.tokens.items() if path == name or path.endswith(f".{name}")),
+        (ids for name, ids in recipe.tokens.items() if path.endswith(name)),
         None,
     )
     if found is None:

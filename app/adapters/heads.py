@@ -88,11 +88,11 @@ class HeadReader:
             return None, task
         if dense is not None and dense.weight.shape[0] != out.weight.shape[1]:
             self._problem(keys.out, "does not fit the head's other layer")
-        source, activation = self._source(keys), keys.activation
+        source, activation = self._source(keys, pooler), keys.activation
         if activation == "classifier_activation":
             activation = self.base.classifier_activation
         if pooler is not None:
-            source, activation = "cls", "tanh"
+            activation = "tanh"
         return Head(source, dense, activation, out, norm, self.base.norm_eps), task
 
     def _task(self) -> Task:
@@ -108,7 +108,9 @@ class HeadReader:
     def _given(self, path: str) -> bool:
         return "weight" in self.parts.modules.get(path, {})
 
-    def _source(self, keys: HeadKeys) -> Source:
+    def _source(self, keys: HeadKeys, pooler: Dense | None) -> Source:
+        if pooler is not None:
+            return "cls"
         if keys.source == "classifier_pooling":
             said = self.recipe.model_config.get("classifier_pooling", self.base.classifier_pooling)
             return "mean" if said == "mean" else "cls"

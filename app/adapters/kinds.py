@@ -19,13 +19,13 @@ EVERYWHERE = frozenset({
     "peft_version", "revision", "target_modules", "task_type", "bias", "rank_pattern",
     "alpha_pattern", "r", "layers", "ensure_weight_tying",
     # ours, beside PEFT's: from the query, the file's metadata or an embedding adapter's own config
-    "alpha", "default_prompt_name", "dimensions", "id2label", "label2id", "labels", "layout",
-    "lora_alpha", "max_length", "normalize", "pooling", "problem_type", "prompts", "task",
+    "default_prompt_name", "dimensions", "id2label", "label2id", "labels", "layout",
+    "max_length", "normalize", "pooling", "problem_type", "prompts", "task",
 })  # fmt: skip
 LORA_FIELDS = frozenset({
     "corda_config", "eva_config", "init_lora_weights", "kasa_config", "loftq_config", "lora_bias",
     "lora_dropout", "lora_ga_config", "megatron_core", "qalora_group_size", "runtime_config",
-    "trainable_token_indices", "use_bdlora", "use_dora", "use_rslora",
+    "lora_alpha", "trainable_token_indices", "use_bdlora", "use_dora", "use_rslora",
 })  # fmt: skip
 REFUSED_BY_NAME = {
     "alora_invocation_tokens": "activated LoRA (aLoRA) acts on part of a text only",
@@ -69,14 +69,15 @@ KINDS: dict[str, Kind] = {
         LORA_FIELDS | {"target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight",
                        "total_step"},
     ),
-    "LOHA": Kind(no_effect=frozenset({"rank_dropout", "module_dropout", "use_effective_conv2d"})),
+    "LOHA": Kind(no_effect=frozenset({"alpha", "rank_dropout", "module_dropout", "use_effective_conv2d"})),
     "LOKR": Kind(
-        no_effect=frozenset({"rank_dropout", "module_dropout", "use_effective_conv2d",
+        no_effect=frozenset({"alpha", "rank_dropout", "module_dropout", "use_effective_conv2d",
                              "decompose_both", "decompose_factor", "rank_dropout_scale"}),
     ),
     "IA3": Kind(no_effect=frozenset({"feedforward_modules", "init_ia3_weights"})),
     "VERA": Kind(
-        {"projection_prng_key": 0}, frozenset({"save_projection", "vera_dropout", "d_initial"})
+        {"projection_prng_key": 0, "save_projection": True},
+        frozenset({"vera_dropout", "d_initial"}),
     ),
     "FOURIERFT": Kind(
         {"random_loc_seed": 777, "scaling": 150.0}, frozenset({"n_frequency", "n_frequency_pattern"})
@@ -91,17 +92,36 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
+# What a file's own __metadata__ may say, where there is no config: how to read it, not where.
+METADATA = frozenset({
+    "alpha", "alpha_pattern", "base_model_name_or_path", "default_prompt_name", "dimensions",
+    "id2label", "labels", "layout", "lora_alpha", "max_length", "normalize", "pooling",
+    "problem_type", "prompts", "rank_pattern", "task", "task_type", "use_rslora",
+})  # fmt: skip
+
+# Of these, what a config says better: its silence means PEFT's own default.
+MATHEMATICS = frozenset({
+    "alpha", "alpha_pattern", "base_model_name_or_path", "lora_alpha", "rank_pattern", "task_type",
+    "use_rslora",
+})  # fmt: skip
+
+
 def why_not(kind: object) -> str | None:
     """Why adapters of this peft_type are not served; None: they are."""
-    if kind in KINDS:
+    if isinstance(kind, str) and kind in KINDS:
         return None
     reason = REFUSED_KINDS.get(str(kind), f"served are {', '.join(KINDS)}")
     return f"peft_type {kind!r:.40} is not served: {reason}"
 
 
-def unserved_field(kind: str, name: str, value: Any) -> str | None:
-    """Why a field of this kind's config cannot be served; None: it can."""
+def unserved_field(kind: str, name: str, value: Any, *, configured: bool = True) -> str | None:
+    """Why a field of this kind's config cannot be served; None: it can.
+
+    configured: it is PEFT's config, and not a few fields beside a file.
+    """
     known = KINDS[kind]
+    if name == "alpha" and not configured:
+        return None
     if name in EVERYWHERE or name in known.numbers or name in known.no_effect:
         return None
     if any(value is off or (value == off and type(value) is type(off)) for off in OFF):

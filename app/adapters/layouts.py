@@ -61,12 +61,14 @@ PEFT_KINDS = {  # which of PEFT's methods writes a part
 class Parts:
     """modules: path as the file spells it -> part -> tensor; names: what the file calls each.
 
-    ignored: tensors that only repeat what is said elsewhere. problems: names that mean nothing.
+    wraps: PEFT's wrapper that a weight or bias is called after, "" without. ignored: tensors that only
+    repeat what is said elsewhere. problems: names that mean nothing.
     """
 
     layout: str
     modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     names: dict[tuple[str, str], str] = field(default_factory=dict)
+    wraps: dict[tuple[str, str], str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -78,12 +80,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class _Key:
-    """One name, understood. layout: whose spelling it is; None: everybody's."""
+    """One name, understood. layout: whose spelling it is; None: everybody's. wrap: as in Parts."""
 
     path: str
     part: str
     layout: str | None
     adapter: str | None = None
+    wrap: str = ""
 
 
 def read_names(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Parts:
@@ -140,7 +143,7 @@ def _understand(name: str) -> _Key | None:
             return _Key(found["path"], found["part"], layout, adapter)
     if found := TRAINED.fullmatch(bare):
         inner = f".{found['inner']}" if found["inner"] else ""
-        return _Key(found["path"] + inner, found["part"], "peft")
+        return _Key(found["path"] + inner, found["part"], "peft", wrap="modules_to_save")
     if UNTRAINED.fullmatch(bare):
         return _Key(bare, "untrained", "peft")
     if found := PEFT_KEY.fullmatch(bare):
@@ -153,7 +156,8 @@ def _understand(name: str) -> _Key | None:
 def _peft_key(found: re.Match[str]) -> _Key | None:
     path, part, leaf = found["path"] or "", found["part"], found["leaf"]
     if part in ("ln_tuning_layers", "base_layer"):
-        return _Key(path, leaf, "peft", found["name"]) if leaf else None
+        path = path.removesuffix(".token_adapter")
+        return _Key(path, leaf, "peft", found["name"], part) if leaf else None
     word = WORDS.get(part, part)
     bare_matrix = part in ("lora_A", "lora_B") and leaf is None
     if leaf == "bias":
@@ -193,6 +197,7 @@ def _add(parts: Parts, name: str, key: _Key, tensor: Tensor) -> None:
     if key.part not in module:
         module[key.part] = tensor
         parts.names[key.path, key.part] = name
+        parts.wraps[key.path, key.part] = key.wrap
     elif torch.equal(module[key.part], tensor):  # bias=all saves a trained head's bias twice
         parts.ignored.append(name)
     else:
@@ -218,6 +223,8 @@ def _letter_order(
         if all(_fits(p, s, layout) for p, s in zip(pairs.values(), shapes, strict=True))
     }
     square = all(shape is None or shape[0] == shape[1] for shape in shapes)
+    if not any(shapes):
+        return "tutorial"  # no name is this base's: every one is then listed
     if len(fits) == 1 and not square:
         return fits.pop()
     if not fits:

@@ -17,8 +17,8 @@ LAYER = re.compile(r"(?:layers?|albert_layers)\.(\d{1,3})\.")
 # (hfl/chinese-roberta-wwm-ext), so only whole, well-known beginnings count.
 FAMILIES = (
     (re.compile(r"^(facebook-)?xlm-(roberta|r)\b"), "xlm-roberta"),
-    (re.compile(r"^(distil)?roberta-(base|large)\b"), "roberta"),
-    (re.compile(r"^bert-(base|large|medium|small|mini|tiny)\b"), "bert"),
+    (re.compile(r"^(distil)?roberta-(base|large)$"), "roberta"),
+    (re.compile(r"^bert-(base|large)-(un)?cased$"), "bert"),
     (re.compile(r"^distilbert-"), "distilbert"),
     (re.compile(r"^(google-)?electra-"), "electra"),
     (re.compile(r"^albert-"), "albert"),
@@ -27,6 +27,16 @@ FAMILIES = (
     (re.compile(r"^m?deberta-"), "deberta"),
     (re.compile(r"^(paraphrase-|all-)?mpnet-"), "mpnet"),
 )
+NAMES = {
+    "roberta": re.compile(r"^roberta\."),
+    "distilbert": re.compile(r"^distilbert\.|(^|\.)transformer\.layer\."),
+    "electra": re.compile(r"^electra\."),
+    "albert": re.compile(r"^albert\.|(^|\.)albert_layer_groups\."),
+    "modernbert": re.compile(r"\.attn\.Wqkv$"),
+    "deberta": re.compile(r"^deberta\."),
+    "mpnet": re.compile(r"^mpnet\."),
+    "bert": re.compile(r"^bert\."),
+}
 
 
 def other_base(recipe: Recipe, base: Base) -> str | None:
@@ -69,12 +79,29 @@ def _other_sizes(recipe: Recipe, base: Base) -> Iterator[str]:
             yield f"its {name} is {said}, this base's {mine}"
 
 
+def _family_of_names(parts: Parts, base: Base) -> str | None:
+    """Another architecture's, where its prefix or its layers' names are in the file; else None."""
+    for family, pattern in NAMES.items():
+        mine = base.model_type == family or (base.prefix == "roberta" and family == "roberta")
+        if not mine and any(pattern.search(path) for path in parts.modules):
+            return family
+    return None
+
+
 def summary(parts: Parts, recipe: Recipe, base: Base, problems: list[Problem]) -> str:
-    """In words where the whole file is for another base; else a count."""
+    """In words where the whole file is for another base, or its config is at fault; else a count."""
+    if not any(problem.tensor for problem in problems):
+        return "the adapter's configuration cannot be served"
+    family = _family_of_names(parts, base)
+    if family is not None:
+        return (
+            f"made for a {family} model, as its tensors' names say; this base is {base.described}"
+        )
     widths = {
         module["A"].shape[-1]
         for path, module in parts.modules.items()
-        if SELF_INPUT.search(path) and "A" in module and recipe.blocks is None
+        if SELF_INPUT.search(path) and "A" in module
+        if recipe.blocks is None and recipe.layout in (None, "peft")
     }
     numbers = [int(n) for path in parts.modules for n in LAYER.findall(path)]
     tables = {

@@ -43,7 +43,7 @@ def peft_tensors(
         if matrix is not None:
             ranks[spelled] = matrix.shape[0]
         elif "weight" in module:
-            whole.append(spelled)
+            whole.append(path.split(".", 1)[0] if target is None else spelled)
         found |= {
             f"{PEFT_PREFIX}{spelled}.{_spelled(part, matrix is not None)}": tensor.contiguous()
             for part, tensor in module.items()
@@ -76,11 +76,17 @@ def _config(
         "use_dora": "magnitude" in said,
         "lora_bias": "B.bias" in said,
         "target_modules": sorted(ranks),
-        "modules_to_save": sorted(whole) or None,
+        "modules_to_save": sorted(set(whole)) or None,
         "inference_mode": True,
     }
 
 
 def metadata_of(said: Mapping[str, Any]) -> dict[str, str]:
-    """What the query said, as a file's __metadata__ says it."""
-    return {"format": "pt", **{name: json.dumps(value) for name, value in said.items()}}
+    """What the query said, as a file's __metadata__ says it; the layout is PEFT's from here on."""
+    kept = {name: json.dumps(value) for name, value in said.items() if name != "layout"}
+    return {"format": "pt", **kept}
+
+
+def over_config(config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """An uploaded config in which the query's word stands, as it did at the upload."""
+    return {**config, **{name: value for name, value in said.items() if name in config}}

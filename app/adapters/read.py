@@ -199,7 +199,9 @@ class _Folding:
     def embedding(self, layer: Layer) -> Rows | None:
         """None where it only repeats the base's table. Raises Misfit."""
         if "tokens" in layer.parts:
-            self._only(layer, {"tokens"})
+            self._only(layer, {"tokens", "weight"})
+            if "weight" in layer.parts and whole_table(layer) is None:
+                self.parts.ignored.append(self.parts.name(layer.path, "weight"))
             return fold_tokens(layer, self.recipe)
         self._only(layer, {"weight", "embedding_A", "embedding_B", "magnitude"})
         if "weight" in layer.parts and whole_table(layer) is None:
@@ -238,18 +240,21 @@ def _check_switches(layer: Layer, recipe: Recipe) -> None:
     """What the config switches on must be in the file, and nothing that it leaves off. Raises Misfit."""
     if "diag" in layer.parts and not recipe.configured:
         raise Misfit("is KaSA's, whose adapter_config.json is needed: send it along", "diag")
-    switches = [
-        ("magnitude", "use_dora", recipe.dora),
-        ("diag", "kasa_config", recipe.truncated),
-    ]
+    switches = [("magnitude", "use_dora", recipe.dora)]
     if "A" in layer.parts:
-        switches.append(("B.bias", "lora_bias", recipe.lora_bias))
+        switches += [
+            ("diag", "kasa_config", recipe.truncated),
+            ("B.bias", "lora_bias", recipe.lora_bias),
+        ]
     for part, name, on in switches:
         if part in layer.parts and not on:
             raise Misfit(f"is there, but the config's {name} is off: PEFT would leave it out", part)
-        if on and part not in layer.parts and "A" in layer.parts:
+        pair = next((p for p in ("A", "embedding_A") if p in layer.parts), None)
+        if part == "B.bias" and recipe.blocks is not None:
+            continue  # a block-diagonal B has none
+        if on and part not in layer.parts and pair is not None:
             said = "the config's" if recipe.configured else "other layers'"
-            raise Misfit(f"{said} {name} is on, but this layer has no {part}", "A")
+            raise Misfit(f"{said} {name} is on, but this layer has no {part}", pair)
 
 
 def _widest(parts: Parts, resolved: Mapping[str, str], base: Base) -> tuple[int, int]:
@@ -264,12 +269,16 @@ def _widest(parts: Parts, resolved: Mapping[str, str], base: Base) -> tuple[int,
 
 def _stray_shared(parts: Parts, recipe: Recipe) -> list[Problem]:
     """Tensors outside of any layer that are not VeRA's projections."""
-    return [
-        Problem("belongs to no layer", parts.names[path, part])
-        for path in SHARED
-        for part in parts.modules.get(path, {})
-        if recipe.kind != "VERA" or part not in ("vera_A", "vera_B")
+    given = [(path, part) for path in SHARED for part in parts.modules.get(path, {})]
+    problems = [
+        Problem("belongs to no layer", parts.names[found])
+        for found in given
+        if recipe.kind != "VERA" or found[1] not in ("vera_A", "vera_B")
     ]
+    if recipe.kind == "VERA" and recipe.numbers["save_projection"] != bool(given):
+        said = "on, but the file has no" if not given else "off, and the file has"
+        problems.append(Problem(f"the config's save_projection is {said} vera_A and vera_B"))
+    return problems
 
 
 def _unknown(path: str, base: Base) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.adapters.adapter import Scores, Task
-from app.adapters.patterns import matches
+from app.adapters.patterns import Patterns
 from app.adapters.sentence import Pooling, Sentence
 from app.adapters.upload import AdapterRejected, Problem
 
@@ -47,7 +47,7 @@ class Targeting:
 class Recipe:
     """How an upload's tensors are to be read; None: not said.
 
-    configured: there is an adapter_config.json, so what it does not switch on is off. init: pissa
+    configured: there is a config of PEFT's, so what it does not switch on is off. init: pissa
     or olora where the base changes at load. blocks: BD-LoRA's. truncated: KaSA cut the base's
     smallest singular values off. numbers: what this kind's formula reads (kinds.py). problems: what
     cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
@@ -78,7 +78,7 @@ class Recipe:
     made_for: str | None = None
     made_for_type: str | None = None
     problems: tuple[Problem, ...] = ()
-    deadline_s: float = math.inf
+    patterns: Patterns = field(default_factory=Patterns)
 
     def scale(self, path: str, rank: int) -> float:
         """alpha / r, or alpha / sqrt(r) with rsLoRA; alpha_pattern's first match wins.
@@ -103,9 +103,7 @@ class Recipe:
 
         Source: peft.utils.other.get_pattern_key. Raises AdapterRejected.
         """
-        found = (
-            v for p, v in patterns.items() if matches(rf"(.*\.)?({p})$", path, self.deadline_s)
-        )
+        found = (v for p, v in patterns.items() if self.patterns.match(rf"(.*\.)?({p})$", path))
         return next(found, default)
 
 

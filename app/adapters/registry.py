@@ -76,12 +76,14 @@ class Name:
 class Registry:
     """All that is resident. broken, refused: what cannot be served, by name, with the reason.
 
-    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen.
+    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. fallen_back: names that are
+    served by an earlier version, because their own no longer gives its certificate's answers.
     """
 
     names: dict[str, Name] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    fallen_back: dict[str, str] = field(default_factory=dict)
     _old: OrderedDict[str, Version] = field(default_factory=OrderedDict)
 
     def point(self, name: str, version: Version, created: str, history: tuple[Entry, ...]) -> None:
@@ -95,6 +97,7 @@ class Registry:
         elif any(n.version is version for n in self.names.values()):
             version = replace(version, layers=version.unmerged, merged_bytes=0)
         self.broken.pop(name, None)
+        self.fallen_back.pop(name, None)
         self._old.pop(version.digest, None)
         self.names[name] = Name(name, version, created, history)
         if before is not None and before.version.digest != version.digest:
@@ -102,6 +105,7 @@ class Registry:
 
     def remove(self, name: str) -> None:
         self.broken.pop(name, None)
+        self.fallen_back.pop(name, None)
         self.names.pop(name, None)
 
     def get(self, name: str) -> Name:

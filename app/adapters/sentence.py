@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+T = TypeVar("T")
 Pooling = Literal["mean", "cls", "last", "max", "pooler"]
 
 POOLING_MODES: dict[str, Pooling] = {
@@ -24,6 +25,7 @@ POOLING_NAMES: dict[str, Pooling] = {
     "lasttoken": "last",
 }
 SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
+SHORTEST_LENGTH = 8  # the special tokens of a pair, and something to say
 
 
 class SentenceRefused(Exception):
@@ -55,62 +57,66 @@ class Sentence:
         return Sentence(**{k: getattr(other, k) if v is None else v for k, v in mine.items()})
 
 
-def pooling_folder(modules: Any) -> str | None:
-    """Where modules.json says that the pooling's config is. Raises SentenceRefused."""
-    kinds = _kinds(modules)
-    return next((m.get("path") for m, kind in kinds if kind == "Pooling"), None)
-
-
 def read_sentence(modules: Any, pooling: Any, transformer: Any, prompts: Any) -> Sentence:
     """From modules.json, 1_Pooling/config.json, sentence_bert_config.json and
     config_sentence_transformers.json, each parsed, or None where it is missing.
 
-    Raises SentenceRefused.
+    Raises SentenceRefused for what is not served, and for values of a wrong type.
     """
-    kinds = [kind for _, kind in _kinds(modules)]
+    kinds = _kinds(modules)
+    if "Pooling" in kinds and pooling is None:
+        raise SentenceRefused(
+            "its modules.json has a Pooling, and 1_Pooling/config.json is missing"
+        )
     transformer, prompts = _object(transformer), _object(prompts)
-    if transformer.get("do_lower_case") is True:
+    if _value(transformer, "do_lower_case", bool, False):
         raise SentenceRefused(
             "its sentence_bert_config.json lowers all letters, which is not served"
         )
-    named = prompts.get("prompts") or {}
-    if not isinstance(named, dict) or not all(isinstance(v, str) for v in named.values()):
+    named = _value(prompts, "prompts", dict, {})
+    if not all(isinstance(text, str) for text in named.values()):
         raise SentenceRefused("its prompts are not a map from names to texts")
-    length, cut = transformer.get("max_seq_length"), prompts.get("truncate_dim")
     return Sentence(
         _pooling(_object(pooling)) if pooling is not None else None,
         "Normalize" in kinds if kinds else None,
-        length if type(length) is int and length > 0 else None,
+        _positive(transformer, "max_seq_length", SHORTEST_LENGTH),
         named or None,
-        prompts.get("default_prompt_name"),
+        _value(prompts, "default_prompt_name", str, None),
         None,
-        cut if type(cut) is int and cut > 0 else None,
+        _positive(prompts, "truncate_dim", 1),
     )
 
 
-def _kinds(modules: Any) -> list[tuple[dict[str, Any], str]]:
-    """Each module with its class's name."""
-    modules = modules or []
+def _kinds(modules: Any) -> list[str]:
+    """Each module's class, by name."""
+    modules = [] if modules is None else modules
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise SentenceRefused("its modules.json is not a list of modules")
-    kinds = [(m, str(m.get("type", "")).rsplit(".", 1)[-1]) for m in modules]
-    unknown = {kind for _, kind in kinds} - SERVED_MODULES
-    if unknown:
-        raise SentenceRefused(
-            f"its modules.json has {', '.join(sorted(unknown))}, which is not served"
-        )
+    kinds = [str(m.get("type", "")).rsplit(".", 1)[-1] for m in modules]
+    unknown = set(kinds) - SERVED_MODULES
+    if unknown or len(set(kinds)) < len(kinds):
+        said = ", ".join(sorted(unknown)) or "a module twice"
+        raise SentenceRefused(f"its modules.json has {said}, which is not served")
+    if any(
+        m.get("path") != "1_Pooling"
+        for m, kind in zip(modules, kinds, strict=True)
+        if kind == "Pooling"
+    ):
+        raise SentenceRefused("its pooling's config is not at 1_Pooling, the place that is served")
     return kinds
 
 
 def _pooling(config: dict[str, Any]) -> Pooling:
-    if config.get("include_prompt") is False:
+    if not _value(config, "include_prompt", bool, True):
         raise SentenceRefused("its pooling leaves the prompt's tokens out, which is not served")
-    named = config.get("pooling_mode")
-    if isinstance(named, str):
+    named = _value(config, "pooling_mode", str, None)
+    flags = {k: _value(config, k, bool, False) for k in config if k.startswith("pooling_mode_")}
+    if named is not None:
         modes = [POOLING_NAMES.get(named)]
+    elif flags:
+        modes = [POOLING_MODES.get(k) for k, on in flags.items() if on]
     else:
-        on = [k for k, v in config.items() if k.startswith("pooling_mode_") and v is True]
-        modes = [POOLING_MODES.get(k) for k in on] or ["mean"]
+        modes = ["mean"]  # sentence-transformers' own default
     if len(modes) != 1 or modes[0] is None:
         raise SentenceRefused(f"its pooling ({config!s:.200}) is not one of cls, mean, max, last")
     return modes[0]
@@ -122,3 +128,20 @@ def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SentenceRefused("one of its sentence-transformers files is not a JSON object")
     return value
+
+
+def _value(fields: dict[str, Any], name: str, kind: type[T], default: Any) -> Any:
+    """A field of this type; null is its default. Raises SentenceRefused."""
+    value = fields.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        raise SentenceRefused(f"its {name} is {value!r:.60}, which is no {kind.__name__}")
+    return value
+
+
+def _positive(fields: dict[str, Any], name: str, least: int) -> int | None:
+    value = _value(fields, name, int, None)
+    if value is not None and (isinstance(value, bool) or value < least):
+        raise SentenceRefused(f"its {name} is {value!r:.60}; {least} or more is served")
+    return value if value is None else int(value)

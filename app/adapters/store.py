@@ -64,9 +64,10 @@ class Pointer:
     folder: str | None
     history: tuple[Entry, ...]
 
-    @property
-    def created(self) -> str | None:
-        return next((e.created for e in reversed(self.history) if e.version == self.version), None)
+    def created(self, version: str) -> str:
+        """Since when the name points at the version."""
+        found = (e.created for e in reversed(self.history) if e.version == version)
+        return next(found, None) or now()
 
 
 def valid_name(name: str) -> bool:

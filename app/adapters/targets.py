@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 from app.adapters.base import Base
 from app.adapters.layouts import Parts
-from app.adapters.patterns import matches
 from app.adapters.recipe import Recipe
 from app.adapters.upload import Problem
 
@@ -34,13 +34,16 @@ def check_targets(
         return []
     found = list(_missing_whole(recipe, base, parts, resolved))
     found += _missing_biases(recipe, base, parts, resolved)
+    found += _missing_tokens(recipe, parts)
+    adapted = {path for path in parts.modules if _adapted(recipe, parts, path)} - {"", "base_model"}
+    if parts.layout == "peft":
+        found += _out_of_place(recipe, parts, adapted)
     if recipe.targeting.target_modules is None:
+        if parts.layout == "peft":
+            found.append(
+                Problem("the config does not say target_modules: PEFT would choose its own")
+            )
         return found
-    adapted = {
-        path
-        for path, module in parts.modules.items()
-        if recipe.kind in ("LN_TUNING", "TRAINABLE_TOKENS") or module.keys() - WHOLE_PARTS
-    } - {"", "base_model"}
     present = {resolved[path] for path in adapted if path in resolved}
     for path in _could_be_targeted(recipe, base):
         if path not in present and _is_target(recipe, base, path, base.spellings(path)):
@@ -52,6 +55,47 @@ def check_targets(
             reason = "is not among the layers that the config targets: PEFT would leave it out"
             found.append(Problem(reason, parts.name(path)))
     return found
+
+
+def _adapted(recipe: Recipe, parts: Parts, path: str) -> bool:
+    """Whether the file has what PEFT's method itself trains of this layer, and not only the whole."""
+    module = parts.modules[path]
+    if recipe.kind == "LN_TUNING":
+        return any(parts.wraps.get((path, part)) == "ln_tuning_layers" for part in module)
+    if recipe.kind == "TRAINABLE_TOKENS":
+        return "tokens" in module
+    return bool(module.keys() - WHOLE_PARTS)
+
+
+def _out_of_place(recipe: Recipe, parts: Parts, adapted: Collection[str]) -> Iterator[Problem]:
+    """Whole weights and biases under a name that PEFT does not look them up by, and leaves out."""
+    for (path, part), wrap in parts.wraps.items():
+        if part not in ("weight", "bias"):
+            continue
+        wrapped = path in adapted or "tokens" in parts.modules[path]
+        saved = any(_under(path, name) for name in recipe.targeting.modules_to_save)
+        there = {
+            "": not wrapped,
+            "base_layer": wrapped,
+            "ln_tuning_layers": recipe.kind == "LN_TUNING",
+            "modules_to_save": saved,
+        }[wrap]
+        if not there:
+            reason = "is not where the config puts this layer's: PEFT would leave it out"
+            yield Problem(reason, parts.name(path, part))
+
+
+def _missing_tokens(recipe: Recipe, parts: Parts) -> Iterator[Problem]:
+    """Token ids without their rows."""
+    given = [path for path, module in parts.modules.items() if "tokens" in module]
+    if recipe.tokens is None:
+        return
+    names = list(recipe.tokens) if isinstance(recipe.tokens, Mapping) else [""]
+    for name in names:
+        if not any(path.endswith(name) for path in given):
+            yield Problem(
+                "the config names token ids, and their rows are not in the file", name or None
+            )
 
 
 def _could_be_targeted(recipe: Recipe, base: Base) -> Iterator[str]:
@@ -72,6 +116,8 @@ def _is_target(recipe: Recipe, base: Base, target: str, spellings: Collection[st
         hit = target in base.linears or target not in {*base.embeddings, *base.norms}
     else:
         hit = any(_matches(recipe, said.target_modules, s) for s in spellings)
+        if isinstance(said.target_modules, tuple) and set(spellings) & set(said.target_modules):
+            said = replace(said, layers_to_transform=None)  # a whole path stands above it
     if not hit or any(_matches(recipe, said.exclude_modules, s) for s in spellings):
         return False
     if any(_under(s, name) for name in said.modules_to_save for s in spellings):
@@ -85,7 +131,7 @@ def _matches(recipe: Recipe, names: str | Collection[str] | None, path: str) -> 
     if names is None:
         return False
     if isinstance(names, str):
-        return matches(f"({names})$", path, recipe.deadline_s)
+        return recipe.patterns.match(names, path, whole=True) is not None
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
@@ -94,9 +140,8 @@ def _layer_of(recipe: Recipe, path: str) -> int | None:
     patterns = recipe.targeting.layers_pattern
     names = [rf"(?:^|.*?\.){p}\.(?P<idx>\d+)\." for p in patterns] or [ANY_LAYER]
     for name in names:
-        if matches(name, path, recipe.deadline_s):
-            found = re.search(r"\.(\d+)\.", path)
-            return int(found[1]) if found else None
+        if found := recipe.patterns.match(name, path):
+            return int(found["idx"])
     return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ MAX_JSON_BYTES = 1 << 20
 MAX_GOLDEN_BYTES = 8 << 20
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 CHUNK_BYTES = 1 << 20
+PRUNED = re.compile(r"\.lora_[ABE](\.[^.]+)?$")  # AdaLoRA leaves nothing of some layers
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
@@ -186,7 +188,7 @@ def _entry_fault(name: str, entry: Any, data_bytes: int) -> str | None:
         return "its header entry is malformed, or reaches past the end of the file"
     if dtype not in DTYPES:
         return f"dtype {dtype!s:.20} is none of {', '.join(DTYPES)}"
-    if 0 in shape or not shape:
+    if (0 in shape and not PRUNED.search(name)) or not shape:
         return f"has no elements or no dimension (shape {shape!s:.60})"
     if math.prod(shape) * DTYPES[dtype] != end - begin:
         return f"shape {shape!s:.60} of {dtype} does not fill its {end - begin} bytes"
@@ -206,6 +208,21 @@ def read_any_json(path: Path) -> Any:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise AdapterRejected(f"{path.name} is over {MAX_JSON_BYTES:,} bytes")
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return whole_text(json.loads(path.read_bytes().decode("utf-8-sig")))
+    except HalfACharacter:
+        raise AdapterRejected(f"{path.name} holds half of a surrogate pair, no character") from None
     except (ValueError, RecursionError):
         raise AdapterRejected(f"{path.name} is not JSON") from None
+
+
+class HalfACharacter(ValueError):
+    """JSON can spell half of a surrogate pair, which no answer could hold."""
+
+
+def whole_text(value: Any) -> Any:
+    """The JSON value as it is. Raises HalfACharacter."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HalfACharacter("holds half of a surrogate pair, no character") from None
+    return value

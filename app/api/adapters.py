@@ -226,7 +226,9 @@ def _timed(found: Name, started: float) -> Response:
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has pointed at, oldest first."""
     found = await serving.installer.pointer(name)
-    last = len(found.history) - 1
+    served = serving.registry.names.get(name)
+    current = served.version.digest if served else found.version
+    last = max((i for i, e in enumerate(found.history) if e.version == current), default=-1)
     return json_answer(
         [
             {"version": e.version, "created": e.created, "current": i == last}

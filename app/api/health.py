@@ -52,6 +52,7 @@ async def readyz(serving: Served) -> Response:
         "status": "ready",
         "adapters": len(serving.registry.names),
         "broken": serving.registry.not_served,
+        "fallen_back": serving.registry.fallen_back,
     }
     return json_answer(answer, {})
 

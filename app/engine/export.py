@@ -12,8 +12,8 @@ from safetensors.torch import save
 
 from app.adapters.adapter import Adapter
 from app.adapters.files import ADAPTER_FILES, CONFIG, WEIGHTS
-from app.adapters.peft_folder import metadata_of, peft_tensors
-from app.adapters.upload import read_tensors
+from app.adapters.peft_folder import metadata_of, over_config, peft_tensors
+from app.adapters.upload import read_json, read_tensors
 from app.engine.load import recipe_of
 from app.model.encoder import Encoder
 
@@ -31,6 +31,8 @@ def export(folder: Path, said: dict[str, Any], adapter: Adapter, encoder: Encode
         for name in ADAPTER_FILES
         if name != WEIGHTS and (folder / name).exists()
     }
+    if config is None and any(name in said for name in read_json(folder / CONFIG)):
+        config = over_config(read_json(folder / CONFIG), said)
     if config is not None:
         files[CONFIG] = json.dumps(config, indent=2).encode()
     metadata = weights.metadata | metadata_of(said)

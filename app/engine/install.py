@@ -29,7 +29,6 @@ from app.adapters.store import (
     Store,
     StoreFull,
     content_version,
-    now,
     valid_name,
 )
 from app.adapters.upload import AdapterRejected
@@ -126,7 +125,7 @@ class Installer:
         async with self._changing:
             pointer = await asyncio.to_thread(self.store.pointer, name)
             current = pointer.version if pointer else None
-            how.precondition(current)
+            how.precondition(self._shown(name, current))
             version = await load_version(
                 self.loader, folder, digest, said, allow_noop=how.allow_noop
             )
@@ -147,7 +146,7 @@ class Installer:
 
     def _serve(self, pointer: Pointer, version: Version) -> Name:
         version = self.registry.resident(version.digest) or version
-        self.registry.point(pointer.name, version, pointer.created or now(), pointer.history)
+        self.registry.point(pointer.name, version, pointer.created(version.digest), pointer.history)
         return self.registry.get(pointer.name)
 
     async def load_all(self, adapters_dir: Path) -> None:
@@ -161,22 +160,24 @@ class Installer:
             if pointer is None or pointer.version is None:
                 continue
             try:
-                version = await self._load_current(pointer)
-            except (AdapterRejected, OSError, ValueError, KeyError) as error:
+                version, fallen = await self._load_current(pointer)
+            except Exception as error:  # one adapter must not keep the others from being served
                 self.registry.broken[pointer.name] = _reason(error)
                 log.error("adapter %s is stored but not served: %s", pointer.name, _reason(error))
                 continue
             self._serve(pointer, version)
+            if fallen is not None:
+                self.registry.fallen_back[pointer.name] = fallen
         await self.sync_folder(adapters_dir)
 
-    async def _load_current(self, pointer: Pointer) -> Version:
+    async def _load_current(self, pointer: Pointer) -> tuple[Version, str | None]:
         """The version that the name points at; where its certificate no longer holds, the latest one
-        before it that can be served.
+        before it that can be served, and why.
 
         Raises CertificateFailed where there is none, and as load_stored.
         """
         try:
-            return await self.load_stored(pointer.version or "")
+            return await self.load_stored(pointer.version or ""), None
         except CertificateFailed as failed:
             for earlier in dict.fromkeys(e.version for e in reversed(pointer.history)):
                 if earlier == pointer.version:
@@ -185,14 +186,9 @@ class Installer:
                     version = await self.load_stored(earlier)
                 except (AdapterRejected, OSError, ValueError, KeyError):
                     continue
-                log.error(
-                    "adapter %s: version %.12s is not served, %.12s is: %s",
-                    pointer.name,
-                    pointer.version,
-                    earlier,
-                    _reason(failed),
-                )
-                return version
+                why = f"version {pointer.version:.12} is not served, {earlier:.12} is: {_reason(failed)}"
+                log.error("adapter %s: %s", pointer.name, why)
+                return version, why
             raise
 
     async def load_stored(self, digest: str) -> Version:
@@ -215,7 +211,7 @@ class Installer:
                 if not valid_name(name):
                     raise AdapterRejected(f"{name!r} is no adapter name (a-z 0-9 . _ -)")
                 installed = await self.install_folder(name, source)
-            except (AdapterRejected, StoreFull, OSError) as error:
+            except Exception as error:  # nor a folder the others
                 log.error("folder %s is not served: %s", source, _reason(error))
                 refused[name] = _reason(error)
                 continue
@@ -233,7 +229,7 @@ class Installer:
             current = pointer.version if pointer else None
             if current is None and name not in self.registry.broken:
                 self.registry.get(name)
-            precondition(current)
+            precondition(self._shown(name, current))
             if pointer is not None:
                 await asyncio.to_thread(self.store.point, name, None, pointer)
             self.registry.remove(name)
@@ -247,6 +243,11 @@ class Installer:
             return await asyncio.to_thread(export, folder, said, version.adapter, encoder)
         except FileNotFoundError:
             raise UnknownAdapter(name, [], f"{name} was deleted meanwhile") from None
+
+    def _shown(self, name: str, stored: str | None) -> str | None:
+        """The version that clients see: the one that is served, else the one that is stored."""
+        served = self.registry.names.get(name)
+        return stored if served is None or stored is None else served.version.digest
 
     async def pointer(self, name: str) -> Pointer:
         """Where the name points, whether it can be served or not. Raises UnknownAdapter."""
@@ -263,7 +264,7 @@ class Installer:
         """
         async with self._changing:
             pointer = await self.pointer(name)
-            precondition(pointer.version)
+            precondition(self._shown(name, pointer.version))
             history = pointer.history
             digest = (
                 version_before(name, history)

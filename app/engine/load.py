@@ -16,7 +16,7 @@ import torch
 
 from app.adapters.adapter import Adapter, move
 from app.adapters.changes import changed_tokens, changes_a_weight
-from app.adapters.config import read_recipe
+from app.adapters.config import kind_of, read_recipe
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
 from app.adapters.read import read_adapter
 from app.adapters.recipe import Options, Recipe
@@ -84,6 +84,8 @@ class _Read:
 
 
 def _read(folder: Path, said: dict[str, Any], encoder: Encoder) -> _Read:
+    if (folder / CONFIG).exists():
+        kind_of(read_json(folder / CONFIG))  # before its tensors, whose dtypes may be its own, too
     weights = read_tensors(folder / WEIGHTS)
     recipe = recipe_of(folder, weights.metadata, said)
     options = _options(said)

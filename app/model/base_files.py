@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 from torch import Tensor
 
-from app.adapters.sentence import Sentence, SentenceRefused, pooling_folder, read_sentence
+from app.adapters.sentence import Sentence, SentenceRefused, read_sentence
 from app.model.embedded import MODEL_ID, embedded_base
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
@@ -60,12 +60,10 @@ def find_base(model: str | None, revision: str | None) -> BaseFiles:
 
 def _read(model_id: str, folder: Path) -> BaseFiles:
     """sentence-transformers' modules.json and beside; without them mean pooling, normalised."""
-    modules = _json(folder / "modules.json")
     try:
-        pooling = pooling_folder(modules)
         said = read_sentence(
-            modules,
-            _json(folder / pooling / "config.json") or {} if pooling else None,
+            _json(folder / "modules.json"),
+            _json(folder / "1_Pooling" / "config.json"),
             _json(folder / "sentence_bert_config.json"),
             _json(folder / "config_sentence_transformers.json"),
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from app.adapters.adapter import Adapter
 from app.adapters.files import CONFIG, GOLDEN
 from app.adapters.sentence import Sentence
+from app.engine.golden import MOST_LINES
 from app.tools.workbench import adapter_folder, workbench
 
 TOLERANCE = 1e-4
@@ -47,7 +48,9 @@ def certify(folder: Path, model: str | None, inputs: list[str] | None) -> str:
     """
     if not (folder / CONFIG).is_file():
         raise CannotCertify(f"{folder} has no {CONFIG}: PEFT, the reference, cannot load it")
-    texts = inputs or TEXTS
+    texts = TEXTS if inputs is None else inputs
+    if not 0 < len(texts) <= MOST_LINES:
+        raise CannotCertify(f"{len(texts)} inputs are given; a certificate has 1 to {MOST_LINES}")
     with workbench(model) as bench, adapter_folder(folder) as copy:
         (copy / GOLDEN).unlink(missing_ok=True)
         adapter = bench.load(copy).adapter

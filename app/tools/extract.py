@@ -62,7 +62,12 @@ def extract(checkpoint: Path, model: str | None, rank: int, output: Path) -> str
     config_path = checkpoint / MODEL_CONFIG
     if not config_path.is_file():
         raise CannotExtract(f"{checkpoint} has no {MODEL_CONFIG}")
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CannotExtract(f"{output} is there and not empty: name a new folder")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CannotExtract(f"{config_path} is not JSON") from None
     with workbench(model) as bench:
         base = bench.encoder.base
         files = BaseFiles(str(checkpoint), checkpoint, bench.encoder.files.sentence)
@@ -73,7 +78,8 @@ def extract(checkpoint: Path, model: str | None, rank: int, output: Path) -> str
         _encoder(base, tuned.base, rank, found)
         if not found.targets:
             raise CannotExtract(
-                f"no Linear and no Embedding of {checkpoint} differs from the base's"
+                f"no Linear and no Embedding of {checkpoint} differs from the base's: a LoRA adapter "
+                "needs one (a head, biases or norms alone are PEFT's modules_to_save)"
             )
         if task:
             _head(head_tensors(checkpoint), found)

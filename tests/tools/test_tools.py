@@ -115,7 +115,17 @@ def test_a_version_that_no_longer_holds_is_not_served_and_the_one_before_stays(
     weights["encoder.layer.0.output.dense.weight"] *= 1.5
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     second = serve(model=str(other))
-    assert second.client.get("/adapters/a").json()["version"] == old != new
+    served = second.client.get("/adapters/a")
+    assert served.json()["version"] == old != new
+    assert new[:12] in second.client.get("/readyz").json()["fallen_back"]["a"]
+    shown = second.client.get("/adapters/a/versions").json()
+    assert [v["current"] for v in shown] == [True, False]
+    held = second.client.put(
+        "/adapters/a?dry_run=true",
+        files=files_of(plain),
+        headers={"If-Match": served.headers["etag"]},
+    )
+    assert held.status_code == 200
     assert second.client.get("/adapters/only").status_code == 404
     broken = second.client.get("/readyz").json()["broken"]
     assert "certificate do not hold" in broken["only"]
