@@ -138,8 +138,20 @@ def test_a_folder_of_modules_that_are_not_served_is_refused(
         ("sentence_bert_config.json", {"do_lower_case": True}, "lowers"),
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts"),
         ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "none of its prompts"),
+        ("config_sentence_transformers.json", {"default_prompt_name": []}, "default_prompt_name"),
+        ("config_sentence_transformers.json", {"prompts": {"q": "\ud800"}}, "surrogate"),
+        ("config_sentence_transformers.json", {"truncate_dim": "8"}, "truncate_dim"),
+        ("sentence_bert_config.json", {"max_seq_length": 2}, "max_seq_length"),
+        ("sentence_bert_config.json", {"max_seq_length": "12"}, "max_seq_length"),
+        ("sentence_bert_config.json", {"do_lower_case": 1}, "do_lower_case"),
+        ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "pooling_mode"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": False}, "not one of"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": 1}, "pooling_mode_cls_token"),
+        ("modules.json", [{"type": "x.Pooling", "path": "1_Pooling"}], "missing"),
+        ("modules.json", [{"type": "x.Pooling", "path": "2_Pooling"}], "1_Pooling"),
+        ("modules.json", [{"type": "x.Pooling", "path": "1_Pooling"}] * 2, "twice"),
     ]:
-        copy = tmp_path / f"{abs(hash((name, word)))}"
+        copy = tmp_path / f"{abs(hash((name, word, str(content))))}"
         copy.mkdir()
         (copy / "1_Pooling").mkdir()
         for path in ("adapter_model.safetensors", "adapter_config.json"):

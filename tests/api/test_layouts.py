@@ -20,8 +20,11 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModel
 
-from tests.kinds import peft_answers
-from tests.oracles import FP32, encode
+from tests.adapters.made import tutorial_tensors
+from tests.conftest import Serve
+from tests.kinds import make_kind, peft_answers
+from tests.oracles import FP32, encode, put
+from tests.tiny import save_tiny_base
 
 TEXTS = ["the card is lost", "how good is my money film?"]
 RANK, ALPHA = 4, 6
@@ -193,3 +196,52 @@ def test_a_frozen_weight_that_is_not_the_bases_is_refused(
     answer = upload(client, layout, tensors)
     assert answer.status_code == 422
     assert name in {p.get("tensor") for p in answer.json()["problems"]}
+
+
+@pytest.mark.parametrize("arch", ["roberta", "electra", "modernbert", "distilbert"])
+def test_a_bare_file_with_a_head_comes_back_as_pefts_folder(
+    serve: Serve, tmp_path: Path, arch: str
+) -> None:
+    base = save_tiny_base(arch, tmp_path / "base")
+    folder = make_kind("dora", arch, base, tmp_path / "a", task="SEQ_CLS")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    bare = save({k.removeprefix("base_model.model."): t for k, t in tensors.items()})
+    client = serve(model=str(base)).client
+    query = "alpha=8&labels=a,b,c&problem_type=multi_label_classification"
+    assert client.put(f"/adapters/x?{query}", content=bare).status_code == 201
+    given = client.get("/adapters/x/files").content
+    with tarfile.open(fileobj=io.BytesIO(given)) as archive:
+        archive.extractall(tmp_path / "back", filter="data")
+    inputs = [encode(base, t, 78) for t in TEXTS]
+    wanted = torch.stack(peft_answers(base, folder, inputs, task="SEQ_CLS"))
+    assert_close(
+        torch.stack(peft_answers(base, tmp_path / "back", inputs, task="SEQ_CLS")), wanted, **FP32
+    )
+    again = client.put("/adapters/y", content=given).json()
+    assert again["labels"] == ["a", "b", "c"]
+    texts = {"inputs": TEXTS}
+    first, second = (client.post(f"/classify?adapter={n}", json=texts).json() for n in "xy")
+    assert first == second
+
+
+def test_what_the_query_said_stands_after_the_round_trip(
+    client: httpx.Client, tiny_bert: Path, tmp_path: Path
+) -> None:
+    folder = make_kind("plain", "bert", tiny_bert, tmp_path / "a")
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"pooling": "max"}))
+    assert put(client, "x", folder, pooling="cls")["pooling"] == "cls"
+    given = client.get("/adapters/x/files").content
+    assert client.put("/adapters/y", content=given).json()["pooling"] == "cls"
+    square = {k: t for k, t in tutorial_tensors().items() if "query" in k or "value" in k}
+    for name in "xy":
+        client.delete(f"/adapters/{name}")
+    put_square = client.put("/adapters/x?alpha=6&layout=tutorial", content=save(square))
+    assert put_square.status_code == 201
+    given = client.get("/adapters/x/files").content
+    assert client.put("/adapters/y", content=given).status_code == 201
+    body = {"inputs": TEXTS}
+    first, second = (client.post(f"/embed?adapter={n}", json=body).json() for n in "xy")
+    assert_close(torch.tensor(first), torch.tensor(second), **FP32)
+    for name in "xy":
+        client.delete(f"/adapters/{name}")

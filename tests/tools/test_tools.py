@@ -140,7 +140,10 @@ def test_a_version_that_no_longer_holds_is_not_served_and_the_one_before_stays(
      b'{"input": "a", "embedding": "x"}', b'{"input": "a", "embedding": [NaN]}',
      b'{"input": ["a"], "embedding": [1.0]}', b'{"input": "a", "logits": [1.0, 2.0]}',
      b'{"input": "a", "embedding": [1.0], "tolerance": 5}', b'{"input": "a", "embedding": [[[1]]]}',
-     b'{"input": "a", "embedding": [1.0]}', b"[" * 100_000],
+     b'{"input": "a", "embedding": [1.0]}', b"[" * 100_000, b'{"input": "\\ud800", "embedding": [1.0]}',
+     b'{"input": "a", "embedding": [1' + b"0" * 400 + b"]}", b'{"input": ["a", "b", "c"], "embedding": [1.0]}',
+     b'{"input": "a", "embedding": [1.0], "tolerance": ' + b"9" * 400 + b"}",
+     b'{"input": "a", "embedding": [1.0], "tolerance": null}', b'{"input": "a", "embedding": [1.0]}\n' * 65],
 )  # fmt: skip
 def test_a_certificate_that_is_none_refuses_the_upload(
     serve: Serve, tiny_bert: Path, tmp_path: Path, line: bytes
@@ -199,6 +202,37 @@ def test_extract_refuses_what_is_no_checkpoint_of_this_base(
 ) -> None:
     code, printed = run("extract", finetuned, tmp_path / "o", "--model", minilm)
     assert (code, "no checkpoint of this base" in printed) == (1, True)
+    code, printed = run("extract", finetuned, finetuned, "--model", tiny_bert)
+    assert (code, "not empty" in printed) == (1, True)
     code, printed = run("extract", tiny_bert, tmp_path / "o", "--model", tiny_bert)
     assert (code, "differs" in printed) == (1, True)
     assert not (tmp_path / "o").exists()
+
+
+def test_what_a_tool_cannot_do_is_one_line_and_exit_code_1(
+    tiny_bert: Path, finetuned: Path, tmp_path: Path
+) -> None:
+    folder = make_kind("plain", "bert", tiny_bert, tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "adapter_model.bin").write_bytes(b"x")
+    (tmp_path / "blank").write_text("\n \n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    model = ("--model", tiny_bert)
+    for arguments, word in [
+        (("check", tmp_path / "nowhere", *model), "does not exist"),
+        (("check", tmp_path / "empty", *model), "holds no files"),
+        (("check", tmp_path / "pickle", *model), "is a pickle"),
+        (("check", folder, "--model", "./nowhere"), "does not exist"),
+        (("certify", folder, "--inputs", tmp_path / "nowhere", *model), "No such file"),
+        (("certify", folder, "--inputs", tmp_path / "blank", *model), "0 inputs"),
+        (("certify", folder, "--inputs", tmp_path / "binary", *model), "utf-8"),
+        (("certify", tmp_path / "empty", *model), "no adapter_config.json"),
+        (("extract", tmp_path / "broken", tmp_path / "o", *model), "is not JSON"),
+        (("extract", tmp_path / "empty", tmp_path / "o", *model), "no config.json"),
+    ]:
+        code, printed = run(*arguments)
+        assert (code, word in printed) == (1, True), (arguments, printed)
+    assert run("check", folder, "--task", "foo", *model)[0] == 2
