@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-OFF: tuple[Any, ...] = (None, False, "", [], {}, "none", 0)
+OFF: tuple[Any, ...] = (None, False, "", [], {}, 0)
 
 # How the adapter was trained, or where it is: the tensors' names say that, and are checked against it.
 EVERYWHERE = frozenset({
