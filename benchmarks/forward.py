@@ -199,7 +199,7 @@ def random_adapter(encoder: Encoder, seed: int) -> Adapter:
             torch.randn(RANK, in_, generator=rng) / in_**0.5,
             torch.randn(out, RANK, generator=rng) * 0.01,
         )
-        for path, (out, in_) in encoder.shape.linears.items()
+        for path, (out, in_) in encoder.base.linears.items()
     }
     return Adapter(layers, "peft", 2.0)
 
