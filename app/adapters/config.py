@@ -15,7 +15,8 @@ from app.adapters.adapterhub import in_pefts_words, is_adapterhub
 from app.adapters.fields import Fields
 from app.adapters.kinds import KINDS, MATHEMATICS, METADATA, unserved_field, why_not
 from app.adapters.patterns import Patterns
-from app.adapters.recipe import PROBLEM_TYPES, Options, Recipe, Targeting
+from app.adapters.peft_config import bias, blocks, init, number, targeting, tokens, trained_type
+from app.adapters.recipe import PROBLEM_TYPES, Options, Recipe
 from app.adapters.sentence import SHORTEST_LENGTH, Pooling, Sentence
 from app.adapters.upload import AdapterRejected, HalfACharacter, Problem, whole_text
 
@@ -29,10 +30,7 @@ ARCHITECTURES: dict[str, Task] = {
     "ForSequenceClassification": "classify",
     "ForTokenClassification": "tokens",
 }
-PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false")
-REPEATABLE_INITS = ("pissa", "olora")  # PEFT changes the base by them at load, always alike
 LAYOUTS = ("peft", "tutorial", "tutorial-swapped")
-WRAPPED = "0.auto_model."  # how sentence-transformers' own model spells its encoder
 DEFAULT_ALPHA = 8.0  # PEFT's own, of every method that has one
 
 
@@ -70,15 +68,15 @@ def read_recipe(
         alpha_pattern={} if kind == "ADALORA" else read.patterns("alpha_pattern"),
         dora=bool(fields.get("use_dora")),
         lora_bias=bool(fields.get("lora_bias")),
-        bias=_bias(read),
-        init=_init(fields, problems),
-        blocks=_blocks(fields, problems),
+        bias=bias(read),
+        init=init(fields, problems),
+        blocks=blocks(fields, problems),
         truncated=fields.get("kasa_config") is not None,
-        tokens=_tokens(fields, problems),
+        tokens=tokens(fields, problems),
         numbers={
-            name: _number(read, name, default) for name, default in KINDS[kind].numbers.items()
+            name: number(read, name, default) for name, default in KINDS[kind].numbers.items()
         },
-        targeting=_targeting(read),
+        targeting=targeting(read),
         layout=options.layout or read.one_of("layout", LAYOUTS),
         task=_task(read, options, model_config),
         labels=options.labels or _labels(fields, model_config, problems),
@@ -86,7 +84,7 @@ def read_recipe(
         sentence=_sentence(read, options, sentence or Sentence()),
         model_config=model_config,
         made_for=_text(fields.get("base_model_name_or_path")),
-        made_for_type=_trained_type(fields),
+        made_for_type=trained_type(fields),
         patterns=Patterns(),
     )
     return replace(recipe, problems=tuple(problems))
@@ -135,93 +133,6 @@ def _alpha(read: Fields, kind: str, configured: bool, others: list[Any]) -> floa
             where = "the query or the file's metadata"
             read.problems.append(Problem(f"alpha is {other:g} in {where}, and {found:g} elsewhere"))
     return found
-
-
-def _bias(read: Fields) -> str:
-    """PEFT's methods spell lora_only each in their own way: vera_only, oft_only, …"""
-    said = read.fields.get("bias")
-    if isinstance(said, str) and said.endswith("_only"):
-        return "lora_only"
-    return read.one_of("bias", ("none", "all")) or "none"
-
-
-def _number(read: Fields, name: str, default: Any) -> Any:
-    """The field in its default's own type."""
-    if isinstance(default, bool):
-        found: Any = read.boolean(name)
-    else:
-        found = read.integer(name, 0) if isinstance(default, int) else read.number(name)
-    return default if found is None else found
-
-
-def _init(fields: Mapping[str, Any], problems: list[Problem]) -> str | None:
-    init = fields.get("init_lora_weights")
-    if any(init is plain or init == plain for plain in PLAIN_INITS):
-        return None
-    if isinstance(init, str) and init.lower() in REPEATABLE_INITS:
-        return init.lower()
-    problems.append(
-        Problem(
-            f"init_lora_weights={init!r:.40}: it was trained on a changed base, which no file holds: "
-            "convert the adapter with save_pretrained(path_initial_model_for_weight_conversion=…)"
-        )
-    )
-    return None
-
-
-def _blocks(fields: Mapping[str, Any], problems: list[Problem]) -> int | None:
-    """BD-LoRA's number of blocks; which matrix has them, its shape tells."""
-    config = fields.get("use_bdlora")
-    if not config:
-        return None
-    blocks = config.get("nblocks", 1) if isinstance(config, dict) else None
-    if type(blocks) is not int or blocks < 1:
-        problems.append(Problem(f"use_bdlora={config!r:.60} does not say its nblocks"))
-        return None
-    return blocks
-
-
-def _tokens(fields: Mapping[str, Any], problems: list[Problem]) -> Any:
-    """trainable_token_indices: ids, or ids by embedding; TRAINABLE_TOKENS says token_indices."""
-    said = fields.get("trainable_token_indices") or fields.get("token_indices")
-    if not said:
-        return None
-    lists = said if isinstance(said, dict) else {"": said}
-    if not all(isinstance(v, list) and all(type(i) is int for i in v) for v in lists.values()):
-        problems.append(Problem(f"token indices {said!r:.60} are not lists of token ids"))
-        return None
-    found = {str(name): tuple(ids) for name, ids in lists.items()}
-    return found if isinstance(said, dict) else found[""]
-
-
-def _targeting(read: Fields) -> Targeting:
-    def names(name: str) -> tuple[str, ...] | None:
-        value = read.fields.get(name)
-        if isinstance(value, list) and all(isinstance(v, str) for v in value):
-            return tuple(v.removeprefix(WRAPPED) for v in value)
-        if value not in (None, [], ""):
-            read.problems.append(Problem(f"{name}={value!r:.60} is not a list of names"))
-        return None
-
-    def expression(name: str) -> str | tuple[str, ...] | None:
-        value = read.fields.get(name)
-        return value if isinstance(value, str) and value else names(name)
-
-    layers = read.fields.get("layers_to_transform")
-    layers = [layers] if type(layers) is int else layers
-    if layers is not None and not (
-        isinstance(layers, list) and all(type(i) is int for i in layers)
-    ):
-        read.problems.append(Problem(f"layers_to_transform={layers!r:.60} are not layers' numbers"))
-        layers = None
-    pattern = expression("layers_pattern")
-    return Targeting(
-        expression("target_modules"),
-        expression("exclude_modules"),
-        names("modules_to_save") or (),
-        tuple(layers) if layers else None,
-        (pattern,) if isinstance(pattern, str) else pattern or (),
-    )
 
 
 def _task(read: Fields, options: Options, model_config: Mapping[str, Any]) -> Task | None:
@@ -282,16 +193,6 @@ def _sentence(read: Fields, options: Options, files: Sentence) -> Sentence:
             Problem(f"default_prompt_name {found.default_prompt!r:.60} is none of its prompts")
         )
     return found
-
-
-def _trained_type(fields: Mapping[str, Any]) -> str | None:
-    """The model_type of the class that PEFT saw at training: auto_mapping names its module."""
-    mapping = fields.get("auto_mapping")
-    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
-    parts = library.split(".") if isinstance(library, str) else []
-    if parts[:2] != ["transformers", "models"] or len(parts) < 3:
-        return None
-    return parts[2].replace("_", "-")
 
 
 def _text(value: Any) -> str | None:

@@ -104,8 +104,10 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
         sentence=recipe.sentence,
         ignored=tuple(sorted(parts.ignored)),
     )
-    if not adapter.changes_encoder:
-        raise AdapterRejected("the file changes no layer of the encoder: there is nothing to serve")
+    if not adapter.changes_encoder and head is None:
+        raise AdapterRejected(
+            "the file changes no layer and has no head: there is nothing to serve"
+        )
     return adapter
 
 

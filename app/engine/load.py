@@ -149,7 +149,10 @@ def _refuse_no_effect(delta: Delta, adapter: Adapter, encoder: Encoder, allow_no
     """What moves no output on the probe, and changes no weight either, does nothing."""
     if not all(math.isfinite(n) for n in (delta.relative, *delta.layers)):
         raise AdapterRejected("with this adapter the base gives NaN or infinity on the probe text")
-    if delta.relative == 0 and not allow_noop and not changes_a_weight(adapter, encoder.base):
+    only_a_head = adapter.head is not None and not adapter.changes_encoder
+    if allow_noop or only_a_head:
+        return
+    if delta.relative == 0 and not changes_a_weight(adapter, encoder.base):
         raise AdapterRejected(
             "the adapter leaves the base's output unchanged (an untrained one?): it would do "
             "nothing; send ?allow_noop=true if that is meant",

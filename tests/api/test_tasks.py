@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors.torch import load, load_file, save
 from torch.testing import assert_close
 from transformers import (
     AutoModelForSequenceClassification,
@@ -203,3 +204,24 @@ def test_a_head_whose_layers_are_nowhere_is_refused_by_name(
     answer = tiny_server.client.put("/adapters/nohead", files=files_of(folder))
     assert answer.status_code == 422
     assert answer.json()["problems"][0]["tensor"] == "classifier.weight"
+
+
+def test_an_adapter_of_a_head_alone_is_served(
+    tiny_server: LiveServer, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """A linear probe: the encoder stays the base's."""
+    folder = make_kind("plain", "bert", tiny_bert, tmp_path / "a", task="SEQ_CLS")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    head = save({n: t for n, t in tensors.items() if "classifier" in n})
+    answer = tiny_server.client.put("/adapters/probe?labels=a,b,c", content=head)
+    assert (answer.status_code, answer.json()["delta"]["relative"]) == (201, 0.0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3).eval()
+    weights = {n.removeprefix("base_model.model."): t for n, t in load(head).items()}
+    model.load_state_dict(weights, strict=False)
+    with torch.inference_mode():
+        wanted = model(**encode(tiny_bert, "my card", 80)).logits[0]
+    body = {"inputs": "my card", "raw_scores": True}
+    found = tiny_server.client.post("/classify?adapter=probe", json=body).json()
+    by_label = {e["label"]: e["score"] for e in found}
+    assert_close(torch.tensor([by_label[n] for n in "abc"]), wanted, **FP32)
+    tiny_server.client.delete("/adapters/probe")
