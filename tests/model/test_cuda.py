@@ -9,8 +9,19 @@ import torch
 from torch.testing import assert_close
 
 from tests.conftest import Serve
+from tests.kinds import make_kind
 from tests.oracles import make_adapter, put, sentences
 
+KINDS = [
+    "dora",
+    "embedding, dora",
+    "bias all",
+    "norms whole",
+    "words whole",
+    "tokens",
+    "pissa",
+    "loha",
+]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
@@ -19,8 +30,11 @@ def test_the_gpu_gives_the_cpus_answers(serve: Serve, minilm: Path, tmp_path: Pa
         "a": make_adapter(minilm, tmp_path / "a", 1, target_modules="all-linear"),
         "c": make_adapter(minilm, tmp_path / "c", 2, labels=5, r=3),
     }
+    for i, kind in enumerate(KINDS):
+        adapters[f"k{i}"] = make_kind(kind, "bert", minilm, tmp_path / f"k{i}")
     texts = sentences(48)
-    names = [("a", None, "c")[i % 3] for i in range(48)]
+    every = [None, *adapters]
+    names = [every[i % len(every)] for i in range(48)]
     found = {}
     for device in ("cpu", "cuda"):
         server = serve(device=device, store=tmp_path / device)
