@@ -14,6 +14,15 @@ from app.adapters.upload import AdapterRejected, Problem
 
 PLAIN = {"architecture": "lora", "composition_mode": "add", "use_gating": False}
 SCALED_SINCE = Version("1.1.0")  # before, the library trained with alpha = r, whatever it wrote
+KNOWN = {
+    "architecture", "selfattn_lora", "intermediate_lora", "output_lora", "leave_out", "r", "alpha",
+    "dropout", "attn_matrices", "composition_mode", "init_weights", "init_weights_seed", "use_gating",
+    "vera_d", "vera_b", "dtype",
+}  # fmt: skip
+KNOWN_OUTSIDE = {
+    "config", "config_id", "hidden_size", "label2id", "model_class", "model_name", "model_type",
+    "name", "version",
+}  # fmt: skip
 LETTERS = {"q": "query", "k": "key", "v": "value"}
 
 
@@ -25,7 +34,14 @@ def is_adapterhub(config: Mapping[str, Any]) -> bool:
 def in_pefts_words(config: Mapping[str, Any]) -> dict[str, Any]:
     """LoraConfig's fields. Raises AdapterRejected for what is not plain LoRA."""
     inner = config["config"]
+    unknown = [*(inner.keys() - KNOWN), *(config.keys() - KNOWN_OUTSIDE)]
+    values = {**config, **inner}
     wrong = [
+        Problem(f"{name}={values[name]!r:.60}: a field this server does not know; it is not served")
+        for name in sorted(map(str, unknown))
+        if values.get(name) not in (None, False, "", [], {}, 0)
+    ]
+    wrong += [
         Problem(f"{name}={inner.get(name)!r:.40} is not served; {wanted!r} is")
         for name, wanted in PLAIN.items()
         if inner.get(name, wanted) != wanted
@@ -53,7 +69,9 @@ def _scaled_wrongly(version: Any) -> bool:
     try:
         return Version(version.removeprefix("adapters.")) < SCALED_SINCE
     except InvalidVersion:
-        return False
+        raise AdapterRejected(
+            f"AdapterHub's version {version!r:.40} is none, and the scale depends on it"
+        ) from None
 
 
 def _targets(inner: Mapping[str, Any], model_type: Any) -> str | None:

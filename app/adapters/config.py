@@ -47,6 +47,8 @@ def read_recipe(
     among its problems. Raises AdapterRejected for a method that is not served at all.
     """
     plain = in_pefts_words(config) if is_adapterhub(config) else config
+    if plain is not config:  # AdapterHub's, which says the base's width
+        model_config = {"hidden_size": config.get("hidden_size"), **model_config}
     kind = kind_of(plain)
     configured = plain.get("peft_type") is not None
     said = _from_metadata(metadata)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.adapters.sentence import MAX_PROMPT_LENGTH
 from app.adapters.upload import Problem
 
 LARGEST = 1 << 63  # what a random generator's seed and a tensor's size can be
@@ -76,6 +77,9 @@ class Fields:
             isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
         ):
             self._fault(name, "a map from names to texts")
+            return None
+        if value and any(len(text) > MAX_PROMPT_LENGTH for text in value.values()):
+            self._fault(name, f"a map to texts of up to {MAX_PROMPT_LENGTH:,} characters")
             return None
         return value
 

@@ -21,16 +21,25 @@ MODULE_FOLDER = re.compile(r"\d+_\w+")
 
 
 def copy_adapter(source: Path, folder: Path) -> None:
-    """A new `folder` with the adapter files of an existing one. Raises OSError."""
+    """A new `folder` with the adapter files of an existing one. Raises OSError, AdapterRejected."""
     folder.mkdir()
     for name in ADAPTER_FILES:
         found = next((source / n for n in _spellings(name) if (source / n).is_file()), None)
         if found is not None:
             shutil.copyfile(found, place(folder, name))
+    refuse_if_only_pickle(folder, sorted(path.name for path in source.iterdir()))
 
 
 def _spellings(name: str) -> list[str]:
-    return [name, *(alias for alias, of in ALIASES.items() if of == name)]
+    """Where a folder may have it: by an alias, or in a sentence-transformers model's first module."""
+    plain = [name, *(alias for alias, of in ALIASES.items() if of == name)]
+    return [*plain, *(f"0_Transformer/{spelled}" for spelled in plain)]
+
+
+def looks_like_adapter(folder: Path) -> bool:
+    """Whether the folder is meant to be an adapter's, be it half copied or a pickle."""
+    names = [*_spellings(WEIGHTS), *_spellings(CONFIG), "adapter_model.bin"]
+    return any((folder / name).is_file() for name in names)
 
 
 def adapter_file(name: str) -> str | None:

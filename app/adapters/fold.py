@@ -205,23 +205,30 @@ def _matrices(layer: Layer, recipe: Recipe) -> tuple[Tensor, Tensor]:
 def _residual(
     layer: Layer, recipe: Recipe, rank: int, scale: float
 ) -> tuple[Tensor, Tensor] | None:
-    """What PEFT takes out of the base's weight at load, as A0 [r, in] and B0 [out, r], or None.
+    """What PEFT takes out of the base's weight at load, as A0 [n, in] and B0 [out, n], or None.
 
-    PiSSA (Meng et al. 2024) the r largest singular values, KaSA (2024) the r smallest, OLoRA
-    (Büyükakyüz 2024) s times the first r of QR. In float32, as PEFT does, so that the base's own
-    nearly equal singular values fall the same way.
+    PiSSA (Meng et al. 2024) the r largest singular values, OLoRA (Büyükakyüz 2024) s times the first
+    r of QR; then KaSA (2024) the r smallest singular values of what is left. In float32, as PEFT does,
+    so that the base's own nearly equal singular values fall the same way.
     """
     if recipe.init is None and not recipe.truncated:
         return None
     weight = layer.weight.detach().cpu().float()
+    pairs = []
     if recipe.init == "olora":
         Q, R = torch.linalg.qr(weight)
-        return R[:rank].double(), scale * Q[:, :rank].double()
-    U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
-    kept = slice(0, rank) if recipe.init == "pissa" else slice(len(S) - rank, len(S))
-    if recipe.truncated and rank >= len(S):
-        raise Misfit(f"KaSA's rank {rank} is not under the layer's {len(S)}", "A")
-    return Vh[kept].double(), U[:, kept].double() * S[kept].double()
+        pairs.append((R[:rank], scale * Q[:, :rank]))
+    elif recipe.init == "pissa":
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+        pairs.append((Vh[:rank], U[:, :rank] * S[:rank]))
+    if recipe.truncated:
+        for A0, B0 in pairs:
+            weight = weight - B0 @ A0
+        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+        if rank >= len(S):
+            raise Misfit(f"KaSA's rank {rank} is not under the layer's {len(S)}", "A")
+        pairs.append((Vh[-rank:], U[:, -rank:] * S[-rank:]))
+    return torch.cat([A for A, _ in pairs]).double(), torch.cat([B for _, B in pairs], 1).double()
 
 
 def _magnitude(layer: Layer) -> Tensor:

@@ -54,6 +54,7 @@ def fold_lokr(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
         raise Misfit("LoKr's rank is in adapter_config.json: send it along", None)
     if any(rank != expected for rank in inner):
         raise Misfit(f"has rank {inner[0]}, while the config says {expected}", None)
+    _check_lokr_form(layer, recipe, expected, (l1, r1), (l2, r2))
     scale = recipe.scale(layer.path, expected)
     if l1.shape[1] * l2.shape[1] * (layer.out + layer.in_) >= layer.out * layer.in_:
         delta = torch.kron(l1 @ r1, l2 @ r2) * scale
@@ -155,6 +156,28 @@ def _factors(layer: Layer, name: str) -> tuple[Tensor, Tensor]:
     if in_ <= out:
         return whole, torch.eye(in_, dtype=torch.float64)
     return torch.eye(out, dtype=torch.float64), whole
+
+
+def _check_lokr_form(
+    layer: Layer,
+    recipe: Recipe,
+    rank: int,
+    w1: tuple[Tensor, Tensor],
+    w2: tuple[Tensor, Tensor],
+) -> None:
+    """Whether each factor is whole or in two exactly where PEFT looks for it so. Raises Misfit.
+
+    Source: peft.tuners.lokr.layer.LoKrLayer.update_layer.
+    """
+    large1, large2 = (max(left.shape[0], right.shape[1]) for left, right in (w1, w2))
+    in_two = {
+        "lokr_w1": bool(recipe.numbers["decompose_both"]) and rank < large1 / 2,
+        "lokr_w2": rank < large2 / 2,
+    }
+    for name, split in in_two.items():
+        if (name in layer.parts) == split:
+            form = "in two, as _a and _b" if split else "whole"
+            raise Misfit(f"with this config PEFT looks for {name} {form}: it would leave this out")
 
 
 def _vera_projections(rank: int, out: int, in_: int, key: int) -> tuple[Tensor, Tensor]:

@@ -93,9 +93,8 @@ def whole_linear(layer: Layer) -> LoRALayer | Dense:
 
 
 def repeats(layer: Layer) -> bool:
-    """Whether the file's whole weight is the base's own, as far as the file's dtype can say."""
-    given = layer.parts["weight"]
-    return torch.equal(given, layer.weight.detach().cpu().to(given.dtype))
+    """Whether the file's whole weight is the base's own: a rounded copy is not, and PEFT loads it."""
+    return torch.equal(layer.parts["weight"].float(), layer.weight.detach().cpu().float())
 
 
 def _token_ids(path: str, recipe: Recipe) -> tuple[int, ...]:

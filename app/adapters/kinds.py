@@ -71,8 +71,9 @@ KINDS: dict[str, Kind] = {
     ),
     "LOHA": Kind(no_effect=frozenset({"alpha", "rank_dropout", "module_dropout", "use_effective_conv2d"})),
     "LOKR": Kind(
-        no_effect=frozenset({"alpha", "rank_dropout", "module_dropout", "use_effective_conv2d",
-                             "decompose_both", "decompose_factor", "rank_dropout_scale"}),
+        {"decompose_both": False},
+        frozenset({"alpha", "rank_dropout", "module_dropout", "use_effective_conv2d",
+                   "decompose_factor", "rank_dropout_scale"}),
     ),
     "IA3": Kind(no_effect=frozenset({"feedforward_modules", "init_ia3_weights"})),
     "VERA": Kind(

@@ -19,7 +19,7 @@ from app.adapters.upload import AdapterRejected, Problem
 
 PEFT_PREFIX = "base_model.model."
 PREFIX = re.compile(r"(base_model\.model\.)?(_orig_mod\.)?(0\.auto_model\.)?")
-NAME = r"(?:\.(?P<name>(?!(?:weight|bias)$)[^.]+))?"  # an adapter's name inside a key
+NAME = r"(?:\.(?P<name>(?!(?:weight|bias)(?:\.|$))[^.]+))?"  # an adapter's name inside a key
 PEFT_KEY = re.compile(
     r"(?:(?P<path>.+?)\.)?(?P<part>lora_embedding_[AB]|lora_magnitude_vector|lora_[ABE]|lora_diag"
     r"|token_adapter\.trainable_tokens_delta|trainable_tokens_delta|hada_w[12]_[ab]"
@@ -48,6 +48,7 @@ WORDS = {  # PEFT's own spelling -> ours, where it is longer than it need be
     "lora_embedding_B": "embedding_B", "token_adapter.trainable_tokens_delta": "tokens",
     "trainable_tokens_delta": "tokens",
 }  # fmt: skip
+WITH_LEAF = {"lora_A", "lora_B", "lora_magnitude_vector", "oft_R"}  # the others are bare parameters
 PEFT_KINDS = {  # which of PEFT's methods writes a part
     **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "LOHA"),
     **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b"), "LOKR"),
@@ -105,6 +106,11 @@ def read_names(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Par
     if layout == "tutorial":
         layout = _letter_order(tensors, known, recipe, base)
     parts = Parts(layout)
+    if recipe.configured and layout == "peft":
+        prefixed = [name.startswith("base_model.") for name in tensors]
+        if any(prefixed) and not all(prefixed):
+            reason = f"some tensors' names begin with {PEFT_PREFIX} and some do not: PEFT would leave these out"
+            parts.problems.append(Problem(reason))
     for name in tensors.keys() - known.keys():
         parts.problems.append(Problem("is no tensor that this server knows", name))
     for name, key in known.items():
@@ -158,6 +164,8 @@ def _peft_key(found: re.Match[str]) -> _Key | None:
     if part in ("ln_tuning_layers", "base_layer"):
         path = path.removesuffix(".token_adapter")
         return _Key(path, leaf, "peft", found["name"], part) if leaf else None
+    if (leaf and part not in WITH_LEAF) or (part == "oft_R" and leaf != "weight"):
+        return None  # PEFT has no such name
     word = WORDS.get(part, part)
     bare_matrix = part in ("lora_A", "lora_B") and leaf is None
     if leaf == "bias":
@@ -179,6 +187,9 @@ def _layout(layouts: set[str], keys: Mapping[str, _Key], recipe: Recipe) -> str:
     if "loralib" in layouts and (
         recipe.kind == "ADALORA" or any(key.part == "E" for key in keys.values())
     ):
+        if any(key.part in ("A", "B") and key.layout == "peft" for key in keys.values()):
+            reason = "AdaLoRA's lora_A and lora_B have no .weight: PEFT would leave these out"
+            raise AdapterRejected(reason, [Problem(reason)])
         layouts = (layouts - {"loralib"}) | {"peft"}
     if len(layouts) > 1:
         raise AdapterRejected(f"the file mixes the keys of {' and '.join(sorted(layouts))}")

@@ -33,8 +33,8 @@ NAMES = {
     "electra": re.compile(r"^electra\."),
     "albert": re.compile(r"^albert\.|(^|\.)albert_layer_groups\."),
     "modernbert": re.compile(r"\.attn\.Wqkv$"),
-    "deberta": re.compile(r"^deberta\."),
-    "mpnet": re.compile(r"^mpnet\."),
+    "deberta": re.compile(r"^deberta\.|\.(query|key|value)_proj$"),
+    "mpnet": re.compile(r"^mpnet\.|\.attention\.attn\.[qkvo]$"),
     "bert": re.compile(r"^bert\."),
 }
 
@@ -54,7 +54,7 @@ def other_base(recipe: Recipe, base: Base) -> str | None:
                 f"says; this base is {base.model_type}"
             )
     elif recipe.made_for is not None:
-        name = PurePath(recipe.made_for).name.lower()
+        name = PurePath(recipe.made_for.replace("\\", "/")).name.lower()
         family = next((family for pattern, family in FAMILIES if pattern.search(name)), None)
         if family is not None and family != base.model_type:
             return (
@@ -112,7 +112,11 @@ def summary(parts: Parts, recipe: Recipe, base: Base, problems: list[Problem]) -
         if name in module
     }
     wrong_width = len(widths) == 1 and widths != {base.hidden}
-    wrong_depth = bool(numbers) and max(numbers) >= base.layers
+    missing = {
+        int(n) for p in problems if p.tensor in base.linears for n in LAYER.findall(p.tensor or "")
+    }
+    shallower = bool(numbers) and missing == set(range(max(numbers) + 1, base.layers)) != set()
+    wrong_depth = bool(numbers) and (max(numbers) >= base.layers or shallower)
     wrong_vocabulary = len(tables) == 1 and tables != {base.vocabulary}
     if not (wrong_width or wrong_depth or wrong_vocabulary):
         return (

@@ -122,11 +122,14 @@ def _read_layers(
     parts, seen = folding.parts, set[str]()
     for path in paths:
         target = resolved.get(path)
+        if target is None and not base.has_pooler and path in base.spellings(_pooler(base)):
+            parts.ignored.extend(parts.names[path, part] for part in parts.modules[path])
+            continue  # nothing here reads a pooler: a head that would was refused before
         if target is None or target in seen:
             reason = (
                 "is given twice, with and without the model's prefix"
                 if target
-                else _unknown(path, base)
+                else "belongs to no layer of this base nor to its head"
             )
             problems += [Problem(reason, parts.names[path, part]) for part in parts.modules[path]]
             continue
@@ -283,7 +286,5 @@ def _stray_shared(parts: Parts, recipe: Recipe) -> list[Problem]:
     return problems
 
 
-def _unknown(path: str, base: Base) -> str:
-    if not base.has_pooler and path in base.spellings(POOLERS.get(base.model_type, "pooler.dense")):
-        return "belongs to the pooler, and this base has none"
-    return "belongs to no layer of this base nor to its head"
+def _pooler(base: Base) -> str:
+    return POOLERS.get(base.model_type, "pooler.dense")

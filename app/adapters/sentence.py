@@ -25,6 +25,7 @@ POOLING_NAMES: dict[str, Pooling] = {
     "lasttoken": "last",
 }
 SERVED_MODULES = {"Transformer", "Pooling", "Normalize"}
+MAX_PROMPT_LENGTH = 10_000  # characters, as in a request
 SHORTEST_LENGTH = 8  # the special tokens of a pair, and something to say
 
 
@@ -76,6 +77,8 @@ def read_sentence(modules: Any, pooling: Any, transformer: Any, prompts: Any) ->
     named = _value(prompts, "prompts", dict, {})
     if not all(isinstance(text, str) for text in named.values()):
         raise SentenceRefused("its prompts are not a map from names to texts")
+    if any(len(text) > MAX_PROMPT_LENGTH for text in named.values()):
+        raise SentenceRefused(f"a prompt is over {MAX_PROMPT_LENGTH:,} characters")
     return Sentence(
         _pooling(_object(pooling)) if pooling is not None else None,
         "Normalize" in kinds if kinds else None,

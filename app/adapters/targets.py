@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 
 from app.adapters.base import Base
 from app.adapters.layouts import Parts
@@ -44,14 +43,17 @@ def check_targets(
                 Problem("the config does not say target_modules: PEFT would choose its own")
             )
         return found
+    prefixed = [path.startswith(f"{base.prefix}.") for path in resolved]
+    if parts.layout == "peft" and any(prefixed) and not all(prefixed):
+        reason = "some layers are spelled with the model's prefix, some without: PEFT would leave one kind out"
+        found.append(Problem(reason))
     present = {resolved[path] for path in adapted if path in resolved}
     for path in _could_be_targeted(recipe, base):
-        if path not in present and _is_target(recipe, base, path, base.spellings(path)):
+        spelled = base.spellings(path)[any(prefixed)]
+        if path not in present and _is_target(recipe, base, path, spelled):
             found.append(Problem("is targeted by the config, but has no tensors in the file", path))
     for path in sorted(adapted):
-        target = resolved.get(path, path)
-        spellings = {path, *base.spellings(target)}
-        if not _is_target(recipe, base, target, spellings):
+        if not _is_target(recipe, base, resolved.get(path, path), path):
             reason = "is not among the layers that the config targets: PEFT would leave it out"
             found.append(Problem(reason, parts.name(path)))
     return found
@@ -99,32 +101,34 @@ def _missing_tokens(recipe: Recipe, parts: Parts) -> Iterator[Problem]:
 
 
 def _could_be_targeted(recipe: Recipe, base: Base) -> Iterator[str]:
-    """Layers that this kind changes, inside the stack; LoRA's embeddings too."""
+    """Layers that this kind changes and every model has; LoRA's embeddings too."""
     if recipe.kind == "LN_TUNING":
         yield from (path for path in base.norms if IN_STACK.search(path))
         return
     if recipe.kind in ("LORA", "TRAINABLE_TOKENS"):
         yield from base.embeddings
     if recipe.kind != "TRAINABLE_TOKENS":
-        yield from (path for path in base.linears if IN_STACK.search(path))
+        yield from (path for path in base.linears if not path.startswith("pooler"))
 
 
-def _is_target(recipe: Recipe, base: Base, target: str, spellings: Collection[str]) -> bool:
-    """Source: peft.tuners.tuners_utils.check_target_module_exists, of any of the path's spellings."""
+def _is_target(recipe: Recipe, base: Base, target: str, path: str) -> bool:
+    """target: the base's path; path: as the file spells it.
+
+    Source: peft.tuners.tuners_utils.check_target_module_exists.
+    """
     said = recipe.targeting
     if isinstance(said.target_modules, str) and said.target_modules.lower() == "all-linear":
         hit = target in base.linears or target not in {*base.embeddings, *base.norms}
     else:
-        hit = any(_matches(recipe, said.target_modules, s) for s in spellings)
-        if isinstance(said.target_modules, tuple) and set(spellings) & set(said.target_modules):
-            said = replace(said, layers_to_transform=None)  # a whole path stands above it
-    if not hit or any(_matches(recipe, said.exclude_modules, s) for s in spellings):
+        hit = _matches(recipe, said.target_modules, path)
+    if not hit or _matches(recipe, said.exclude_modules, path):
         return False
-    if any(_under(s, name) for name in said.modules_to_save for s in spellings):
+    if any(_under(path, name) for name in said.modules_to_save):
         return False
     if said.layers_to_transform is None or isinstance(said.target_modules, str):
         return True
-    return any(_layer_of(recipe, s) in said.layers_to_transform for s in spellings)
+    whole_path = path in (said.target_modules or ())  # stands above the layers
+    return whole_path or _layer_of(recipe, path) in said.layers_to_transform
 
 
 def _matches(recipe: Recipe, names: str | Collection[str] | None, path: str) -> bool:

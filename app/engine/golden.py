@@ -22,13 +22,14 @@ from app.adapters.adapter import Adapter
 from app.adapters.sentence import Sentence
 from app.adapters.upload import MAX_GOLDEN_BYTES, AdapterRejected, Problem, whole_text
 from app.engine.engine import Engine
-from app.engine.tokenizer import Cut, Input, InputRefused, TextTokenizer, tokenize
+from app.engine.tokenizer import Cut, InputRefused, TextTokenizer, tokenize
 from app.model.batch import Item, Want
 from app.model.delta import Layers
 
 TOLERANCE = 1e-4  # of the largest number of a line's answer, or absolute where that is under 1
 MOST_LINES = 64
 MOST_TOKENS = 8_192  # of all lines together: some two seconds of one core, at every start
+MOST_CHARACTERS = 100_000  # before they are tokenized
 ENOUGH_MISSES = 3  # a certificate that does not hold need not be run to its end
 
 
@@ -40,7 +41,7 @@ class CertificateFailed(AdapterRejected):
 class Golden:
     """One line. kind: which answer is wanted. answer [H], [L] or [n, L], fp32."""
 
-    input: Input
+    input: str | tuple[str, str]
     kind: str
     answer: Tensor
     tolerance: float
@@ -88,7 +89,9 @@ def _read_line(line: Any) -> Golden:
     answer = torch.tensor(line[kinds[0]], dtype=torch.float32)
     if answer.dim() not in (1, 2) or not answer.numel() or not torch.isfinite(answer).all():
         raise ValueError("its answer is no list of finite numbers")
-    given: Input = str(texts[0]) if len(texts) == 1 else (str(texts[0]), str(texts[1]))
+    given: str | tuple[str, str] = (
+        str(texts[0]) if len(texts) == 1 else (str(texts[0]), str(texts[1]))
+    )
     return Golden(given, kinds[0], answer, float(tolerance))
 
 
@@ -139,6 +142,14 @@ def _items(
 ) -> list[Item]:
     cut = Cut(sentence.max_length or 512)
     prompt = (sentence.prompts or {}).get(sentence.default_prompt or "", "")
+    inputs = [
+        golden.input if isinstance(golden.input, tuple) else (golden.input,) for golden in goldens
+    ]
+    characters = sum(len(text) for texts in inputs for text in (prompt, *texts))
+    if characters > MOST_CHARACTERS:
+        raise CertificateFailed(
+            f"its certificate has over {MOST_CHARACTERS:,} characters, prompts too"
+        )
     items = []
     for i, golden in enumerate(goldens):
         logits = golden.kind == "logits"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.adapters.archive import unpack
-from app.adapters.files import WEIGHTS, copy_adapter
+from app.adapters.files import copy_adapter, looks_like_adapter
 from app.adapters.recipe import Options
 from app.adapters.registry import (
     Name,
@@ -311,7 +311,7 @@ class Installer:
 
 
 def _adapter_folders(adapters_dir: Path) -> list[Path]:
-    return sorted(p for p in adapters_dir.glob("*") if (p / WEIGHTS).is_file())
+    return sorted(p for p in adapters_dir.glob("*") if looks_like_adapter(p))
 
 
 def _reason(error: Exception) -> str:

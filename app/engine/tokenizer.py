@@ -40,12 +40,13 @@ class InputRefused(Exception):
 class Tokens:
     """One sequence. ids and types (token_type_ids) have one length; special tokens included.
 
-    encoding: where each token stands in its text; None for ids that came as ids.
+    places: each token's first and last character in a single text; None for a special token, and
+    altogether for pairs and for ids that came as ids.
     """
 
     ids: list[int]
     types: list[int]
-    encoding: Encoding | None = None
+    places: list[tuple[int, int] | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,14 @@ def _finish(
         if second is not None:
             second.truncate(keep_second, direction=cut.direction)
     done = tokenizer.backend.post_process(first, second, add_special_tokens=True)
-    return Tokens(done.ids, done.type_ids if tokenizer.types else [0] * len(done.ids), done)
+    types = done.type_ids if tokenizer.types else [0] * len(done.ids)
+    return Tokens(done.ids, types, None if second is not None else _places(first, done))
+
+
+def _places(first: Encoding, done: Encoding) -> list[tuple[int, int] | None]:
+    """The text's own places: a byte-level post-processor trims spaces off a second time in `done`."""
+    own = iter(first.offsets)
+    return [None if special else next(own) for special in done.special_tokens_mask]
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

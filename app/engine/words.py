@@ -48,17 +48,16 @@ def word_groups(
     scores [n, L]: one row per token, special ones included. start, end: characters of the text.
     strategy "none": one entry per token, {"entity", "score", "index", "word", "start", "end"}.
     """
-    encoding = tokens.encoding
-    if encoding is None:  # pragma: no cover - the door refuses token ids
-        raise ValueError("words are asked of an input that came as token ids")
+    if tokens.places is None:  # pragma: no cover - the door refuses these
+        raise ValueError("words are asked of an input that is no single text")
     grouping = _Grouping(tokenizer, labels)
     how = AggregationStrategy(strategy)
     pieces = grouping.gather_pre_entities(
         text,
-        np.array(encoding.ids),
+        np.array(tokens.ids),
         scores.numpy(),
-        encoding.offsets,
-        np.array(encoding.special_tokens_mask),
+        [place or (0, 0) for place in tokens.places],
+        np.array([place is None for place in tokens.places]),
         how,
     )
     found = grouping.aggregate(pieces, how)

@@ -78,8 +78,11 @@ class Batch:
     position_ids: Tensor
 
 
-def pack(items: Sequence[Item], device: torch.device) -> Batch:
-    """Pack sequences of any length and adapter; T = the sum of their lengths."""
+def pack(items: Sequence[Item], device: torch.device, padding: int | None = None) -> Batch:
+    """Pack sequences of any length and adapter; T = the sum of their lengths.
+
+    padding: RoBERTa's padding id, which takes no position where it stands in a text.
+    """
     place = {BASE_LAYERS: 0}
     for item in items:
         place.setdefault(item.layers, len(place))
@@ -107,8 +110,22 @@ def pack(items: Sequence[Item], device: torch.device) -> Batch:
         _runs(lengths),
         row([i for item in packed for i in item.ids]),
         row([t for item in packed for t in item.types]),
-        row([p for length in lengths for p in range(length)]),
+        row([p for item in packed for p in _positions(item.ids, padding)]),
     )
+
+
+def _positions(ids: Sequence[int], padding: int | None) -> list[int]:
+    """0, 1, 2, …; with a padding id -1 for it, and the others counted without.
+
+    Source: transformers' create_position_ids_from_input_ids.
+    """
+    if padding is None or padding not in ids:
+        return list(range(len(ids)))
+    places, at = [], 0
+    for token in ids:
+        places.append(-1 if token == padding else at)
+        at += token != padding
+    return places
 
 
 def segments(items: Sequence[Item], widths: Sequence[int]) -> list[Segment]:

@@ -74,6 +74,11 @@ class Encoder:
         found = (n for path, (n, _) in self.base.embeddings.items() if "token_type" in path)
         return next(found, 0) if self._takes_types else 0
 
+    @property
+    def _padding(self) -> int | None:
+        """The padding id where it takes no position of its own."""
+        return self._first_position - 1 if self._first_position else None
+
     def sentence(self, adapter: Adapter | None) -> Sentence:
         """How texts become vectors: the adapter's own way, and the base's where it says nothing."""
         mine = self.files.sentence
@@ -83,7 +88,7 @@ class Encoder:
     @torch.inference_mode()
     def run(self, items: Sequence[Item]) -> list[Tensor]:
         """Embeddings or logits (fp32, on the CPU), one per item, in the items' order."""
-        batch = pack(items, self.device)
+        batch = pack(items, self.device, self._padding)
         hidden = self._forward(batch).last_hidden_state[0]
         found = head.answers(hidden, batch, self._pool if self._pooler else None)
         ordered: list[Tensor | None] = [None] * len(items)
@@ -117,7 +122,7 @@ class Encoder:
         want = Want("embedding", normalize=False)
         types = [0] * len(ids)
         items = [Item(ids, types, want), Item(ids, types, want, layers)]
-        batch = pack(items, self.device)
+        batch = pack(items, self.device, self._padding)
         out = self._forward(batch, output_hidden_states=True)
         n = len(ids)
         states = [h[0].double() for h in out.hidden_states[1:]]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from app.adapters.archive import unpack
-from app.adapters.files import copy_adapter, refuse_if_only_pickle
+from app.adapters.files import copy_adapter
 from app.adapters.recipe import Options
 from app.adapters.registry import Version
 from app.adapters.store import content_version
@@ -68,7 +68,6 @@ def adapter_folder(source: Path) -> Iterator[Path]:
         folder = Path(tmp) / "adapter"
         if source.is_dir():
             copy_adapter(source, folder)
-            refuse_if_only_pickle(folder, [path.name for path in source.iterdir()])
         else:
             folder.mkdir()
             body = Path(tmp) / "body"

@@ -17,12 +17,13 @@ from peft import (
     IA3Config,
     LNTuningConfig,
     LoHaConfig,
+    LoKrConfig,
     LoraConfig,
     OFTConfig,
     VeraConfig,
     get_peft_model,
 )
-from peft.tuners.lora.config import BdLoraConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -112,6 +113,29 @@ LEFT_OUT: dict[str, tuple[Callable[[], Any], Change]] = {
         lambda: OFTConfig(oft_block_size=8, target_modules=["query"]),
         lambda _, c: c.update(num_cayley_neumann_terms=10**8),
     ),
+    "a factor in two that PEFT looks for whole": (
+        lambda: LoKrConfig(r=1, decompose_both=True, target_modules=["intermediate.dense"]),
+        lambda _, c: c.update(decompose_both=False),
+    ),
+    "a whole factor that PEFT looks for in two": (
+        lambda: LoKrConfig(r=20, target_modules=["query"]), lambda _, c: c.update(r=1),
+    ),
+    "some names with PEFT's prefix, some without": (
+        lora, lambda t, _: t.update({n.removeprefix("base_model.model."): t.pop(n) for n in list(t) if "layer.0" in n}),
+    ),
+    "some layers with the model's prefix, some without": (
+        lora, lambda t, _: t.update({n.replace("model.encoder", "model.bert.encoder"): t.pop(n) for n in list(t) if "layer.0" in n}),
+    ),
+    "a weight's weight": (lora, renamed("lora_B.weight", "lora_B.weight.weight")),
+    "a bare parameter's weight": (
+        lambda: LoHaConfig(r=2, target_modules=["query"]), renamed("hada_w1_a", "hada_w1_a.weight"),
+    ),
+    "a rotation without its weight": (
+        lambda: OFTConfig(oft_block_size=8, target_modules=["query"]), renamed("oft_R.weight", "oft_R"),
+    ),
+    "AdaLoRA's matrices as LoRA's": (
+        lambda: AdaLoraConfig(init_r=6, total_step=9, target_modules=["query"]), renamed("lora_A", "lora_A.weight"),
+    ),
     "a rank beyond any float": (
         lambda: AdaLoraConfig(init_r=6, total_step=9, target_modules=["query"]),
         lambda _, c: c.update(init_r=10**400),
@@ -169,6 +193,12 @@ SERVED: dict[str, Callable[[], Any]] = {
     "a negative alpha": lambda: lora(lora_alpha=-3),
     "IA3 by an expression": lambda: IA3Config(
         target_modules=r".*(value|output\.dense)", feedforward_modules=r".*output\.dense"
+    ),
+    "OLoRA and KaSA, one after the other": lambda: lora(
+        lora_alpha=16, init_lora_weights="olora", kasa_config=KasaConfig()
+    ),
+    "PiSSA and KaSA": lambda: lora(
+        lora_alpha=16, init_lora_weights="pissa", kasa_config=KasaConfig()
     ),
     "a container saved whole": lambda: lora(modules_to_save=["attention.output", "encoder.layer.1.output"]),
 }  # fmt: skip
@@ -283,3 +313,45 @@ def test_a_base_of_some_size_leaves_expressions_their_time(
     folder = make_kind("", "bert", minilm, tmp_path / "a", config=config)
     edited(folder, lambda _, c: c.update(base_model_name_or_path="all-MiniLM-L6-v2"))
     put(minilm_server.client, "big", folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_table_that_was_saved_rounded_is_served_rounded(
+    client: httpx.Client, tiny_bert: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = make_kind("plain", "bert", tiny_bert, tmp_path / "a")
+    table = load_file(tiny_bert / "model.safetensors")["embeddings.word_embeddings.weight"]
+    edited(folder, lambda t, _: t.update({f"{WORDS}.weight": table.to(dtype)}))
+    put(client, "x", folder)
+    same_as_peft(client, tiny_bert, folder)
+
+
+@pytest.mark.parametrize("config", [{"target_modules": "all-linear"}, {"bias": "all"}])
+def test_what_was_trained_of_a_pooler_that_the_base_lacks_and_nothing_reads_is_set_aside(
+    serve: Serve, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    base = save_tiny_base("bert", tmp_path / "base")
+    folder = make_kind("", "bert", base, tmp_path / "a", config=lora(**config))
+    weights = load_file(base / "model.safetensors")
+    kept = {n: t for n, t in weights.items() if not n.startswith("pooler.")}
+    save_file(kept, base / "model.safetensors", {"format": "pt"})
+    client = serve(model=str(base)).client
+    ignored = put(client, "x", folder)["tensors"]["ignored"]
+    assert ignored and all("pooler" in name for name in ignored)
+    same_as_peft(client, base, folder)
+
+
+def test_layers_are_counted_as_peft_counts_them_on_a_bare_modernbert(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """Its layers have nothing before "layers.0", which PEFT's expression for them asks for."""
+    base = save_tiny_base("modernbert", tmp_path / "base")
+    config = lora(target_modules=["embeddings.tok_embeddings", "Wi"], layers_to_transform=[0])
+    folder = make_kind("", "modernbert", base, tmp_path / "a", config=config)
+    client = serve(model=str(base)).client
+    put(client, "x", folder)
+    same_as_peft(client, base, folder)
+    wi = "base_model.model.layers.0.mlp.Wi"
+    edited(folder, lambda t, _: t.update({f"{wi}.lora_A.weight": torch.randn(4, 32),
+                                          f"{wi}.lora_B.weight": torch.randn(128, 4)}))  # fmt: skip
+    assert client.put("/adapters/x", files=files_of(folder)).status_code == 422

@@ -45,6 +45,17 @@ def test_plain_and_adapted_equal_the_oracles(serve: Serve, tmp_path: Path, kind:
         client.post(f"/adapters/a/{step}")
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "distilbert"])
+def test_a_padding_token_inside_a_text_stands_where_transformers_has_it(
+    serve: Serve, tmp_path: Path, kind: str
+) -> None:
+    """RoBERTa's kind count their positions without it."""
+    base = save_tiny_base(kind, tmp_path / kind)
+    texts = ["the [PAD] card is lost", "[PAD]", "good [PAD] [PAD] film"]
+    got = torch.tensor(serve(model=str(base)).post("/embed", inputs=texts))
+    assert_close(got, plain_embeddings(base, texts, 70), **FP32)
+
+
 @pytest.mark.parametrize("kind", ["deberta-v2", "mpnet", "gpt2"])
 def test_a_base_that_would_be_served_wrong_is_refused_at_start(
     serve: Serve, tmp_path: Path, kind: str

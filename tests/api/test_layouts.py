@@ -177,6 +177,12 @@ def test_adapterhubs_old_versions_scale_by_one(client: httpx.Client, tiny_bert: 
         {"inner": {"architecture": "prefix_tuning"}},
         {"inner": {"output_lora": True}},
         {"model_type": "roberta"},
+        {"hidden_size": 768},
+        {"version": "adapters.x.y"},
+        {"inner": {"use_dora": True}},
+        {"frobnicate": 7},
+        {"inner": {"leave_out": 5}},
+        {"inner": {"attn_matrices": [{}]}},
     ],
 )
 def test_adapterhubs_other_methods_and_half_files_are_refused(

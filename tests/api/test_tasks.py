@@ -10,12 +10,17 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load, load_file, save
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import RobertaProcessing
 from torch.testing import assert_close
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     ModernBertConfig,
+    PreTrainedTokenizerFast,
     pipeline,
 )
 
@@ -23,7 +28,7 @@ from tests.conftest import Serve
 from tests.kinds import make_kind, peft_answers
 from tests.live import LiveServer
 from tests.oracles import FP32, encode, files_of, put
-from tests.tiny import SIZES, tiny_tokenizer
+from tests.tiny import SIZES, save_tiny_base, tiny_tokenizer
 
 NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 SENTENCES = [
@@ -82,6 +87,57 @@ def test_words_are_labelled_beside_texts_and_vectors_in_one_request(
     assert [e["word"] for e in words] == [e["word"] for e in alone]
     assert [e["score"] for e in words] == pytest.approx([e["score"] for e in alone], abs=1e-5)
     assert len(labels) == 3
+
+
+@pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
+@pytest.mark.parametrize("spaces", [False, True])
+def test_a_byte_level_tokenizers_words_are_the_pipelines(
+    serve: Serve, tmp_path: Path, strategy: str, spaces: bool
+) -> None:
+    """RoBERTa's: a word's space belongs to its first token, and is trimmed off its place."""
+    base = save_tiny_base("roberta", tmp_path / "base")
+    byte_level_tokenizer(spaces).save_pretrained(base)
+    folder = make_kind("plain", "roberta", base, tmp_path / "a", task="TOKEN_CLS", labels=5)
+    (folder / "config.json").write_text(json.dumps({"id2label": dict(enumerate(NER))}))
+    client = serve(model=str(base)).client
+    put(client, "ner", folder)
+    model = AutoModelForTokenClassification.from_pretrained(base, num_labels=5)
+    model.config.id2label = dict(enumerate(NER))
+    tuned = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    theirs = pipeline(
+        "token-classification",
+        tuned,
+        tokenizer=AutoTokenizer.from_pretrained(base, model_max_length=79),
+    )
+    texts = [" leading space  and   doubles", "Angela's café — didn't she? 東京", "ok"]
+    body = {"inputs": texts, "aggregation_strategy": strategy}
+    got = client.post("/classify?adapter=ner", json=body).json()
+    for mine, wanted in zip(got, theirs(texts, aggregation_strategy=strategy), strict=True):
+        assert len(mine) == len(wanted)
+        for a, b in zip(mine, wanted, strict=True):
+            assert a.pop("score") == pytest.approx(float(b.pop("score")), abs=1e-5)
+            assert a == b
+
+
+def byte_level_tokenizer(add_prefix_space: bool) -> PreTrainedTokenizerFast:
+    """Bytes alone are too many for the tiny vocabulary, so what is rare is unknown."""
+    letters = "abcdefghijklmnopqrstuvwxyzAL .,!?'—é"
+    pieces = ByteLevel(add_prefix_space=False).pre_tokenize_str(letters)
+    alphabet = sorted({letter for piece, _ in pieces for letter in piece})
+    words = ["<s>", "<pad>", "</s>", "<unk>", *alphabet]
+    merges = [("Ġ", "l"), ("Ġ", "a"), ("a", "n"), ("Ġa", "n")]
+    vocabulary = {w: i for i, w in enumerate(dict.fromkeys([*words, *(a + b for a, b in merges)]))}
+    kept = [(a, b) for a, b in merges if a in vocabulary and b in vocabulary]
+    backend = Tokenizer(BPE(vocabulary, kept, unk_token="<unk>"))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=add_prefix_space)
+    backend.post_processor = RobertaProcessing(
+        ("</s>", vocabulary["</s>"]), ("<s>", vocabulary["<s>"]), add_prefix_space=add_prefix_space
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        unk_token="<unk>", cls_token="<s>", sep_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("inputs", [[["a", "b"]], [101, 7, 102], [["a text"], ["b", "c"]]])

@@ -143,7 +143,8 @@ def test_a_version_that_no_longer_holds_is_not_served_and_the_one_before_stays(
      b'{"input": "a", "embedding": [1.0]}', b"[" * 100_000, b'{"input": "\\ud800", "embedding": [1.0]}',
      b'{"input": "a", "embedding": [1' + b"0" * 400 + b"]}", b'{"input": ["a", "b", "c"], "embedding": [1.0]}',
      b'{"input": "a", "embedding": [1.0], "tolerance": ' + b"9" * 400 + b"}",
-     b'{"input": "a", "embedding": [1.0], "tolerance": null}', b'{"input": "a", "embedding": [1.0]}\n' * 65],
+     b'{"input": "a", "embedding": [1.0], "tolerance": null}', b'{"input": "a", "embedding": [1.0]}\n' * 65,
+     b'{"input": "' + b"a " * 60_000 + b'", "embedding": [1.0]}'],
 )  # fmt: skip
 def test_a_certificate_that_is_none_refuses_the_upload(
     serve: Serve, tiny_bert: Path, tmp_path: Path, line: bytes
