@@ -80,7 +80,8 @@ def read_recipe(
         },
         targeting=targeting(read),
         layout=options.layout or read.one_of("layout", LAYOUTS),
-        task=_task(read, options, model_config),
+        task=_task(read, options),
+        task_of_class=_task_of_class(fields, model_config),
         labels=options.labels or _labels(fields, model_config, problems),
         problem_type=_problem_type(options, fields, model_config, problems),
         sentence=_sentence(read, options, sentence or Sentence()),
@@ -137,8 +138,8 @@ def _alpha(read: Fields, kind: str, configured: bool, others: list[Any]) -> floa
     return found
 
 
-def _task(read: Fields, options: Options, model_config: Mapping[str, Any]) -> Task | None:
-    """The config's task_type, or else the class that PEFT or config.json name; the query may fill in."""
+def _task(read: Fields, options: Options) -> Task | None:
+    """The query's or the config's task, or its task_type."""
     said = read.fields.get("task_type")
     if not isinstance(said, str | None) or said not in TASKS:
         read.problems.append(Problem(f"task_type {said!r:.40} is not served"))
@@ -147,9 +148,12 @@ def _task(read: Fields, options: Options, model_config: Mapping[str, Any]) -> Ta
     if options.task is not None and task is not None and options.task != task:
         read.problems.append(Problem(f"the query says task={options.task}, the config {said}"))
     found: Task | None = options.task or read.one_of("task", get_args(Task)) or task
-    if found is not None:
-        return found
-    mapping, names = read.fields.get("auto_mapping"), model_config.get("architectures")
+    return found
+
+
+def _task_of_class(fields: Mapping[str, Any], model_config: Mapping[str, Any]) -> Task | None:
+    """What the class that PEFT or config.json name is for: it may have had a head that was not saved."""
+    mapping, names = fields.get("auto_mapping"), model_config.get("architectures")
     classes = [mapping.get("base_model_class")] if isinstance(mapping, dict) else []
     classes += names[:1] if isinstance(names, list) else []
     return next(

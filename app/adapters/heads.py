@@ -101,6 +101,12 @@ class HeadReader:
         tokens = TOKEN_HEADS[self.base.model_type].out
         if self.recipe.task in ("classify", "tokens"):
             return self.recipe.task
+        hint = self.recipe.task_of_class if self.recipe.task is None else None
+        if hint is not None:
+            out = (SEQUENCE_HEADS if hint == "classify" else TOKEN_HEADS)[self.base.model_type].out
+            in_file = any(path in self.parts.modules for path in HEAD_PATHS)
+            if in_file or f"{out}.weight" in self.base.head:
+                return hint
         if self._given(sequence):
             return "classify"
         return "tokens" if self._given(tokens) else "embed"

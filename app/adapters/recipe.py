@@ -71,6 +71,7 @@ class Recipe:
     targeting: Targeting = field(default_factory=Targeting)
     layout: str | None = None
     task: Task | None = None
+    task_of_class: Task | None = None
     labels: tuple[str, ...] | None = None
     problem_type: str | None = None
     sentence: Sentence = field(default_factory=Sentence)

@@ -355,3 +355,41 @@ def test_layers_are_counted_as_peft_counts_them_on_a_bare_modernbert(
     edited(folder, lambda t, _: t.update({f"{wi}.lora_A.weight": torch.randn(4, 32),
                                           f"{wi}.lora_B.weight": torch.randn(128, 4)}))  # fmt: skip
     assert client.put("/adapters/x", files=files_of(folder)).status_code == 422
+
+
+def test_a_classifiers_adapter_without_its_head_embeds(
+    client: httpx.Client, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Trained on a classification model, task_type left None, its head neither trained nor saved."""
+    folder = make_kind("plain", "bert", tiny_bert, tmp_path / "a")
+    said = {
+        "base_model_class": "BertForSequenceClassification",
+        "parent_library": "transformers.models.bert.modeling_bert",
+    }
+    edited(folder, lambda _, c: c.update(auto_mapping=said))
+    assert put(client, "x", folder)["task"] == "embed"
+    same_as_peft(client, tiny_bert, folder)
+
+
+def test_an_adapter_on_a_bases_own_head_is_told_by_the_class(serve: Serve, tmp_path: Path) -> None:
+    """LoRA on the classifier that the base's checkpoint brings; task_type None."""
+    plain = save_tiny_base("bert", tmp_path / "plain")
+    base = tmp_path / "base"
+    torch.manual_seed(2)
+    model = AutoModelForSequenceClassification.from_pretrained(plain, num_labels=3)
+    model.save_pretrained(base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).write_bytes((plain / name).read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuned = get_peft_model(model, lora(target_modules=["query", "classifier"]))
+        randomise(tuned)
+        tuned.save_pretrained(tmp_path / "a")
+    edited(tmp_path / "a", lambda _, c: c.update(base_model_name_or_path=None))
+    client = serve(model=str(base)).client
+    assert put(client, "x", tmp_path / "a")["task"] == "classify"
+    found = client.post("/classify?adapter=x", json={"inputs": TEXTS[0], "raw_scores": True}).json()
+    with torch.inference_mode():
+        wanted = tuned.eval()(**encode(base, TEXTS[0], 80)).logits[0]
+    by_label = {e["label"]: e["score"] for e in found}
+    assert_close(torch.tensor([by_label[f"LABEL_{i}"] for i in range(3)]), wanted, **FP32)
