@@ -18,10 +18,9 @@ from torch import Tensor
 from app.adapters.adapter import Adapter
 from app.adapters.files import CONFIG, GOLDEN
 from app.adapters.sentence import Sentence
-from app.engine.golden import MOST_LINES
+from app.engine.golden import MOST_LINES, TOLERANCE
 from app.tools.workbench import adapter_folder, workbench
 
-TOLERANCE = 1e-4
 TEXTS = [
     "My card has not arrived yet, and I ordered it over a week ago.",
     "a masterpiece four years in the making",

@@ -20,6 +20,7 @@ from app.adapters.config import ARCHITECTURES
 from app.adapters.files import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.adapters.heads import POOLERS
 from app.adapters.layouts import PEFT_PREFIX
+from app.adapters.peft_folder import TASK_TYPES
 from app.adapters.registry import Version
 from app.model.base_files import BaseFiles, head_tensors
 from app.model.batch import Item, Want
@@ -30,7 +31,6 @@ KEPT = (
     "architectures", "model_type", "id2label", "label2id", "problem_type", "vocab_size",
     "hidden_size", "num_hidden_layers", "classifier_pooling",
 )  # fmt: skip
-TASK_TYPES = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}
 
 
 class CannotExtract(Exception):
@@ -197,7 +197,7 @@ def _write(
     biases = any(name.endswith("base_layer.bias") for name in found.tensors)
     peft = {
         "peft_type": "LORA",
-        "task_type": TASK_TYPES.get(task or "", "FEATURE_EXTRACTION"),
+        "task_type": TASK_TYPES[task or "embed"],
         "base_model_name_or_path": base.id,
         "r": rank,
         "lora_alpha": rank,
