@@ -23,6 +23,7 @@ from app.api import adapters, dialects, health, inference, tei
 from app.api.errors import install_errors
 from app.api.guard import Guard
 from app.api.metrics import Metrics
+from app.api.overload import Gate
 from app.api.serving import Serving
 from app.engine.engine import Engine
 from app.engine.install import Installer
@@ -30,6 +31,7 @@ from app.engine.load import make_loader
 from app.engine.tokenizer import load_tokenizer
 from app.engine.watch import watch
 from app.logs import log_config
+from app.model.allocation import keep_memory
 from app.model.base_files import BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
 from app.model.encoder import DTYPES, load_encoder
@@ -37,6 +39,7 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs latency
+CPU_BATCHES = 4  # at the same time, where there are as many cores (docs/decisions/0006)
 GPU_BATCH_TOKENS = 16_384
 DRAIN_S = 30
 
@@ -79,6 +82,7 @@ def build(settings: Settings) -> FastAPI:
     for room in (inference, adapters, dialects, tei, health):
         app.include_router(room.router)
     install_errors(app)
+    app.add_middleware(Gate)
     app.add_middleware(
         Guard,
         metrics=metrics,
@@ -100,7 +104,13 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
     except (BaseRefused, EmbeddedBaseMissing, StoreUnusable) as error:
         raise StartRefused(str(error)) from error
     default_budget = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
-    engine = Engine(encoder, settings.max_batch_tokens or default_budget, settings.max_queue_tokens)
+    threads = min(CPU_BATCHES, torch.get_num_threads()) if device.type == "cpu" else 1
+    engine = Engine(
+        encoder,
+        settings.max_batch_tokens or default_budget,
+        settings.max_queue_tokens,
+        threads,
+    )
     engine.on_batch = metrics.batch
     registry = Registry()
     installer = Installer(
@@ -137,6 +147,7 @@ def _base(serving: Serving) -> str:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what is being answered then is finished. Raises StartRefused."""
     logging.config.dictConfig(log_config(settings.log_format))
+    keep_memory()
     for caught in (signal.SIGTERM, signal.SIGINT):
         signal.signal(caught, lambda *_: sys.exit(0))
     asyncio.run(_serve(settings))

@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     max_batch_tokens: int | None = Field(
         None, ge=1, description="Tokens of one forward pass; unset: 1024 on a CPU, 16384 on a GPU."
     )
-    max_queue_tokens: int = Field(
-        262_144, ge=1, description="Tokens that may wait; above, requests get 429."
+    max_queue_tokens: int | None = Field(
+        None, ge=1, description="Tokens that may wait; above: 429. Unset: what drains in 5 seconds."
     )
     max_client_batch: int = Field(1024, ge=1, description="Inputs of one request; above: 413.")
     max_body_bytes: int = Field(

@@ -1,15 +1,17 @@
 """What a packed forward costs, against padded transformers and against the bare matrix products.
 
-    python -m benchmarks.forward [--rounds 5] [--base bert-base|minilm] [--threads 1 2]
+    python -m benchmarks.forward [--rounds 5] [--base bert-base|minilm] [--cores 1 2] [--texts 64]
 
-64 texts of 8 to 63 tokens, in batches of the server's own token budget; adapters of rank 8 on every Linear of the encoder. Every round runs each
-variant once, in turn, so that a noisy neighbour hits all of them; ratios are medians over rounds.
-The last line is one JSON with machine and versions.
+Texts of 8 to 63 tokens through the server's own engine, as one request; adapters of rank 8 on every
+Linear of the encoder, at random over the texts. Every round runs each variant once, in turn, so that a
+noisy neighbour hits all of them; ratios are medians over rounds. The last line is one JSON with machine
+and versions.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import os
@@ -20,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,94 +31,112 @@ import torch
 import transformers
 from transformers import AutoModel, BertConfig
 
-from app.adapters.adapter import Adapter, LoRALayer
-from app.main import CPU_BATCH_TOKENS
+from app.adapters.adapter import Adapter, LoRALayer, laid_out
+from app.adapters.registry import Version
+from app.engine.engine import Ask, Engine
+from app.engine.tokenizer import Tokens
+from app.main import CPU_BATCH_TOKENS, CPU_BATCHES
+from app.model.allocation import keep_memory
 from app.model.base_files import find_base
-from app.model.batch import Item, Want
-from app.model.delta import BASE_LAYERS, unmerged_layers
-from app.model.encoder import Encoder, load_encoder
+from app.model.batch import Want
+from app.model.delta import unmerged_layers
+from app.model.encoder import DTYPES, Encoder, load_encoder
 from app.model.linear import FrozenLinear
 from app.model.lora import merge_lora
 
-TEXTS, SHORTEST, LONGEST, RANK = 64, 8, 63, 8
-ADAPTERS = (1, 4, 16, 64)
+SHORTEST, LONGEST = 8, 63
+ADAPTERS = (1, 4, 16, 64, 256)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--base", choices=["bert-base", "minilm"], action="append")
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--one", action="store_true", help="in this process, on these threads")
+    parser.add_argument("--cores", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--texts", type=int, default=64)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--one", action="store_true", help="in this process, on these cores")
     args = parser.parse_args()
     bases = args.base or ["bert-base", "minilm"]
     if args.one:
-        print(json.dumps(measure(bases[0], args.threads[0], args.rounds)))
+        keep_memory()
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measure(bases[0], args, folder)))
         return
     found = []
     for base in bases:
-        for threads in args.threads:
-            found.append(_in_fresh_process(base, threads, args.rounds))
+        for cores in args.cores:
+            found.append(_in_fresh_process(base, cores))
             show(found[-1])
     machine = {"cpu": _cpu(), "cores": os.cpu_count(), "platform": platform.platform()}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     print(json.dumps({"machine": machine, "versions": versions, "runs": found}))
 
 
-def _in_fresh_process(base: str, threads: int, rounds: int) -> dict[str, Any]:
-    """Pinned to as many cores as threads: torch fixes its pools at start."""
-    cores = sorted(os.sched_getaffinity(0))[:threads]
+def _in_fresh_process(base: str, cores: int) -> dict[str, Any]:
+    """Pinned to its cores: torch fixes its pools at start."""
+    these = sorted(os.sched_getaffinity(0))[:cores]
     command = [
-        *("taskset", "-c", ",".join(map(str, cores))),
-        *(sys.executable, "-m", "benchmarks.forward", "--one", "--base", base),
-        *("--threads", str(threads), "--rounds", str(rounds)),
+        *("taskset", "-c", ",".join(map(str, these))),
+        *(sys.executable, "-m", "benchmarks.forward", *sys.argv[1:]),
+        *("--one", "--base", base, "--cores", str(cores)),
     ]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    env = {**os.environ, "OMP_NUM_THREADS": str(cores)}
     done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(base: str, threads: int, rounds: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:
-        if base == "bert-base":
-            torch.manual_seed(0)
-            AutoModel.from_config(BertConfig()).save_pretrained(folder)
-        files = find_base(folder if base == "bert-base" else None, None)
-        encoder = load_encoder(files, torch.device("cpu"), torch.float32)
-        plain = AutoModel.from_pretrained(files.folder, dtype=torch.float32).eval()
+def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    if base == "bert-base":
+        torch.manual_seed(0)
+        AutoModel.from_config(BertConfig()).save_pretrained(folder)
+    files = find_base(folder if base == "bert-base" else None, None)
+    dtype = DTYPES[args.dtype]
+    encoder = load_encoder(files, torch.device("cpu"), dtype)
+    plain = AutoModel.from_pretrained(files.folder, dtype=torch.float32).eval()
     rng = random.Random(0)
     texts = [
         [rng.randrange(1000, 20000) for _ in range(rng.randint(SHORTEST, LONGEST))]
-        for _ in range(TEXTS)
+        for _ in range(args.texts)
     ]
+    counts = [n for n in ADAPTERS if n <= args.texts]
+    versions = [random_version(encoder, seed, args.rank) for seed in range(max(counts))]
+    merged = replace(versions[0])
+    merged.layers = merge_lora(encoder.wrappers, merged.adapter, merged.unmerged)
+    engine = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, torch.get_num_threads()))
+    engine.start()
     variants = {
         "padded": padded(plain, texts),
         "bare products": bare_products(encoder, sum(map(len, texts))),
-        "packed": packed(encoder, texts, 0),
-        **{f"packed, {n} adapters": packed(encoder, texts, n) for n in ADAPTERS},
-        "packed, 1 merged": packed(encoder, texts, 1, merged=True),
+        "packed": packed(engine, texts, [None]),
+        **{f"packed, {n} adapters": packed(engine, texts, versions[:n]) for n in counts},
+        "packed, 1 merged": packed(engine, texts, [merged]),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         run()
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         for name, run in variants.items():
             started = time.perf_counter()
             run()
             times[name].append(1000 * (time.perf_counter() - started))
+    engine.stop()
     return {
         "base": base,
-        "threads": threads,
+        "cores": torch.get_num_threads(),
+        "dtype": args.dtype,
+        "rank": args.rank,
+        "texts": args.texts,
         "tokens": sum(map(len, texts)),
-        "padded_tokens": TEXTS * max(map(len, texts)),
+        "padded_tokens": len(texts) * max(map(len, texts)),
         "ms": {name: round(statistics.median(t), 1) for name, t in times.items()},
         "ratios": {
             "packed / bare products": ratio(times, "packed", "bare products"),
             "padded / packed": ratio(times, "padded", "packed"),
             **{
                 f"{n} adapters / packed": ratio(times, f"packed, {n} adapters", "packed")
-                for n in ADAPTERS
+                for n in counts
             },
             "merged / packed": ratio(times, "packed, 1 merged", "packed"),
         },
@@ -148,7 +169,9 @@ def padded(plain: Any, texts: list[list[int]]) -> Callable[[], object]:
 def bare_products(encoder: Encoder, tokens: int) -> Callable[[], object]:
     """Every Linear's product over all tokens and nothing else: the floor of any fp32 forward."""
     layers = [w.frozen for path, w in encoder.wrappers.items() if "pooler" not in path]
-    inputs = {w.shape[1]: torch.randn(tokens, w.shape[1]) for w in map(_weight, layers)}
+    inputs = {
+        w.shape[1]: torch.randn(tokens, w.shape[1], dtype=w.dtype) for w in map(_weight, layers)
+    }
 
     @torch.inference_mode()
     def run() -> object:
@@ -166,47 +189,41 @@ def _weight(layer: FrozenLinear) -> torch.Tensor:
 
 
 def packed(
-    encoder: Encoder, texts: list[list[int]], adapters: int, merged: bool = False
+    engine: Engine, texts: list[list[int]], versions: Sequence[Version | None]
 ) -> Callable[[], object]:
-    made = [random_adapter(encoder, seed) for seed in range(adapters)]
-    layers = [unmerged_layers(a) for a in made]
-    if merged:
-        pairs = zip(made, layers, strict=True)
-        layers = [merge_lora(encoder.wrappers, a, unmerged) for a, unmerged in pairs]
-    turns = itertools.cycle(layers or [BASE_LAYERS])
-    items = [Item(ids, [0] * len(ids), Want("embedding"), next(turns)) for ids in texts]
-    batches = cut(items, CPU_BATCH_TOKENS)
-    return lambda: [encoder.run(batch) for batch in batches]
+    """One request, its texts each through one of the versions, at random but evenly."""
+    rng = random.Random(1)
+    dealt = list(itertools.islice(itertools.cycle(versions), len(texts)))
+    rng.shuffle(dealt)
+    want = Want("embedding")
+    asks = [
+        Ask(Tokens(ids, [0] * len(ids)), want, version)
+        for ids, version in zip(texts, dealt, strict=True)
+    ]
+
+    async def run() -> None:  # no result: asyncio.run would print it on its way out
+        await engine.run(asks)
+
+    return lambda: asyncio.run(run())
 
 
-def cut(items: list[Item], budget: int) -> list[list[Item]]:
-    """Into batches as the server's queue would: round the adapters, up to the token budget."""
-    batches: list[list[Item]] = [[]]
-    room = budget
-    for item in items:
-        if batches[-1] and len(item.ids) > room:
-            batches.append([])
-            room = budget
-        batches[-1].append(item)
-        room -= len(item.ids)
-    return batches
-
-
-def random_adapter(encoder: Encoder, seed: int) -> Adapter:
+def random_version(encoder: Encoder, seed: int, rank: int) -> Version:
     rng = torch.Generator().manual_seed(seed)
     layers = {
         path: LoRALayer(
-            torch.randn(RANK, in_, generator=rng) / in_**0.5,
-            torch.randn(out, RANK, generator=rng) * 0.01,
+            torch.randn(rank, in_, generator=rng) / in_**0.5,
+            torch.randn(out, rank, generator=rng) * 0.01,
         )
         for path, (out, in_) in encoder.base.linears.items()
     }
-    return Adapter(layers, "peft", 2.0)
+    adapter = laid_out(Adapter(layers, "peft", 2.0), encoder.device, encoder.dtype)
+    ready = unmerged_layers(adapter, list(encoder.wrappers))
+    return Version(str(seed), adapter, {}, ready, ready)
 
 
 def show(run: dict[str, Any]) -> None:
-    print(f"\n{run['base']}, {run['threads']} threads, {run['tokens']} tokens", end="")
-    print(f" (padded {run['padded_tokens']})")
+    print(f"\n{run['base']}, {run['dtype']}, {run['cores']} cores, {run['texts']} texts", end="")
+    print(f" of {run['tokens']} tokens (padded {run['padded_tokens']}), rank {run['rank']}")
     for name, ms in run["ms"].items():
         print(f"  {name:24} {ms:9.1f} ms")
     for name, value in run["ratios"].items():

@@ -166,3 +166,22 @@ def move(value: T, device: torch.device, dtype: torch.dtype) -> T:
         moved = {f.name: move(getattr(value, f.name), device, dtype) for f in fields(value)}
         return replace(value, **moved)
     return value
+
+
+def laid_out(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adapter:
+    """The adapter on the base's device in the base's dtype, ready to run.
+
+    Every A by rows and B by columns, as model/kernel.py reads them, in one allocation: they take no
+    more than their bytes, and the system gets those back whole when the adapter goes.
+    """
+    sizes = [t.numel() for layer in adapter.layers.values() for t in (layer.A, layer.B)]
+    parts = iter(torch.split(torch.empty(sum(sizes), device=device, dtype=dtype), sizes))
+    layers = {}
+    for path, layer in adapter.layers.items():
+        A = next(parts).view(layer.A.shape).copy_(layer.A)
+        B = next(parts).view(layer.B.T.shape).copy_(layer.B.T).T
+        gain, shift = (
+            t if t is None else move(t, device, dtype) for t in (layer.gain, layer.shift)
+        )
+        layers[path] = LoRALayer(A, B, gain, shift)
+    return replace(move(replace(adapter, layers={}), device, dtype), layers=layers)

@@ -13,8 +13,10 @@ from torch import Tensor
 from app.api.choosing import Choice, Chosen
 from app.api.embedding import sentence_of
 from app.api.errors import Refusal
+from app.api.overload import asker_of
 from app.api.serving import Serving
 from app.engine.engine import Answer, Ask
+from app.engine.queue import Asker
 from app.engine.tokenizer import Cut, Direction, Input, InputRefused, Tokens, tokenize
 from app.model.batch import Want
 
@@ -72,7 +74,7 @@ async def run(
         for line, row in zip(choice.lines, tokens, strict=True)
         for c, t in zip(line, row, strict=True)
     ]
-    answer = await _unless_gone(request, serving, asks)
+    answer = await _unless_gone(request, serving, asks, await asker_of(request))
     count = len(texts.items)
     for ask, chosen in zip(asks, (c for line in choice.lines for c in line), strict=True):
         serving.metrics.tokens.labels(chosen.name).inc(len(ask.tokens.ids))
@@ -110,9 +112,9 @@ def _tokenize(serving: Serving, choice: Choice, texts: Texts) -> list[list[Token
     return [[found[(*way, i)] for i, way in enumerate(line)] for line in kinds]
 
 
-async def _unless_gone(request: Request, serving: Serving, asks: list[Ask]) -> Answer:
+async def _unless_gone(request: Request, serving: Serving, asks: list[Ask], asker: Asker) -> Answer:
     """The engine's answer; what waits of it is dropped once the client has gone."""
-    running = asyncio.ensure_future(serving.engine.run(asks))
+    running = asyncio.ensure_future(serving.engine.run(asks, asker))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)

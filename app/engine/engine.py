@@ -1,6 +1,8 @@
-"""The loop: one thread owns the model, takes what is waiting, runs it packed, hands it back.
+"""The loop: the model's threads take what is waiting, run it packed, hand it back.
 
 Knows tokens and versions; knows nothing of HTTP. `Engine.run` is the way in from the event loop.
+Between two layers a batch lets those run first whose turn comes before its own end, and stops where
+nobody waits for it any more.
 """
 
 from __future__ import annotations
@@ -13,16 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from app.adapters.registry import Version
-from app.engine.queue import Queue, Ticket, Waiting
+from app.engine.queue import Asker, Queue, Ticket, Waiting
 from app.engine.tokenizer import Tokens
 from app.model.batch import Item, Want
 from app.model.encoder import Encoder
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+AHEAD_TOKENS = 256  # that may run between two layers of another batch
+QUIET_S = 0.1  # without work for the other threads, before one takes their cores as well
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,30 +48,50 @@ class Answer:
     inference_s: float
 
 
-class Engine:
-    """The model and its thread. start() and stop() frame its life; run() is safe from the loop."""
+class Abandoned(Exception):
+    """Nobody waits for the batch any more."""
 
-    def __init__(self, encoder: Encoder, max_batch_tokens: int, max_queue_tokens: int) -> None:
-        """The budget is never under one sequence: every admissible input fits a batch."""
+
+class Engine:
+    """The model and its threads. start() and stop() frame their life; run() is safe from the loop."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        max_batch_tokens: int,
+        max_queue_tokens: int | None,
+        threads: int = 1,
+    ) -> None:
+        """The budget is never under one sequence: every admissible input fits a batch.
+
+        threads: batches that run at the same time, each on its share of the cores.
+        """
         self.encoder = encoder
-        self.queue = Queue(max_queue_tokens)
         self.max_batch_tokens = max(max_batch_tokens, encoder.max_length)
-        self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
+        self.queue = Queue(max_queue_tokens, floor_tokens=4 * max_batch_tokens, takers=threads)
         self.on_batch: Callable[[int, int], None] = lambda tokens, sequences: None
+        self._cores = torch.get_num_threads()
+        self._spare_ran_at = 0.0
+        self._threads = [
+            threading.Thread(target=self._loop, args=(i,), name=f"model-{i}", daemon=True)
+            for i in range(threads)
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Answer what is waiting, then end."""
         self.queue.close()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     @property
     def turning(self) -> bool:
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
-    async def run(self, asks: Sequence[Ask]) -> Answer:
+    async def run(self, asks: Sequence[Ask], asker: Asker = Asker()) -> Answer:  # noqa: B008
         """Run the sequences, perhaps beside others', over one batch or several.
 
         Raises QueueFull at once; an exception of the forward as it is. Cancelling drops what waits.
@@ -78,23 +103,33 @@ class Engine:
             loop.call_soon_threadsafe(finished.set)
 
         ticket = Ticket(done, [None] * len(asks), len(asks))
+        bulk = asker.bulk or sum(len(a.tokens.ids) for a in asks) > self.max_batch_tokens
         self.queue.put(
             [
-                Waiting(a.tokens.ids, a.tokens.types, a.want, a.version, ticket, i)
+                Waiting(
+                    a.tokens.ids,
+                    a.tokens.types,
+                    a.want,
+                    a.version,
+                    ticket,
+                    i,
+                    (bulk, a.version and a.version.digest, asker.client),
+                )
                 for i, a in enumerate(asks)
-            ]
+            ],
+            asker,
         )
         try:
             await finished.wait()
         finally:
-            ticket.cancelled = True
+            self.queue.cancel(ticket)
         if ticket.error is not None:
             raise ticket.error
         started = ticket.started_at or ticket.put_at
         return Answer(ticket.results, started - ticket.put_at, ticket.finished_at - started)
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run a function on the model's thread, between two batches."""
+        """Run a function on one of the model's threads, between two layers of what runs there."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -113,37 +148,79 @@ class Engine:
         self.queue.put_call(run)
         return await future
 
-    def _loop(self) -> None:
+    def _loop(self, number: int) -> None:
+        """The first thread takes what comes; the others what comes while one is running."""
+        spare, cores = number > 0, 0
         while True:
-            work = self.queue.take(self.max_batch_tokens)
+            work = self.queue.take(self.max_batch_tokens, spare=spare)
             if work is None:
                 return
             if callable(work):
                 work()
-            else:
-                self._step(work)
+                continue
+            batch, alone = work
+            started = time.perf_counter()
+            wide = alone and not spare and started - self._spare_ran_at > QUIET_S
+            wanted = self._cores if wide else max(1, self._cores // len(self._threads))
+            if wanted != cores:  # it empties oneDNN's cache, which costs as much as a small batch
+                torch.set_num_threads(wanted)
+                cores = wanted
+            self._step(batch, self._between(batch))
+            if spare:
+                self._spare_ran_at = time.perf_counter()
+            self.queue.drained(_tokens(batch), started)
 
-    def _step(self, batch: list[Waiting]) -> None:
+    def _between(self, batch: list[Waiting]) -> Callable[[], None]:
+        """What a batch does before each of its layers."""
+        seen = self.queue.changes
+
+        def between() -> None:
+            nonlocal seen
+            if all(w.ticket.cancelled for w in batch):
+                raise Abandoned
+            while seen != (seen := self.queue.changes):
+                work = self.queue.take_ahead(batch, AHEAD_TOKENS)
+                if callable(work):
+                    work()
+                elif work:
+                    started = time.perf_counter()
+                    self._step(work, lambda: None)
+                    self.queue.drained(_tokens(work), started, ahead=True)
+
+        return between
+
+    def _step(self, batch: list[Waiting], between: Callable[[], None]) -> None:
         """One batch. Where it fails, its members run alone, so that only the culprit fails."""
         started = time.perf_counter()
         for waiting in batch:
             waiting.ticket.started_at = waiting.ticket.started_at or started
+        same: dict[Any, int] = {}  # what is asked twice in a batch is computed once
+        places = [same.setdefault(_identity(w), len(same)) for w in batch]
+        first = {place: w for w, place in zip(reversed(batch), reversed(places), strict=True)}
         try:
-            rows = self.encoder.run([_item(w) for w in batch])
+            rows = self.encoder.run([_item(first[i]) for i in range(len(same))], between)
+        except Abandoned:
+            return
         except Exception as error:
             if len(batch) > 1:
                 for waiting in batch:
-                    self._step([waiting])
+                    self._step([waiting], between)
             else:
                 log.exception("a forward failed")
                 _fail(batch[0].ticket, error)
             return
         finished = time.perf_counter()
-        tokens = sum(len(w.ids) for w in batch)
-        self.queue.drained(tokens, finished - started)
-        self.on_batch(tokens, len(batch))
-        for waiting, row in zip(batch, rows, strict=True):
-            _deliver(waiting.ticket, waiting.index, row, finished)
+        self.on_batch(_tokens(batch), len(batch))
+        for waiting, place in zip(batch, places, strict=True):
+            _deliver(waiting.ticket, waiting.index, rows[place], finished)
+
+
+def _tokens(batch: list[Waiting]) -> int:
+    return sum(len(w.ids) for w in batch)
+
+
+def _identity(waiting: Waiting) -> Any:
+    return (tuple(waiting.ids), tuple(waiting.types), waiting.want, id(waiting.version))
 
 
 def _item(waiting: Waiting) -> Item:
@@ -154,14 +231,18 @@ def _item(waiting: Waiting) -> Item:
 
 
 def _deliver(ticket: Ticket, index: int, row: Tensor, finished: float) -> None:
-    ticket.results[index] = row
-    ticket.left -= 1
-    ticket.finished_at = finished
-    if ticket.left == 0:
+    with ticket.lock:  # two threads may hold sequences of one ticket
+        ticket.results[index] = row
+        ticket.left -= 1
+        ticket.finished_at = finished
+        over = ticket.left == 0
+    if over:
         ticket.done()
 
 
 def _fail(ticket: Ticket, error: Exception) -> None:
-    if ticket.error is None:
-        ticket.error = error
+    with ticket.lock:
+        first = ticket.error is None
+        ticket.error = ticket.error or error
+    if first:
         ticket.done()

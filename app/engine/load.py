@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from app.adapters.adapter import Adapter, move
+from app.adapters.adapter import Adapter, laid_out
 from app.adapters.changes import changed_tokens, changes_a_weight
 from app.adapters.config import kind_of, read_recipe
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
@@ -56,8 +56,8 @@ async def load_version(
     """
     engine, encoder = loader.engine, loader.engine.encoder
     read = await asyncio.to_thread(_read, folder, said, encoder)
-    adapter = await asyncio.to_thread(move, read.adapter, encoder.device, encoder.dtype)
-    layers = await asyncio.to_thread(unmerged_layers, adapter)
+    adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
+    layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
     probe_ids = [*loader.probe_ids, *changed_tokens(read.adapter)][: encoder.max_length]
     delta = await engine.call(lambda: encoder.measure(probe_ids, layers))
     _refuse_no_effect(delta, read.adapter, encoder, allow_noop)

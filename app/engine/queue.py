@@ -1,36 +1,58 @@
 """Sequences waiting for the model: admission by tokens, fair turns, the measured drain rate.
 
-Knows lengths and whose turn it is; knows no tensors and no HTTP. One thread takes, any may put.
+Knows lengths and whose turn it is; knows no tensors and no HTTP. Any thread may put; the model's
+threads take.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.adapters.registry import Version
+from app.engine.bookings import Bookings
+from app.engine.turns import Path, Turns
 from app.model.batch import Want
 
-SMOOTHING = 0.2  # weight of the newest batch in the drain rate
+WINDOW_S = 2.0  # over which the drain rate is measured
+BULK_COST = 4.0  # a waiting bulk token stands back behind this many interactive ones
+SMALLEST_SHARE = 256  # tokens; a backlog is cut no smaller to give every thread some
+AT_FIRST_TOKENS_PER_S = 10_000.0  # until something has been measured
 
 
 class QueueFull(Exception):
-    """More tokens are waiting than are admitted. retry_after_s: until these would fit."""
+    """More tokens are waiting than are admitted. retry_after_s: until this request would be let in."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"too many tokens are waiting; try again in {retry_after_s:.2f} s")
         self.retry_after_s = retry_after_s
 
 
+@dataclass(frozen=True)
+class Asker:
+    """Who asks. client: shares fairly with others. bulk: stands back behind interactive requests.
+
+    key: what the same request has in common with itself when it comes again. booked: it has come
+    again at its time, and is let in above the limit.
+    """
+
+    client: Hashable = None
+    bulk: bool = False
+    key: Hashable = None
+    booked: bool = False
+
+
 @dataclass(eq=False)
 class Ticket:
     """One request's sequences on their way; the engine fills results and calls done once.
 
-    cancelled: set by the door when the client went away; its waiting sequences are then dropped.
+    cancelled: the client went away, or another of its sequences failed: what waits is dropped.
+    waiting: its tokens that are still in the queue.
     """
 
     done: Callable[[], None]
@@ -41,11 +63,13 @@ class Ticket:
     finished_at: float = 0.0
     error: Exception | None = None
     cancelled: bool = False
+    waiting: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """One sequence of a ticket: what to run (door) and where its result goes."""
+    """One sequence of a ticket: what to run (door), where its result goes, and in which line it is."""
 
     ids: Sequence[int]
     types: Sequence[int]
@@ -53,85 +77,172 @@ class Waiting:
     version: Version | None
     ticket: Ticket
     index: int
+    line: Path = (False, None, None)
+
+
+Call = Callable[[], None]
 
 
 class Queue:
-    """Waiting sequences, one line per adapter; takes go round the lines."""
+    """max_tokens: that may wait; None: what drains in max_s seconds, and never under floor_tokens.
 
-    def __init__(self, max_tokens: int) -> None:
+    takers: how many threads take.
+    """
+
+    def __init__(
+        self, max_tokens: int | None, max_s: float = 5.0, floor_tokens: int = 4096, takers: int = 1
+    ) -> None:
         self._max_tokens = max_tokens
-        self._lines: OrderedDict[Hashable, deque[Waiting]] = OrderedDict()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._max_s = max_s
+        self._floor_tokens = floor_tokens
+        self._takers = takers
+        self._turns: Turns[Waiting] = Turns({True: BULK_COST})
+        self._calls: deque[Call] = deque()
+        self._bookings = Bookings()
         self._ready = threading.Condition()
         self._closed = False
-        self._tokens_per_s = 0.0
+        self._running = 0
+        self._drained_at = 0.0
+        self._drained = (0.0, 0.0)  # tokens and seconds, both fading with WINDOW_S
+        self._request_tokens = 64.0
         self.tokens = 0
+        self.changes = 0  # counts what was put: whoever saw this number has seen it all
 
-    def put(self, sequences: Sequence[Waiting]) -> None:
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens may wait now."""
+        if self._max_tokens is not None:
+            return self._max_tokens
+        return max(self._floor_tokens, int(self._max_s * self.tokens_per_s))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """At which the waiting drain, as measured."""
+        tokens, seconds = self._drained
+        return tokens / seconds if seconds else AT_FIRST_TOKENS_PER_S
+
+    @property
+    def full(self) -> bool:
+        return self.tokens >= self.max_tokens
+
+    def put(self, sequences: Sequence[Waiting], asker: Asker) -> None:
         """Admit all of a ticket's sequences or none. An empty queue admits any one request.
 
         Raises QueueFull.
         """
         size = sum(len(s.ids) for s in sequences)
         with self._ready:
-            if self.tokens and self.tokens + size > self._max_tokens:
-                over = self.tokens + size - self._max_tokens
-                raise QueueFull(over / self._tokens_per_s if self._tokens_per_s else 1.0)
+            limit = self.max_tokens * (2 if asker.booked else 1)
+            if self.tokens and self.tokens + size > limit:
+                raise self._refused(asker.key, size)
+            self._request_tokens += 0.05 * (size - self._request_tokens)
             self.tokens += size
             for s in sequences:
-                self._lines.setdefault(id(s.version) if s.version else None, deque()).append(s)
-            self._ready.notify()
+                s.ticket.waiting += len(s.ids)
+                self._turns.add(s.line, len(s.ids), s)
+            self.changes += 1
+            self._ready.notify_all()
 
-    def put_call(self, call: Callable[[], None]) -> None:
-        """Have the model's thread run `call` between two batches."""
+    def claim(self, key: Hashable) -> bool:
+        """Whether a full queue lets this request in all the same, as it comes again at its time."""
+        with self._ready:
+            return self._bookings.claim(key)
+
+    def refuse(self, key: Hashable) -> QueueFull:
+        """The refusal of a request that came while the queue was full and was not even read."""
+        with self._ready:
+            return self._refused(key, self._request_tokens)
+
+    def _refused(self, key: Hashable, size: float) -> QueueFull:
+        rate = self.tokens_per_s
+        wait_s = max(0.0, self.tokens + size - self.max_tokens) / rate
+        return QueueFull(self._bookings.book(key, size, rate, wait_s))
+
+    def put_call(self, call: Call) -> None:
+        """Have one of the model's threads run `call`, between two layers if it is busy."""
         with self._ready:
             self._calls.append(call)
-            self._ready.notify()
+            self.changes += 1
+            self._ready.notify_all()
 
-    def take(self, budget: int) -> list[Waiting] | Callable[[], None] | None:
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody waits for the ticket any more: its sequences make room at once."""
+        with self._ready:
+            ticket.cancelled = True
+            self.tokens -= ticket.waiting
+            ticket.waiting = 0
+
+    def take(self, budget: int, *, spare: bool = False) -> tuple[list[Waiting], bool] | Call | None:
         """Wait for work: a call, or sequences of at most `budget` tokens (one at least); None: closed.
 
-        One from each line in turn, so that a flood for one adapter does not hold up another.
+        With the sequences comes whether they are all there is: nothing waits or runs beside them.
+        A spare thread takes only what is left while another one runs. What is taken counts as
+        running until drained() is told.
         """
         with self._ready:
             while True:
-                self._ready.wait_for(lambda: self._calls or self._lines or self._closed)
+                self._ready.wait_for(lambda: self._closed or self._has_work(spare))
                 if self._calls:
                     return self._calls.popleft()
-                taken = self._take_sequences(budget)
+                share = max(SMALLEST_SHARE, math.ceil(self.tokens / self._takers))
+                taken = self._take(min(budget, share), ())
                 if taken:
-                    return taken
-                if self._closed:
+                    alone = not self._turns and not self._running
+                    self._running += 1
+                    return taken, alone
+                if self._closed and not self._turns:
                     return None
 
-    def _take_sequences(self, budget: int) -> list[Waiting]:
+    def _has_work(self, spare: bool) -> bool:
+        if spare and not self._running:
+            return False
+        return bool(self._calls or self._turns)
+
+    def take_ahead(self, running: Sequence[Waiting], budget: int) -> list[Waiting] | Call | None:
+        """What is to run before the rest of a running batch, without waiting for it; None: nothing.
+
+        A call, or sequences whose turn would have been before the end of the batch's.
+        """
+        with self._ready:
+            if self._calls:
+                return self._calls.popleft()
+            return self._take(budget, {s.line for s in running}) or None
+
+    def _take(self, budget: int, ahead_of: set[Path] | tuple[()]) -> list[Waiting]:
+        """Whose turn it is, up to `budget` tokens; only those before the end of all of these lines."""
+        self._turns.begin()
         taken: list[Waiting] = []
         room = budget
-        while self._lines:
-            key, line = next(iter(self._lines.items()))
-            s = line[0]
-            gone = s.ticket.cancelled or s.ticket.error is not None
-            if taken and not gone and len(s.ids) > room:
+        while self._turns:
+            _, tokens, s = self._turns.peek()
+            if s.ticket.cancelled:
+                self._turns.pop(free=True)
+                continue
+            if taken and tokens > room:
                 break
-            line.popleft()
-            self.tokens -= len(s.ids)
-            if line:
-                self._lines.move_to_end(key)
-            else:
-                del self._lines[key]
-            if not gone:
-                taken.append(s)
-                room -= len(s.ids)
+            if ahead_of and not all(map(self._turns.ahead_of, ahead_of)):
+                break
+            self._turns.pop()
+            self.tokens -= tokens
+            s.ticket.waiting -= tokens
+            taken.append(s)
+            room -= tokens
         return taken
 
-    def drained(self, tokens: int, seconds: float) -> None:
-        """Tell what the last batch took; feeds Retry-After."""
-        rate = tokens / max(seconds, 1e-6)
+    def drained(self, tokens: int, started: float, *, ahead: bool = False) -> None:
+        """Tell that what was taken is over, begun at `started` (perf_counter). ahead: by take_ahead."""
+        now = time.perf_counter()
         with self._ready:
-            before = self._tokens_per_s or rate
-            self._tokens_per_s = (1 - SMOOTHING) * before + SMOOTHING * rate
+            passed = now - max(started, self._drained_at)
+            fade = math.exp(-passed / WINDOW_S)
+            before = self._drained
+            self._drained = (before[0] * fade + tokens, before[1] * fade + passed)
+            self._drained_at = now
+            if not ahead:
+                self._running -= 1
+                self._ready.notify_all()
 
     def close(self) -> None:
         with self._ready:
             self._closed = True
-            self._ready.notify()
+            self._ready.notify_all()

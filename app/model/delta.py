@@ -1,37 +1,21 @@
 """The segmented low-rank product: each segment's rows get their own adapter's update.
 
-Knows rows and matrices; nothing of names, models or requests. Layers that read the same input
-(query, key, value) share one shrink, x @ [A_q; A_k; A_v].T: it is most of an update's cost
-(docs/decisions/0003).
+Knows rows and matrices; nothing of names, models or requests. Float32 on the CPU runs through
+kernel.py, one call a layer; everything else through the same formula in torch, segment by segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, Norm, Rows
+from app.adapters.adapter import Adapter, LoRALayer, Norm, Rows
+from app.model import kernel
 from app.model.linear import FrozenLinear
-
-SAME_INPUT = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """One layer's y = gain * y + shift + (x @ A.T) @ B.T, gain and shift [out] where there are any.
-
-    shrink: A, stacked with its neighbours' [R, in]; B [out, r]. part: this layer's columns of the
-    shrink's R.
-    """
-
-    shrink: Tensor
-    part: slice
-    B: Tensor
-    gain: Tensor | None = None
-    shift: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,67 +24,87 @@ class Layers:
 
     updates: low-rank ones. own: layers that its rows run through in place of the base's, because
     the adapter replaces them whole or is merged. A Linear is in one of the two at most.
-    norms, embeddings: what it makes of the other layers.
+    norms, embeddings: what it makes of the other layers. table [the base's Linears, kernel.FIELDS]:
+    the updates by address, for the kernel; None where it does not serve.
     """
 
-    updates: Mapping[str, Update] = field(default_factory=dict)
+    updates: Mapping[str, LoRALayer] = field(default_factory=dict)
     own: Mapping[str, FrozenLinear] = field(default_factory=dict)
     norms: Mapping[str, Norm] = field(default_factory=dict)
     embeddings: Mapping[str, Rows] = field(default_factory=dict)
+    table: np.ndarray | None = None
 
 
 BASE_LAYERS = Layers()
 
 
-def unmerged_layers(adapter: Adapter) -> Layers:
-    """Every low-rank layer as an update, and the layers that the adapter brings whole."""
-    groups: dict[tuple[str, int], list[str]] = {}
-    for path in adapter.layers:
-        parent, _, leaf = path.rpartition(".")
-        same = next((i for i, names in enumerate(SAME_INPUT) if leaf in names), None)
-        key = (path, -1) if same is None else (parent, same)
-        groups.setdefault(key, []).append(path)
-    updates: dict[str, Update] = {}
-    for paths in groups.values():
-        layers = [adapter.layers[path] for path in paths]
-        shrink = layers[0].A if len(layers) == 1 else torch.cat([layer.A for layer in layers])
-        end = 0
-        for path, layer in zip(paths, layers, strict=True):
-            start, end = end, end + layer.rank
-            updates[path] = Update(shrink, slice(start, end), layer.B, layer.gain, layer.shift)
+def unmerged_layers(adapter: Adapter, linears: Sequence[str]) -> Layers:
+    """Every low-rank layer as an update, and the layers that the adapter brings whole.
+
+    linears: the paths of the base's Linears, in the order in which they are numbered.
+    """
     own = {
         path: FrozenLinear(dense.weight, dense.bias, keep_weight=False)
         for path, dense in adapter.replaced.items()
     }
-    return Layers(updates, own, adapter.norms, adapter.embeddings)
+    layers = Layers({}, own, adapter.norms, adapter.embeddings)
+    return with_updates(layers, adapter.layers, linears)
 
 
-@dataclass(eq=False)
-class Shrunk:
-    """The shrinks of the input that was last seen, for the neighbouring layers that read it too."""
-
-    _x: Tensor | None = None
-    _found: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    def of(self, x: Tensor, rows: slice, shrink: Tensor) -> Tensor:
-        """x[rows] @ shrink.T; x [T, in] is recognised by identity."""
-        if x is not self._x:
-            self._x = x
-            self._found = {}
-        key = (id(shrink), rows.start)
-        if key not in self._found:
-            self._found[key] = x[rows] @ shrink.T
-        return self._found[key]
-
-    def clear(self) -> None:
-        """Let go of the last input."""
-        self._x = None
-        self._found = {}
+def with_updates(
+    layers: Layers, updates: Mapping[str, LoRALayer], linears: Sequence[str]
+) -> Layers:
+    """The same layers with these updates in place of theirs."""
+    if not updates or not all(_in_kernels_reach(lora) for lora in updates.values()):
+        return replace(layers, updates=updates, table=None)
+    table = np.zeros((len(linears), kernel.FIELDS), np.int64)
+    for i, path in enumerate(linears):
+        if path in updates:
+            lora = updates[path]
+            table[i] = (
+                lora.A.data_ptr(),
+                lora.B.data_ptr(),
+                lora.rank,
+                0 if lora.gain is None else lora.gain.data_ptr(),
+                0 if lora.shift is None else lora.shift.data_ptr(),
+            )
+    return replace(layers, updates=updates, table=table)
 
 
-def add_delta(
-    y: Tensor, x: Tensor, updates: Iterable[tuple[slice, Update]], shrunk: Shrunk
-) -> Tensor:
+def _in_kernels_reach(lora: LoRALayer) -> bool:
+    """Float32 on the CPU, A by rows and B by columns, which is how adapter.laid_out leaves them."""
+    parts = [t for t in (lora.A, lora.B.T, lora.gain, lora.shift) if t is not None]
+    return all(
+        t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in parts
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """The updates of one batch: of each segment that has some, its rows and its adapter's layers.
+
+    rows [S, 2]; table [the base's Linears, S, kernel.FIELDS], both int64, or None for torch's way.
+    """
+
+    segments: Sequence[tuple[slice, Layers]] = ()
+    rows: np.ndarray | None = None
+    table: np.ndarray | None = None
+
+
+NO_UPDATES = Updates()
+
+
+def gather(segments: Sequence[tuple[slice, Layers]]) -> Updates:
+    """One batch's updates, once for all of its layers."""
+    updated = [(rows, layers) for rows, layers in segments if layers.updates]
+    tables = [layers.table for _, layers in updated if layers.table is not None]
+    if not updated or len(tables) < len(updated):
+        return Updates(updated)
+    rows = np.array([(rows.start, rows.stop) for rows, _ in updated], np.int64)
+    return Updates(updated, rows, np.stack(tables, axis=1))
+
+
+def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) -> Tensor:
     """Add each segment's low-rank update to the frozen layer's output, in place.
 
     y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T; scale and gain are already in B
@@ -108,14 +112,24 @@ def add_delta(
     Rows of no update are not touched: they stay the base's, bit for bit.
 
     x [T, in], y [T, out]: packed rows, one dtype. A [r, in], B [out, r]; r may differ.
-    Raises RuntimeError (torch) where A or B does not fit the layer.
-    Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
+    path, number: which of the base's Linears it is. Raises RuntimeError (torch) where A or B does
+    not fit the layer. Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
     """
-    for rows, update in updates:
-        if update.gain is not None:
-            y[rows].mul_(update.gain)
-        if update.shift is not None:
-            y[rows].add_(update.shift)
-        if update.B.shape[1]:
-            y[rows].addmm_(shrunk.of(x, rows, update.shrink)[:, update.part], update.B.T)
+    if updates.rows is not None and updates.table is not None:
+        kernel.add_updates(y.numpy(), x.contiguous().numpy(), updates.rows, updates.table[number])
+        return y
+    for rows, layers in updates.segments:
+        lora = layers.updates.get(path)
+        if lora is not None:
+            add_update(y[rows], x[rows], lora)
     return y
+
+
+def add_update(y: Tensor, x: Tensor, lora: LoRALayer) -> None:
+    """One segment's update, in place, on any device and in any dtype: the kernel's twin."""
+    if lora.gain is not None:
+        y.mul_(lora.gain)
+    if lora.shift is not None:
+        y.add_(lora.shift)
+    if lora.rank:
+        y.addmm_(x @ lora.A.T, lora.B.T)

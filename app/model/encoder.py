@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(eq=False)
 class Encoder:
-    """One frozen base. Its methods run in the model's one thread.
+    """One frozen base. Several threads may run it, each its own batch.
 
     digest: sha256 over every parameter and buffer at load. max_length: tokens per sequence.
     """
@@ -86,32 +86,38 @@ class Encoder:
         return replace(said, max_length=min(said.max_length or self.max_length, self.max_length))
 
     @torch.inference_mode()
-    def run(self, items: Sequence[Item]) -> list[Tensor]:
-        """Embeddings or logits (fp32, on the CPU), one per item, in the items' order."""
+    def run(
+        self, items: Sequence[Item], between: Callable[[], None] = lambda: None
+    ) -> list[Tensor]:
+        """Embeddings or logits (fp32, on the CPU), one per item, in the items' order.
+
+        between: called before each Linear; it may run other items first, or raise to give this up.
+        """
         batch = pack(items, self.device, self._padding)
-        hidden = self._forward(batch).last_hidden_state[0]
+        hidden = self._forward(batch, between).last_hidden_state[0]
         found = head.answers(hidden, batch, self._pool if self._pooler else None)
         ordered: list[Tensor | None] = [None] * len(items)
         for place, row in zip(batch.order, found, strict=True):
             ordered[place] = row
-        self.route.clear()
         return [row for row in ordered if row is not None]
 
-    def _forward(self, batch: Batch, **more: Any) -> Any:
-        self.route.segments = batch.segments
+    def _forward(
+        self, batch: Batch, between: Callable[[], None] = lambda: None, **more: Any
+    ) -> Any:
         if self._takes_types:
             more["token_type_ids"] = batch.token_type_ids
-        return self.model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids + self._first_position,
-            runs=batch.runs,
-            **more,
-        )
+        with self.route.run(batch.segments, between):
+            return self.model(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids + self._first_position,
+                runs=batch.runs,
+                **more,
+            )
 
     def _pool(self, rows: Tensor, items: list[Item]) -> Tensor:
         """The base's pooler over first-token rows [S, H], each through its item's adapter."""
-        self.route.segments = segments(items, [1] * len(items))
-        return torch.tanh(self._pooler(rows))  # type: ignore[misc]
+        with self.route.run(segments(items, [1] * len(items))):
+            return torch.tanh(self._pooler(rows))  # type: ignore[misc]
 
     @torch.inference_mode()
     def measure(self, ids: Sequence[int], layers: Layers) -> Delta:
@@ -132,7 +138,6 @@ class Encoder:
         if self._pooler is not None:
             pooled = self._pool(last[[0, n]], items)
             ends = [torch.cat([end, row]) for end, row in zip(ends, pooled, strict=True)]
-        self.route.clear()
         return Delta(_relative(ends[1].double(), ends[0].double()), per_layer)
 
     def digest_now(self) -> str:

@@ -5,9 +5,10 @@ Knows modules and segments; knows no names of adapters. The base's weights are o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,31 +16,40 @@ from torch import Tensor, nn
 
 from app.adapters.adapter import Adapter, Rows
 from app.model.batch import Segment
-from app.model.delta import Layers, Shrunk, add_delta
+from app.model.delta import NO_UPDATES, Layers, Updates, add_delta, gather, with_updates
 from app.model.linear import FrozenLinear
 
 
-@dataclass
-class Route:
-    """The segments of the forward that is running; set by the model's one thread before each."""
+def _go_on() -> None:
+    """Nothing to do between two layers."""
 
-    segments: list[Segment] = field(default_factory=list)
-    shrunk: Shrunk = field(default_factory=Shrunk)
-    _flat: tuple[Tensor | None, Tensor | None] = (None, None)
 
-    def rows_of(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [T, in]; the same object again for the same x, so that shrinks are shared."""
-        seen, flat = self._flat
-        if seen is not x or flat is None:
-            flat = x.reshape(-1, x.shape[-1])
-            self._flat = (x, flat)
-        return flat
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward: who sits on which rows. between: called before every Linear, and may raise."""
 
-    def clear(self) -> None:
-        """Let go of the last forward's tensors and adapters."""
-        self.segments = []
-        self._flat = (None, None)
-        self.shrunk.clear()
+    segments: Sequence[Segment] = ()
+    updates: Updates = NO_UPDATES
+    between: Callable[[], None] = _go_on
+
+
+class Route(threading.local):
+    """The forward that each thread is running."""
+
+    running = Pass()
+
+    @contextmanager
+    def run(
+        self, segments: Sequence[Segment], between: Callable[[], None] = _go_on
+    ) -> Iterator[None]:
+        """Send the forward inside by these segments; the one that it interrupts goes on afterwards."""
+        before = self.running
+        updates = gather([(s.rows, s.layers) for s in segments])
+        self.running = Pass(segments, updates, between)
+        try:
+            yield
+        finally:
+            self.running = before
 
 
 class LinearWithLoRA(nn.Module):
@@ -48,24 +58,24 @@ class LinearWithLoRA(nn.Module):
     The tutorial's `linear(x) + lora(x)`, with the lora chosen by segment.
     """
 
-    def __init__(self, linear: nn.Linear, path: str, route: Route) -> None:
+    def __init__(self, linear: nn.Linear, path: str, route: Route, number: int) -> None:
         super().__init__()
         self.linear = linear
         self.path = path
         self.route = route
+        self.number = number
         self.frozen = FrozenLinear(linear.weight, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]; the leading dimensions' product is the segments' T rows."""
-        rows = self.route.rows_of(x)
-        segments = self.route.segments
-        y = self._products(rows, segments)
-        updates = [
-            (s.rows, s.layers.updates[self.path]) for s in segments if self.path in s.layers.updates
-        ]
-        return add_delta(y, rows, updates, self.route.shrunk).view(*x.shape[:-1], -1)
+        running = self.route.running
+        running.between()
+        rows = x.reshape(-1, x.shape[-1])
+        y = self._products(rows, running.segments)
+        add_delta(y, rows, running.updates, self.path, self.number)
+        return y.view(*x.shape[:-1], -1)
 
-    def _products(self, x: Tensor, segments: list[Segment]) -> Tensor:
+    def _products(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
         """Each stretch of rows times its own weight: the base's, a merged or a replaced one."""
         stretches: list[tuple[slice, FrozenLinear]] = []
         for s in segments:
@@ -98,7 +108,7 @@ class NormWithLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [1, T, H] -> the same shape."""
         y: Tensor = self.norm(x)
-        for s in self.route.segments:
+        for s in self.route.running.segments:
             own = s.layers.norms.get(self.path)
             if own is not None:
                 shape = (x.shape[-1],)
@@ -120,7 +130,7 @@ class EmbeddingWithLoRA(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [1, T] -> [1, T, dim]."""
         y: Tensor = self.embedding(ids)
-        for s in self.route.segments:
+        for s in self.route.running.segments:
             change = s.layers.embeddings.get(self.path)
             if change is not None:
                 y[0, s.rows] = look_up(change, ids[0, s.rows], y[0, s.rows])
@@ -144,24 +154,25 @@ def look_up(change: Rows, ids: Tensor, y: Tensor) -> Tensor:
     return y
 
 
-WRAPPERS: dict[type[nn.Module], Any] = {
-    nn.Linear: LinearWithLoRA,
-    nn.LayerNorm: NormWithLoRA,
-    nn.Embedding: EmbeddingWithLoRA,
-}
-
-
 def insert_lora(model: nn.Module, route: Route) -> dict[str, LinearWithLoRA]:
     """Put a wrapper in the place of every Linear, LayerNorm and Embedding below `model`.
 
-    Returns the Linears' by path.
+    Returns the Linears' by path, in the order of their numbers.
     """
-    found = {path: m for path, m in model.named_modules() if type(m) in WRAPPERS}
-    wrappers = {path: WRAPPERS[type(m)](m, path, route) for path, m in found.items()}
-    for path, wrapper in wrappers.items():
+    linears: dict[str, LinearWithLoRA] = {}
+    for path, module in list(model.named_modules()):
+        wrapper: nn.Module
+        if type(module) is nn.Linear:
+            wrapper = linears[path] = LinearWithLoRA(module, path, route, len(linears))
+        elif type(module) is nn.LayerNorm:
+            wrapper = NormWithLoRA(module, path, route)
+        elif type(module) is nn.Embedding:
+            wrapper = EmbeddingWithLoRA(module, path, route)
+        else:
+            continue
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, wrapper)
-    return {path: w for path, w in wrappers.items() if isinstance(w, LinearWithLoRA)}
+    return linears
 
 
 @torch.inference_mode()
@@ -188,7 +199,7 @@ def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter, layers:
             bias = lora.shift if bias is None else bias + lora.shift
         weight = weight + lora.B.float() @ lora.A.float()
         merged[path] = FrozenLinear(weight.to(linear.weight.dtype), bias, keep_weight=False)
-    return replace(layers, updates=updates, own=merged)
+    return with_updates(replace(layers, own=merged), updates, list(wrappers))
 
 
 def merged_bytes(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter) -> int:

@@ -1,13 +1,16 @@
-"""One bad sequence fails alone; the loop goes on."""
+"""One bad sequence fails alone, short ones go ahead, nothing is computed for nobody or twice."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from app.engine.engine import Ask, Engine
+from app.engine.queue import Asker
 from app.engine.tokenizer import Tokens
 from app.model.batch import Item, Want
 
@@ -17,7 +20,7 @@ class FailingEncoder:
 
     max_length = 100
 
-    def run(self, items: list[Item]) -> list[torch.Tensor]:
+    def run(self, items: list[Item], between: object) -> list[torch.Tensor]:
         if any(13 in item.ids for item in items):
             raise RuntimeError("unlucky")
         return [torch.tensor([float(len(item.ids))]) for item in items]
@@ -58,3 +61,76 @@ def test_a_call_runs_on_the_models_thread_and_its_error_comes_back() -> None:
         await asyncio.to_thread(engine.stop)
 
     asyncio.run(run())
+
+
+class SlowEncoder:
+    """Gives each sequence its length, over three layers; notes what ran in which order."""
+
+    max_length = 1000
+
+    def __init__(self) -> None:
+        self.ran: list[list[int]] = []
+        self.layer = threading.Event()
+        self.go_on = threading.Event()
+
+    def run(self, items: list[Item], between: Callable[[], None]) -> list[torch.Tensor]:
+        for _ in range(3):
+            between()
+            if len(items[0].ids) > 100:
+                self.layer.set()
+                self.go_on.wait(10)
+        self.ran.append([len(item.ids) for item in items])
+        return [torch.tensor([float(len(item.ids))]) for item in items]
+
+
+async def started(encoder: SlowEncoder) -> tuple[Engine, asyncio.Task[object]]:
+    """An engine in the midst of a long sequence."""
+    engine = Engine(encoder, 1000, 100_000)  # type: ignore[arg-type]
+    engine.start()
+    long = asyncio.create_task(engine.run([ask(*range(500))]))
+    await asyncio.to_thread(encoder.layer.wait, 10)
+    return engine, long  # type: ignore[return-value]
+
+
+def test_a_short_request_does_not_wait_for_the_end_of_a_long_one() -> None:
+    async def run() -> list[list[int]]:
+        encoder = SlowEncoder()
+        engine, long = await started(encoder)
+        other = Asker(client="another")
+        short = asyncio.create_task(engine.run([ask(1, 2, 3)], other))
+        await asyncio.sleep(0.05)
+        encoder.go_on.set()
+        await asyncio.gather(short, long)
+        await asyncio.to_thread(engine.stop)
+        return encoder.ran
+
+    assert asyncio.run(run()) == [[3], [500]]
+
+
+def test_a_batch_that_nobody_waits_for_stops_at_the_next_layer() -> None:
+    async def run() -> list[list[int]]:
+        encoder = SlowEncoder()
+        engine, long = await started(encoder)
+        long.cancel()
+        await asyncio.gather(long, return_exceptions=True)
+        encoder.go_on.set()
+        answer = await engine.run([ask(1, 2)])
+        assert answer.rows[0].item() == 2
+        await asyncio.to_thread(engine.stop)
+        return encoder.ran
+
+    assert asyncio.run(run()) == [[2]]
+
+
+def test_what_is_asked_twice_in_a_batch_is_computed_once() -> None:
+    async def run() -> tuple[list[list[int]], list[float]]:
+        encoder = SlowEncoder()
+        engine = Engine(encoder, 1000, 100_000)  # type: ignore[arg-type]
+        answer = asyncio.create_task(engine.run([ask(1, 2), ask(7), ask(1, 2), ask(3, 4)]))
+        await asyncio.sleep(0)
+        engine.start()
+        rows = (await answer).rows
+        await asyncio.to_thread(engine.stop)
+        return encoder.ran, [row.item() for row in rows]
+
+    assert asyncio.run(run()) == ([[2, 1, 2]], [2, 1, 2, 2])

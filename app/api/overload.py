@@ -1,0 +1,97 @@
+"""Who asks, how urgently, and the door that is shut while the queue is full.
+
+A request that comes then is refused before it is parsed or tokenised, which would take time from those
+that were let in; unless it has come again when it was told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import invalid, refusal_of, respond
+from app.api.serving import Serving
+from app.engine.queue import Asker, QueueFull
+
+PRIORITY = "x-priority"
+
+
+async def asker_of(request: Request) -> Asker:
+    """client: the key that it sends, or its address. Raises Refusal for an unknown priority."""
+    priority = request.headers.get(PRIORITY, "interactive")
+    if priority not in ("interactive", "bulk"):
+        raise invalid(PRIORITY, f"is {priority!r}; it may be interactive or bulk")
+    client = _client(request.scope)
+    key = _key(request.scope, await request.body())
+    booked = request.scope["state"].get("booked", False)
+    return Asker(client, priority == "bulk", key, booked)
+
+
+def _client(scope: Scope) -> Hashable:
+    said = Headers(scope=scope).get("authorization")
+    return said or (scope.get("client") or ("",))[0]
+
+
+def _key(scope: Scope, body: bytes) -> Hashable:
+    """The same for a request that comes again."""
+    return hash((_client(scope), scope["path"], scope["query_string"], body))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Around every request that needs the model, inside of the guard."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _needs_model(scope):
+            await self.app(scope, receive, send)
+            return
+        serving: Serving = scope["app"].state.serving
+        queue = serving.engine.queue
+        if not queue.full:
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await _whole_body(receive)
+            key = _key(scope, body)
+            if not queue.claim(key):
+                raise queue.refuse(key)
+        except (QueueFull, HTTPException) as error:
+            request = Request(scope)
+            await respond(request, refusal_of(error, request))(scope, receive, send)
+            return
+        scope["state"]["booked"] = True
+        await self.app(scope, _replay(body, receive), send)
+
+
+def _needs_model(scope: Scope) -> bool:
+    return scope["method"] == "POST" and not scope["path"].startswith("/adapters")
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    """Raises what the guard raises for one that is too large."""
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -1,0 +1,71 @@
+"""When a refused request is to come again, and its being let in then.
+
+Under a lasting overload new requests take every place that becomes free, so a wait told from the
+drain rate alone would mostly end in another refusal. A refusal therefore books a time: the bookings
+follow each other at half of the drain rate, and who comes at its time is let in above the limit.
+Knows keys, tokens and seconds; knows no requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+
+SHARE = 0.5  # of the drain rate that is kept for those who come again
+EARLY_S = 0.05  # a client's clock and the network
+LATE_S = 5.0  # then its place is given up
+SMOOTHING = 0.05  # weight of the newest booking in the share that comes again
+MOST = 100_000  # bookings held
+
+
+class Bookings:
+    """Not thread-safe: the queue's lock is around it."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._due: dict[Hashable, deque[float]] = {}
+        self._order: deque[tuple[float, Hashable]] = deque()
+        self._next = 0.0
+        self._come_again = 1.0
+
+    def book(self, key: Hashable, tokens: float, tokens_per_s: float, wait_s: float) -> float:
+        """Seconds until the refused request `key` is let in; at least wait_s.
+
+        Those who are known not to come again make nobody wait longer.
+        """
+        now = self._clock()
+        self._give_up(now)
+        at = max(now + wait_s, self._next)
+        self._next = at + tokens * self._come_again / (SHARE * max(tokens_per_s, 1.0))
+        if len(self._order) < MOST:
+            self._due.setdefault(key, deque()).append(at)
+            self._order.append((at, key))
+        return at - now
+
+    def claim(self, key: Hashable) -> bool:
+        """Whether `key` has a booking whose time has come; it is used up."""
+        now = self._clock()
+        self._give_up(now)
+        due = self._due.get(key)
+        if not due or due[0] > now + EARLY_S:
+            return False
+        self._drop(key)
+        self._learn(came=True)
+        return True
+
+    def _give_up(self, now: float) -> None:
+        while self._order and self._order[0][0] < now - LATE_S:
+            at, key = self._order.popleft()
+            if key in self._due and self._due[key][0] <= at:  # else it was claimed
+                self._drop(key)
+                self._learn(came=False)
+
+    def _drop(self, key: Hashable) -> None:
+        due = self._due[key]
+        due.popleft()
+        if not due:
+            del self._due[key]
+
+    def _learn(self, *, came: bool) -> None:
+        self._come_again += SMOOTHING * (float(came) - self._come_again)
