@@ -8,6 +8,7 @@ import logging
 import logging.config
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
 from app.adapters.registry import Registry
+from app.adapters.residents import Residents
 from app.adapters.store import Store, StoreUnusable
 from app.api import adapters, dialects, health, inference, tei
 from app.api.errors import install_errors
@@ -31,7 +33,8 @@ from app.engine.load import make_loader
 from app.engine.tokenizer import load_tokenizer
 from app.engine.watch import watch
 from app.logs import log_config
-from app.model.allocation import keep_memory
+from app.model import kernel
+from app.model.allocation import free_memory, keep_memory
 from app.model.base_files import BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
 from app.model.encoder import DTYPES, load_encoder
@@ -63,14 +66,19 @@ def build(settings: Settings) -> FastAPI:
         try:
             await serving.installer.load_all(settings.adapters_dir)
             watching = asyncio.create_task(watch(serving.installer, settings.adapters_dir))
+            warming = asyncio.create_task(serving.installer.warm())
             names = sorted(serving.registry.names)
             log.info(
-                "serving %s with %d adapters: %s", _base(serving), len(names), ", ".join(names)
+                "serving %s with %d adapters: %s",
+                _base(serving),
+                len(names),
+                ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
             )
             yield
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            for task in (watching, warming):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         finally:
             await asyncio.to_thread(serving.engine.stop)
 
@@ -96,6 +104,8 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
     """Store, base, tokenizer, engine, installer. Blocks. Raises StartRefused."""
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
+    compiling = threading.Thread(target=kernel.prepare)  # seconds, at an installation's first start
+    compiling.start()
     try:
         store = Store(settings.store)
         files = find_base(settings.model, settings.model_revision)
@@ -103,6 +113,7 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
         tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
     except (BaseRefused, EmbeddedBaseMissing, StoreUnusable) as error:
         raise StartRefused(str(error)) from error
+    compiling.join()
     default_budget = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
     threads = min(CPU_BATCHES, torch.get_num_threads()) if device.type == "cpu" else 1
     engine = Engine(
@@ -112,7 +123,8 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
         threads,
     )
     engine.on_batch = metrics.batch
-    registry = Registry()
+    budget = settings.adapter_memory_bytes
+    registry = Registry(Residents(free_memory(device) // 2 if budget is None else budget))
     installer = Installer(
         store,
         registry,
@@ -123,6 +135,11 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
     queue = engine.queue
     metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: queue.tokens)
     metrics.watch("bert_lora_adapters", "Adapters served.", lambda: len(registry.names))
+    residents = registry.residents
+    metrics.watch("bert_lora_resident_adapters", "Versions in memory.", lambda: len(residents))
+    metrics.watch("bert_lora_resident_bytes", "Memory of those.", lambda: residents.bytes)
+    metrics.watch("bert_lora_adapter_hits", "Found in memory.", lambda: residents.hits)
+    metrics.watch("bert_lora_adapter_misses", "Loaded for a request.", lambda: residents.misses)
     metrics.watch(
         "bert_lora_merged_bytes", "Memory of merged copies.", lambda: registry.merged_bytes
     )

@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     max_adapter_bytes: int = Field(
         512 << 20, ge=1, description="Size of an upload, and of what it unpacks to; above: 413."
     )
+    adapter_memory_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Memory for adapters; what is used least recently is loaded again from the "
+        "store when asked for. Unset: half of what is free at start.",
+    )
     merge_memory_bytes: int = Field(
         2 << 30, ge=0, description="Memory for the copies that merged adapters keep; above: 507."
     )

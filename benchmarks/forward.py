@@ -32,7 +32,7 @@ import transformers
 from transformers import AutoModel, BertConfig
 
 from app.adapters.adapter import Adapter, LoRALayer, laid_out
-from app.adapters.registry import Version
+from app.adapters.residents import Version
 from app.engine.engine import Ask, Engine
 from app.engine.tokenizer import Tokens
 from app.main import CPU_BATCH_TOKENS, CPU_BATCHES
@@ -102,8 +102,8 @@ def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
     ]
     counts = [n for n in ADAPTERS if n <= args.texts]
     versions = [random_version(encoder, seed, args.rank) for seed in range(max(counts))]
-    merged = replace(versions[0])
-    merged.layers = merge_lora(encoder.wrappers, merged.adapter, merged.unmerged)
+    copies = merge_lora(encoder.wrappers, versions[0].adapter, versions[0].layers)
+    merged = replace(versions[0], layers=copies)
     engine = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, torch.get_num_threads()))
     engine.start()
     variants = {
@@ -218,7 +218,7 @@ def random_version(encoder: Encoder, seed: int, rank: int) -> Version:
     }
     adapter = laid_out(Adapter(layers, "peft", 2.0), encoder.device, encoder.dtype)
     ready = unmerged_layers(adapter, list(encoder.wrappers))
-    return Version(str(seed), adapter, {}, ready, ready)
+    return Version(str(seed), adapter, {}, ready)
 
 
 def show(run: dict[str, Any]) -> None:

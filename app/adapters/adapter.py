@@ -6,6 +6,7 @@ Plain data, frozen. Knows neither the file it came from (layouts.py, fold.py) no
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -175,7 +176,7 @@ def laid_out(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adap
     more than their bytes, and the system gets those back whole when the adapter goes.
     """
     sizes = [t.numel() for layer in adapter.layers.values() for t in (layer.A, layer.B)]
-    parts = iter(torch.split(torch.empty(sum(sizes), device=device, dtype=dtype), sizes))
+    parts = iter(torch.split(_block(sum(sizes), device, dtype), sizes))
     layers = {}
     for path, layer in adapter.layers.items():
         A = next(parts).view(layer.A.shape).copy_(layer.A)
@@ -185,3 +186,10 @@ def laid_out(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adap
         )
         layers[path] = LoRALayer(A, B, gain, shift)
     return replace(move(replace(adapter, layers={}), device, dtype), layers=layers)
+
+
+def _block(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[size], zeros; on the CPU in pages of its own, outside of the heap, which keeps what is freed."""
+    if device.type != "cpu" or not size:
+        return torch.zeros(size, device=device, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype=dtype)

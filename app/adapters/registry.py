@@ -1,4 +1,4 @@
-"""Names -> resident versions. Memory is a cache of the store; a lease is a Python reference.
+"""Names -> versions, and which of those are merged. A lease is a Python reference.
 
 A request holds the Version it resolved until its answer has left, so replacing or deleting a name
 never touches a request in flight. Touched from the event loop only; knows no files and no HTTP.
@@ -7,13 +7,13 @@ never touches a request in flight. Touched from the event loop only; knows no fi
 from __future__ import annotations
 
 import difflib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from app.adapters.adapter import Adapter
+from app.adapters.residents import Residents, Version
 from app.adapters.store import Entry
 
 KEPT_OLD_VERSIONS = 16  # resident beside the current ones, for ?adapter=name@version
@@ -33,37 +33,16 @@ class UnknownVersion(Exception):
     """The name is there, the version is not one of its own."""
 
 
-@dataclass(eq=False)
-class Version:
-    """One immutable adapter, ready to run. report: what the adapter routes answer about it.
-
-    unmerged: its layers as they were loaded; layers: those that it runs with, which a merge swaps
-    for merged ones. Both are model/delta.py's Layers, and opaque here.
-    """
-
-    digest: str
-    adapter: Adapter
-    report: Mapping[str, Any]
-    unmerged: Any
-    layers: Any
-    merged_bytes: int = 0
-
-    @property
-    def merged(self) -> bool:
-        return self.merged_bytes > 0
-
-    def unmerge(self) -> None:
-        """Drop the merged copy. A batch that is running keeps the layers it started with."""
-        self.layers = self.unmerged
-        self.merged_bytes = 0
-
-
 @dataclass(frozen=True)
 class Name:
-    """What a name points at now, what it pointed at before, and since when."""
+    """What a name points at now, what it pointed at before, and since when.
+
+    report: of the version, as it was measured when it was loaded or stored.
+    """
 
     name: str
-    version: Version
+    digest: str
+    report: Mapping[str, Any]
     created: str
     history: tuple[Entry, ...]
 
@@ -74,39 +53,56 @@ class Name:
 
 @dataclass
 class Registry:
-    """All that is resident. broken, refused: what cannot be served, by name, with the reason.
+    """All names. broken, refused: what cannot be served, by name, with the reason.
 
     broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. fallen_back: names that are
     served by an earlier version, because their own no longer gives its certificate's answers.
+    merged: by name, the version with a merged copy; names of the same bytes are merged each on its own.
     """
 
+    residents: Residents
     names: dict[str, Name] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     fallen_back: dict[str, str] = field(default_factory=dict)
-    _old: OrderedDict[str, Version] = field(default_factory=OrderedDict)
+    merged: dict[str, Version] = field(default_factory=dict)
+    _pointed: Counter[str] = field(default_factory=Counter)
+    _old: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
-    def point(self, name: str, version: Version, created: str, history: tuple[Entry, ...]) -> None:
-        """Make `name` answer with `version` from now on.
-
-        Names that point at the same bytes share the tensors, but each is merged on its own.
-        """
-        before = self.names.get(name)
-        if before is not None and before.version.digest == version.digest:
-            version = before.version
-        elif any(n.version is version for n in self.names.values()):
-            version = replace(version, layers=version.unmerged, merged_bytes=0)
-        self.broken.pop(name, None)
-        self.fallen_back.pop(name, None)
-        self._old.pop(version.digest, None)
-        self.names[name] = Name(name, version, created, history)
-        if before is not None and before.version.digest != version.digest:
-            self.keep(before.version)
+    def point(self, found: Name) -> None:
+        """Make the name answer with its version from now on."""
+        before = self.names.get(found.name)
+        self.broken.pop(found.name, None)
+        self.fallen_back.pop(found.name, None)
+        self._pointed[found.digest] += 1
+        self._old.pop(found.digest, None)
+        self.names[found.name] = found
+        if before is None or before.digest != found.digest:
+            self.merged.pop(found.name, None)
+        if before is not None:
+            self._leave(before.digest)
 
     def remove(self, name: str) -> None:
         self.broken.pop(name, None)
         self.fallen_back.pop(name, None)
-        self.names.pop(name, None)
+        self.merged.pop(name, None)
+        before = self.names.pop(name, None)
+        if before is not None:
+            self._leave(before.digest)
+
+    def _leave(self, digest: str) -> None:
+        self._pointed[digest] -= 1
+        if not self._pointed[digest]:
+            del self._pointed[digest]
+            self.keep_old(digest)
+
+    def keep_old(self, digest: str) -> None:
+        """A version that no name points at is in memory; of those only the latest few stay."""
+        if digest not in self._pointed:
+            self._old[digest] = None
+            self._old.move_to_end(digest)
+            while len(self._old) > KEPT_OLD_VERSIONS:
+                self.residents.drop(self._old.popitem(last=False)[0])
 
     def get(self, name: str) -> Name:
         """Raises UnknownAdapter."""
@@ -117,33 +113,19 @@ class Registry:
             raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
         return found
 
+    def ready(self, found: Name) -> Version | None:
+        """The name's version, merged or not, if it is in memory."""
+        return self.merged.get(found.name) or self.residents.use(found.digest)
+
     @property
     def not_served(self) -> dict[str, str]:
         """Every name that cannot be served, with the reason."""
         return {**self.refused, **self.broken}
 
-    def resident(self, digest: str) -> Version | None:
-        """The version if it is in memory."""
-        current = next((n.version for n in self.names.values() if n.version.digest == digest), None)
-        if current is None and digest in self._old:
-            self._old.move_to_end(digest)
-            return self._old[digest]
-        return current
-
-    def keep(self, version: Version) -> None:
-        """Hold a version that its name left; the least recently used falls out.
-
-        Its merged copy is dropped.
-        """
-        version.unmerge()
-        self._old[version.digest] = version
-        while len(self._old) > KEPT_OLD_VERSIONS:
-            self._old.popitem(last=False)
-
     @property
     def merged_bytes(self) -> int:
-        """Of all merged copies; a version that no name points at has none."""
-        return sum(found.version.merged_bytes for found in self.names.values())
+        """Of all merged copies."""
+        return sum(version.merged_bytes for version in self.merged.values())
 
 
 def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:

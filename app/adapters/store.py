@@ -141,6 +141,19 @@ class Store:
     def read_options(self, version: str) -> dict[str, Any]:
         return dict(json.loads((self.version_folder(version) / OPTIONS).read_text()))
 
+    def read_report(self, version: str) -> dict[str, Any] | None:
+        """What was found out about the version when it was stored; None where that is lost."""
+        try:
+            return dict(json.loads((self.version_folder(version) / REPORT).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_report(self, version: str, report: dict[str, Any]) -> None:
+        """Replace what is known about the version; lost without harm."""
+        with self.receiving() as folder:
+            (folder / REPORT).write_text(json.dumps(report))
+            (folder / REPORT).rename(self.version_folder(version) / REPORT)
+
     def pointers(self) -> Iterator[Pointer]:
         """Every name, deleted ones too."""
         for name in self.names():

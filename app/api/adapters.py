@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.adapter import Task
 from app.adapters.recipe import Options
-from app.adapters.registry import Name
+from app.adapters.registry import Name, Registry
 from app.adapters.sentence import Pooling
 from app.adapters.store import valid_name
 from app.api.answer import json_answer
 from app.api.errors import documented, invalid
-from app.api.serving import Served
+from app.api.serving import Served, Serving
 from app.engine.install import How, PreconditionFailed
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -123,13 +123,13 @@ FILES: Answers = {
 }
 
 
-def describe(found: Name) -> dict[str, Any]:
+def describe(found: Name, registry: Registry) -> dict[str, Any]:
     """API.md's adapter object."""
     return {
         "name": found.name,
-        **found.version.report,
-        "merged": found.version.merged,
-        "resident": True,
+        **found.report,
+        "merged": found.name in registry.merged,
+        "resident": found.name in registry.merged or found.digest in registry.residents,
         "created": found.created,
     }
 
@@ -158,8 +158,8 @@ async def put(
     if done.name is None:
         dry = {"name": name, **done.report, "merged": False, "resident": False, "created": None}
         return json_answer({**dry, "dry_run": True}, {})
-    headers = {"ETag": _etag(done.name.version.digest), "Location": f"/adapters/{name}"}
-    answer = describe(done.name) | {"warnings": done.report["warnings"]}
+    headers = {"ETag": _etag(done.name.digest), "Location": f"/adapters/{name}"}
+    answer = describe(done.name, serving.registry) | {"warnings": done.report["warnings"]}
     answer |= {"unchanged": True} if done.unchanged else {}
     return json_answer(answer, headers, 201 if done.created else 200)
 
@@ -168,7 +168,7 @@ async def put(
 async def list_all(serving: Served) -> Response:
     """Every adapter that is served."""
     names = serving.registry.names
-    return json_answer([describe(names[name]) for name in sorted(names)], {})
+    return json_answer([describe(names[name], serving.registry) for name in sorted(names)], {})
 
 
 @router.get("/{name}", response_class=Response, responses=ONE)
@@ -176,10 +176,10 @@ async def list_all(serving: Served) -> Response:
 async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
     found = serving.registry.get(name)
-    etag = _etag(found.version.digest)
-    if _matches(request.headers.get("if-none-match", "").replace("W/", ""), found.version.digest):
+    etag = _etag(found.digest)
+    if _matches(request.headers.get("if-none-match", "").replace("W/", ""), found.digest):
         return Response(status_code=304, headers={"ETag": etag})
-    return json_answer(describe(found), {"ETag": etag})
+    return json_answer(describe(found, serving.registry), {"ETag": etag})
 
 
 @router.delete(
@@ -194,7 +194,7 @@ async def delete(request: Request, name: AdapterName, serving: Served) -> Respon
 @router.get("/{name}/files", response_class=Response, responses=FILES)
 async def files(name: AdapterName, serving: Served) -> Response:
     """The adapter as the folder that PEFT loads, in a tar; it can be uploaded again as it is."""
-    digest = serving.registry.get(name).version.digest
+    digest = serving.registry.get(name).digest
     body = await serving.installer.files(name)
     headers = {
         "ETag": _etag(digest),
@@ -207,19 +207,19 @@ async def files(name: AdapterName, serving: Served) -> Response:
 async def merge(name: AdapterName, serving: Served) -> Response:
     """Give the adapter its own merged copy of the layers it targets."""
     started = time.perf_counter()
-    return _timed(await serving.installer.merge(name), started)
+    return _timed(await serving.installer.merge(name), serving, started)
 
 
 @router.post("/{name}/unmerge", response_class=Response, responses=ONE)
 async def unmerge(name: AdapterName, serving: Served) -> Response:
     """Drop the merged copy."""
     started = time.perf_counter()
-    return _timed(await serving.installer.unmerge(name), started)
+    return _timed(await serving.installer.unmerge(name), serving, started)
 
 
-def _timed(found: Name, started: float) -> Response:
+def _timed(found: Name, serving: Serving, started: float) -> Response:
     took_ms = round(1000 * (time.perf_counter() - started), 3)
-    return json_answer(describe(found) | {"took_ms": took_ms}, {})
+    return json_answer(describe(found, serving.registry) | {"took_ms": took_ms}, {})
 
 
 @router.get("/{name}/versions", response_class=Response, responses=LIST | documented(404, 422))
@@ -227,7 +227,7 @@ async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has pointed at, oldest first."""
     found = await serving.installer.pointer(name)
     served = serving.registry.names.get(name)
-    current = served.version.digest if served else found.version
+    current = served.digest if served else found.version
     last = max((i for i, e in enumerate(found.history) if e.version == current), default=-1)
     return json_answer(
         [
@@ -245,7 +245,7 @@ async def rollback(
     """Point the name at an earlier version of its own."""
     asked = body.version if body else None
     found = await serving.installer.rollback(name, asked, _precondition(request))
-    return json_answer(describe(found), {"ETag": _etag(found.version.digest)})
+    return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
 
 
 def _etag(digest: str) -> str:

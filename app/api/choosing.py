@@ -12,7 +12,8 @@ from typing import Annotated
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.registry import SHORTEST_VERSION, UnknownVersion, Version, find_version
+from app.adapters.registry import SHORTEST_VERSION, UnknownVersion, find_version
+from app.adapters.residents import Version
 from app.adapters.upload import AdapterRejected
 from app.api.errors import Refusal, invalid
 from app.api.serving import Serving
@@ -96,17 +97,14 @@ async def resolve(serving: Serving, spelled: str) -> Chosen:
             raise UnknownVersion(f"the base's version is {digest[:SHORTEST_VERSION]}")
         return Chosen(spelled, BASE, digest, None)
     if not at:
-        found = registry.get(name).version
-        return Chosen(spelled, name, found.digest, found)
-    entry = registry.get(name)
-    current, digest = entry.version, find_version(name, entry.history, prefix)
-    if digest == current.digest:
-        return Chosen(spelled, name, digest, current)
-    version = registry.resident(digest)
-    if version is None:
-        try:
-            version = await serving.installer.load_stored(digest)
-        except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
-            raise UnknownVersion(f"{name} has version {digest}, but it cannot be loaded") from None
-        registry.keep(version)
+        version = await serving.installer.ready(registry.get(name))
+        return Chosen(spelled, name, version.digest, version)
+    found = registry.get(name)
+    digest = find_version(name, found.history, prefix)
+    if digest == found.digest:
+        return Chosen(spelled, name, digest, await serving.installer.ready(found))
+    try:
+        version = registry.residents.use(digest) or await serving.installer.load_stored(digest)
+    except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
+        raise UnknownVersion(f"{name} has version {digest}, but it cannot be loaded") from None
     return Chosen(spelled, name, digest, version)

@@ -33,7 +33,7 @@ def adapter_of(serving: Serving, chosen: Chosen) -> Adapter:
     adapter = chosen.version.adapter if chosen.version else None
     if adapter is not None and adapter.head is not None:
         return adapter
-    with_head = sorted(n for n, e in serving.registry.names.items() if e.version.adapter.head)
+    with_head = sorted(n for n, e in serving.registry.names.items() if e.report["has_head"])
     who = f"adapter {chosen.name}" if chosen.version else "the base"
     raise Refusal(
         422,

@@ -111,7 +111,7 @@ async def models(serving: Served) -> Response:
             "created": entry.created_unix,
             "owned_by": "adapter",
             "parent": encoder.files.id,
-            "version": entry.version.digest,
+            "version": entry.digest,
         }
         for name, entry in sorted(serving.registry.names.items())
     ]

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from app.adapters.registry import Version
+from app.adapters.residents import Version
 from app.engine.queue import Asker, Queue, Ticket, Waiting
 from app.engine.tokenizer import Tokens
 from app.model.batch import Item, Want

@@ -7,9 +7,11 @@ never wait for one. Knows the store, the registry and the engine; knows no HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from app.adapters.registry import (
     Name,
     Registry,
     UnknownAdapter,
-    Version,
     find_version,
     version_before,
 )
+from app.adapters.residents import Version
 from app.adapters.store import (
     Pointer,
     Store,
@@ -34,10 +36,11 @@ from app.adapters.store import (
 from app.adapters.upload import AdapterRejected
 from app.engine.export import export
 from app.engine.golden import CertificateFailed
-from app.engine.load import Loader, load_version, said_of
+from app.engine.load import Loader, from_store, load_version, said_of, to_store
 from app.model.lora import merge_lora, merged_bytes
 
 log = logging.getLogger(__name__)
+EAGER_S = 3.0  # of loading before the port opens; what is left then is loaded while serving
 
 
 class PreconditionFailed(Exception):
@@ -85,6 +88,8 @@ class Installer:
     max_adapter_bytes: int
     merge_memory_bytes: int
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _loading: dict[str, asyncio.Task[Version]] = field(default_factory=dict)
+    _certified: set[str] = field(default_factory=set)
 
     async def install_body(self, name: str, body: Path, content_type: str, how: How) -> Installed:
         """An uploaded body becomes the name's version.
@@ -133,10 +138,11 @@ class Installer:
             if how.dry_run:
                 return Installed(report, None)
             served = self.registry.names.get(name)
-            unchanged = served is not None and current == digest == served.version.digest
+            unchanged = served is not None and current == digest == served.digest
             if unchanged and content is None:
                 return Installed(report, served, unchanged=True)
-            await asyncio.to_thread(self.store.commit, folder, digest, said, report)
+            stored = to_store(report, self.loader.engine.encoder)
+            await asyncio.to_thread(self.store.commit, folder, digest, said, stored)
             try:
                 moved = await asyncio.to_thread(self.store.point, name, digest, pointer, content)
             except StoreFull:
@@ -145,30 +151,96 @@ class Installer:
             return Installed(report, self._serve(moved, version), current is None, unchanged)
 
     def _serve(self, pointer: Pointer, version: Version) -> Name:
-        version = self.registry.resident(version.digest) or version
-        self.registry.point(pointer.name, version, pointer.created(version.digest), pointer.history)
-        return self.registry.get(pointer.name)
+        self.registry.residents.put(self.registry.residents.get(version.digest) or version)
+        return self._point(pointer, version.digest, version.report)
+
+    def _point(self, pointer: Pointer, digest: str, report: Mapping[str, Any]) -> Name:
+        found = Name(pointer.name, digest, report, pointer.created(digest), pointer.history)
+        self.registry.point(found)
+        return found
 
     async def load_all(self, adapters_dir: Path) -> None:
-        """At start: every name of the store, then what is new in ADAPTERS_DIR."""
-        for name in await asyncio.to_thread(self.store.names):
-            pointer = await asyncio.to_thread(self.store.pointer, name)
+        """At start: every name of the store, then what is new in ADAPTERS_DIR.
+
+        What was measured on this base before is known at once; versions are loaded for EAGER_S, the
+        rest when first asked for or by warm(), and verified then.
+        """
+        started = time.monotonic()
+        for pointer, report in await asyncio.to_thread(self._stored):
+            if pointer.version is None:
+                continue
+            if report is None:
+                await self._load_name(pointer)
+            else:
+                self._point(pointer, pointer.version, report)
+        for found in list(self.registry.names.values()):
+            if time.monotonic() - started > EAGER_S:
+                break
+            await self._warm_one(found)
+        await self.sync_folder(adapters_dir)
+
+    def _stored(self) -> list[tuple[Pointer, dict[str, Any] | None]]:
+        """Every name with what is known of its version. Damaged names are noted as broken."""
+        found = []
+        for name in self.store.names():
+            pointer = self.store.pointer(name)
             if pointer is None:
                 self.registry.broken[name] = (
                     "what was stored about the name is damaged: PUT it again"
                 )
-            if pointer is None or pointer.version is None:
-                continue
-            try:
-                version, fallen = await self._load_current(pointer)
-            except Exception as error:  # one adapter must not keep the others from being served
-                self.registry.broken[pointer.name] = _reason(error)
-                log.error("adapter %s is stored but not served: %s", pointer.name, _reason(error))
-                continue
-            self._serve(pointer, version)
-            if fallen is not None:
-                self.registry.fallen_back[pointer.name] = fallen
-        await self.sync_folder(adapters_dir)
+            else:
+                found.append((pointer, self._known(pointer.version)))
+        return found
+
+    def _known(self, digest: str | None) -> dict[str, Any] | None:
+        """The version's stored report, where it holds for this base. Blocks."""
+        stored = self.store.read_report(digest) if digest else None
+        return from_store(stored, self.loader.engine.encoder)
+
+    async def warm(self) -> None:
+        """Load what the start left, while there is room; no faster than half of the time."""
+        for found in list(self.registry.names.values()):
+            started = time.monotonic()
+            await self._warm_one(found)
+            await asyncio.sleep(time.monotonic() - started)
+
+    async def _warm_one(self, found: Name) -> None:
+        residents = self.registry.residents
+        if self.registry.names.get(found.name) is not found or found.digest in residents:
+            return
+        if residents.has_room(int(found.report["resident_bytes"])):
+            with contextlib.suppress(UnknownAdapter):
+                await self.ready(found)
+
+    async def ready(self, found: Name) -> Version:
+        """The name's version, from memory or mapped back from the store; others go on meanwhile.
+
+        Raises UnknownAdapter where it cannot be served, with the reason.
+        """
+        version = self.registry.ready(found)
+        if version is not None:
+            return version
+        try:
+            return await self.load_stored(found.digest)
+        except Exception:  # the pointer's own way knows what to do: fall back, or call it broken
+            pointer = await self.pointer(found.name)
+        if pointer.version == found.digest and self.registry.names.get(found.name) is found:
+            await self._load_name(pointer)
+        current = self.registry.get(found.name)
+        return self.registry.ready(current) or await self.load_stored(current.digest)
+
+    async def _load_name(self, pointer: Pointer) -> None:
+        """Serve the name by its version, or by the one that it falls back to, or note why not."""
+        try:
+            version, fallen = await self._load_current(pointer)
+        except Exception as error:  # one adapter must not keep the others from being served
+            self.registry.remove(pointer.name)
+            self.registry.broken[pointer.name] = _reason(error)
+            log.error("adapter %s is stored but not served: %s", pointer.name, _reason(error))
+            return
+        self._serve(pointer, version)
+        if fallen is not None:
+            self.registry.fallen_back[pointer.name] = fallen
 
     async def _load_current(self, pointer: Pointer) -> tuple[Version, str | None]:
         """The version that the name points at; where its certificate no longer holds, the latest one
@@ -192,15 +264,42 @@ class Installer:
             raise
 
     async def load_stored(self, digest: str) -> Version:
-        """A stored version, from memory where it is resident. Raises AdapterRejected, OSError."""
-        resident = self.registry.resident(digest)
+        """A stored version, from memory where it is resident; loaded once for all who ask meanwhile.
+
+        Raises AdapterRejected, OSError.
+        """
+        resident = self.registry.residents.get(digest)
         if resident is not None:
             return resident
-        folder = self.store.version_folder(digest)
+        loading = self._loading.get(digest)
+        if loading is None:
+            loading = asyncio.create_task(self._load_stored(digest))
+            self._loading[digest] = loading
+            loading.add_done_callback(lambda _: self._loading.pop(digest, None))
+        return await asyncio.shield(loading)
+
+    async def _load_stored(self, digest: str) -> Version:
+        folder, encoder = self.store.version_folder(digest), self.loader.engine.encoder
         said = await asyncio.to_thread(self.store.read_options, digest)
         if await asyncio.to_thread(content_version, folder, said) != digest:
             raise AdapterRejected("its files on disk are not the ones that were uploaded")
-        return await load_version(self.loader, folder, digest, said, allow_noop=True)
+        known = await asyncio.to_thread(self._known, digest)
+        version = await load_version(
+            self.loader,
+            folder,
+            digest,
+            said,
+            allow_noop=True,
+            known=known,
+            certify=digest not in self._certified,
+        )
+        if known is None:
+            report = to_store(version.report, encoder)
+            await asyncio.to_thread(self.store.write_report, digest, report)
+        self._certified.add(digest)
+        self.registry.residents.put(version)
+        self.registry.keep_old(digest)
+        return version
 
     async def sync_folder(self, adapters_dir: Path) -> None:
         """Serve each folder of ADAPTERS_DIR whose content is new, as if it had been PUT."""
@@ -236,7 +335,7 @@ class Installer:
 
     async def files(self, name: str) -> bytes:
         """A tar of the folder of the version that is served. Raises UnknownAdapter, OSError."""
-        version = self.registry.get(name).version
+        version = await self.ready(self.registry.get(name))
         folder, encoder = self.store.version_folder(version.digest), self.loader.engine.encoder
         try:
             said = await asyncio.to_thread(self.store.read_options, version.digest)
@@ -247,7 +346,7 @@ class Installer:
     def _shown(self, name: str, stored: str | None) -> str | None:
         """The version that clients see: the one that is served, else the one that is stored."""
         served = self.registry.names.get(name)
-        return stored if served is None or stored is None else served.version.digest
+        return stored if served is None or stored is None else served.digest
 
     async def pointer(self, name: str) -> Pointer:
         """Where the name points, whether it can be served or not. Raises UnknownAdapter."""
@@ -282,8 +381,8 @@ class Installer:
         """
         async with self._changing:
             found = self.registry.get(name)
-            version = found.version
-            if version.merged or not any(x.rescales for x in version.adapter.layers.values()):
+            version = await self.ready(found)
+            if version.merged_bytes or not _can_merge(version):
                 return found
             wrappers = self.loader.engine.encoder.wrappers
             size = merged_bytes(wrappers, version.adapter)
@@ -293,10 +392,8 @@ class Installer:
                     f"merging takes {size:,} bytes beside the {held:,} of other merged adapters, "
                     f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another one first"
                 )
-            version.layers = await asyncio.to_thread(
-                merge_lora, wrappers, version.adapter, version.unmerged
-            )
-            version.merged_bytes = size
+            layers = await asyncio.to_thread(merge_lora, wrappers, version.adapter, version.layers)
+            self.registry.merged[name] = replace(version, layers=layers, merged_bytes=size)
             return found
 
     async def unmerge(self, name: str) -> Name:
@@ -306,8 +403,12 @@ class Installer:
         """
         async with self._changing:
             found = self.registry.get(name)
-            found.version.unmerge()
+            self.registry.merged.pop(name, None)
             return found
+
+
+def _can_merge(version: Version) -> bool:
+    return any(lora.rescales for lora in version.adapter.layers.values())
 
 
 def _adapter_folders(adapters_dir: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from app.adapters.config import kind_of, read_recipe
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
 from app.adapters.read import read_adapter
 from app.adapters.recipe import Options, Recipe
-from app.adapters.registry import Version
+from app.adapters.residents import Version
 from app.adapters.sentence import Sentence, SentenceRefused, read_sentence
 from app.adapters.upload import AdapterRejected, Problem, read_any_json, read_json, read_tensors
 from app.engine.engine import Engine
@@ -30,6 +30,7 @@ from app.model.batch import Item, Want
 from app.model.delta import Layers, unmerged_layers
 from app.model.encoder import Delta, Encoder
 
+REPORT_FORMAT = 1  # of what is stored about a version; another one is measured again
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
 
 
@@ -48,23 +49,46 @@ def make_loader(engine: Engine, tokenizer: TextTokenizer) -> Loader:
 
 
 async def load_version(
-    loader: Loader, folder: Path, digest: str, said: dict[str, Any], *, allow_noop: bool
+    loader: Loader,
+    folder: Path,
+    digest: str,
+    said: dict[str, Any],
+    *,
+    allow_noop: bool,
+    known: Mapping[str, Any] | None = None,
+    certify: bool = True,
 ) -> Version:
     """folder: a version's files. said: what `said_of` kept of the query.
 
+    known: the report of an earlier load of the same bytes on this base, which need not be measured
+    again. certify=False: its certificate has held in this process.
     Raises AdapterRejected; CertificateFailed, which is one, where its golden.jsonl does not hold.
     """
     engine, encoder = loader.engine, loader.engine.encoder
     read = await asyncio.to_thread(_read, folder, said, encoder)
     adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
     layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
-    probe_ids = [*loader.probe_ids, *changed_tokens(read.adapter)][: encoder.max_length]
-    delta = await engine.call(lambda: encoder.measure(probe_ids, layers))
-    _refuse_no_effect(delta, read.adapter, encoder, allow_noop)
-    await _refuse_overflow(loader, adapter, layers)
-    if read.goldens:
+    if known is None:
+        probe_ids = [*loader.probe_ids, *changed_tokens(read.adapter)][: encoder.max_length]
+        delta = await engine.call(lambda: encoder.measure(probe_ids, layers))
+        _refuse_no_effect(delta, read.adapter, encoder, allow_noop)
+        await _refuse_overflow(loader, adapter, layers)
+        known = _report(digest, adapter, delta, read, encoder)
+    if certify and read.goldens:
         await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
-    return Version(digest, adapter, _report(digest, adapter, delta, read, encoder), layers, layers)
+    return Version(digest, adapter, known, layers)
+
+
+def to_store(report: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """A report with what it holds for: this very base, and a server that reports the same."""
+    return {"format": REPORT_FORMAT, "base": encoder.digest, "report": dict(report)}
+
+
+def from_store(stored: Mapping[str, Any] | None, encoder: Encoder) -> dict[str, Any] | None:
+    """The stored report, where it still holds."""
+    if stored is None or stored.get("format") != REPORT_FORMAT:
+        return None
+    return dict(stored["report"]) if stored.get("base") == encoder.digest else None
 
 
 def said_of(options: Options) -> dict[str, Any]:
@@ -180,6 +204,7 @@ def _report(
         "version": digest,
         "task": adapter.task,
         "labels": list(adapter.labels),
+        "has_head": adapter.head is not None,
         "layout": adapter.layout,
         "kind": adapter.kind,
         "rank": adapter.rank,

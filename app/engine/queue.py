@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.adapters.registry import Version
+from app.adapters.residents import Version
 from app.engine.bookings import Bookings
 from app.engine.turns import Path, Turns
 from app.model.batch import Want

@@ -8,7 +8,12 @@ the model's threads (docs/decisions/0006). Adapters do not live there (adapters/
 from __future__ import annotations
 
 import ctypes
+import re
+from pathlib import Path
 
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")  # version 2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 KEPT_BYTES = 1 << 30  # free at the top of the heap before any of it is given back
 LARGEST_BYTES = 32 << 20  # glibc's own limit for blocks that come from the heap
@@ -23,3 +28,26 @@ def keep_memory() -> None:
     mallopt(M_ARENA_MAX, 1)
     mallopt(M_MMAP_THRESHOLD, LARGEST_BYTES)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free now where adapters are held: on the device, or in this container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = _available()
+    try:
+        limit, used = (
+            int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current")
+        )
+    except (OSError, ValueError):  # no cgroup, or no limit ("max")
+        return free
+    return min(free, limit - used)
+
+
+def _available() -> int:
+    """The kernel's own estimate, page cache included; where it gives none, what one small base needs."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) << 10 if found else 4 << 30

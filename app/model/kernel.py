@@ -19,6 +19,18 @@ ROWS = 4  # and ranks at a time: 16 sums fill half of the vector registers
 FIELDS = 5  # addresses of A and B, the rank, addresses of gain and shift (0: none)
 
 
+def _compiled(**options: Any) -> Any:
+    """numba's njit, its machine code kept on disk where there is a place to write: seconds a start."""
+
+    def compiled(function: Any) -> Any:
+        try:
+            return njit(cache=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # a read-only installation without a home
+            return njit(error_model="numpy", **options)(function)
+
+    return compiled
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(_typing: Any, _address: Any) -> Any:
     """An address as a pointer, which numba has no function for."""
@@ -29,7 +41,7 @@ def _pointer(_typing: Any, _address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")  # type: ignore[untyped-decorator]
+@_compiled(fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
 def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None:
     """sums[i, j] = x[first + i] · a[j] for four rows; rows past `last` are the last one again."""
     x0, x1 = x[first], x[min(first + 1, last)]
@@ -65,7 +77,7 @@ def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None
     sums[:, rank:] = 0
 
 
-@njit(fastmath={"contract", "nsz"}, error_model="numpy")  # type: ignore[untyped-decorator]
+@_compiled(fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
 def _expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: Any) -> None:
     """y[first + i] += sums[i] @ b for four rows; what would be past `last` goes into `spare`."""
     y0, y1 = y[first], y[first + 1] if first + 1 <= last else spare
@@ -86,7 +98,7 @@ def _expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: 
             y3[n] += s30 * v0 + s31 * v1 + s32 * v2 + s33 * v3
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@_compiled(nogil=True)  # type: ignore[untyped-decorator]
 def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
     """y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T for every segment, in place.
 
@@ -110,3 +122,9 @@ def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
             for first in range(start, stop, ROWS):
                 _shrink(x, a, first, stop - 1, rank, sums)
                 _expand(y, b, first, stop - 1, rank, sums, spare)
+
+
+def prepare() -> None:
+    """Compile now, or load what an earlier start compiled, rather than at the first request."""
+    x, rows = np.zeros((1, 1), np.float32), np.zeros((0, 2), np.int64)
+    add_updates(x, x, rows, np.zeros((0, FIELDS), np.int64))

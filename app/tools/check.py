@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.adapters.changes import weight_changes
 from app.adapters.recipe import Options
-from app.adapters.registry import Version
+from app.adapters.residents import Version
 from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
 from app.tools.workbench import Workbench, adapter_folder, workbench
 

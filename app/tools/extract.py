@@ -21,7 +21,7 @@ from app.adapters.files import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.adapters.heads import POOLERS
 from app.adapters.layouts import PEFT_PREFIX
 from app.adapters.peft_folder import TASK_TYPES
-from app.adapters.registry import Version
+from app.adapters.residents import Version
 from app.model.base_files import BaseFiles, head_tensors
 from app.model.batch import Item, Want
 from app.model.encoder import Encoder, load_encoder

@@ -15,7 +15,7 @@ import torch
 from app.adapters.archive import unpack
 from app.adapters.files import copy_adapter
 from app.adapters.recipe import Options
-from app.adapters.registry import Version
+from app.adapters.residents import Version
 from app.adapters.store import content_version
 from app.adapters.upload import AdapterRejected
 from app.engine.engine import Engine

@@ -132,7 +132,7 @@ def logits_of(server: LiveServer, name: str, text: str, task: str) -> Tensor:
     from app.model.batch import Item, Want
 
     serving = server.app.state.serving
-    version = serving.registry.get(name).version
+    version = serving.registry.ready(serving.registry.get(name))
     tokens = tokenize(serving.tokenizer, [text], Cut(80))[0]
     item = Item(tokens.ids, tokens.types, Want("logits"), version.layers, version.adapter.head)
     found: Tensor = serving.engine.encoder.run([item])[0]
