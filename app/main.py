@@ -27,6 +27,7 @@ from app.api.guard import Guard
 from app.api.metrics import Metrics
 from app.api.overload import Gate
 from app.api.serving import Serving
+from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
 from app.engine.install import Installer
 from app.engine.load import make_loader
@@ -67,6 +68,7 @@ def build(settings: Settings) -> FastAPI:
             await serving.installer.load_all(settings.adapters_dir)
             watching = asyncio.create_task(watch(serving.installer, settings.adapters_dir))
             warming = asyncio.create_task(serving.installer.warm())
+            merging = asyncio.create_task(serving.automerge.run())
             names = sorted(serving.registry.names)
             log.info(
                 "serving %s with %d adapters: %s",
@@ -75,7 +77,7 @@ def build(settings: Settings) -> FastAPI:
                 ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
             )
             yield
-            for task in (watching, warming):
+            for task in (watching, warming, merging):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
@@ -143,7 +145,15 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
     metrics.watch(
         "bert_lora_merged_bytes", "Memory of merged copies.", lambda: registry.merged_bytes
     )
-    return Serving(engine, tokenizer, registry, installer, metrics, settings.max_client_batch)
+
+    def may_merge(name: str) -> bool:
+        found = registry.names.get(name)
+        return found is not None and (found.merge or settings.merge) == "auto"
+
+    automerge = AutoMerge(may_merge, installer.merge, installer.unmerge)
+    return Serving(
+        engine, tokenizer, registry, installer, automerge, metrics, settings.max_client_batch
+    )
 
 
 def _device(asked: str) -> torch.device:

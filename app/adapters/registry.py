@@ -37,7 +37,8 @@ class UnknownVersion(Exception):
 class Name:
     """What a name points at now, what it pointed at before, and since when.
 
-    report: of the version, as it was measured when it was loaded or stored.
+    report: of the version, as it was measured when it was loaded or stored. merge: "auto", "off", or
+    None for what the server is set to.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Name:
     report: Mapping[str, Any]
     created: str
     history: tuple[Entry, ...]
+    merge: str | None = None
 
     @property
     def created_unix(self) -> int:

@@ -23,13 +23,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from app.adapters.files import ADAPTER_FILES
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 RESERVED = ("base",)
+KEPT_VERSIONS = (
+    64  # of a name, for rollback; an adapter that is put ten times a second fills no disk
+)
 OPTIONS = "options.json"
 REPORT = "report.json"
 
@@ -56,13 +59,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pointer:
-    """Where a name points. folder: the last content taken from ADAPTERS_DIR for this name."""
+    """Where a name points. folder: the last content taken from ADAPTERS_DIR for this name.
+
+    merge: whether traffic may merge it; None: as the server is set.
+    """
 
     name: str
     version: str | None
     revision: int
     folder: str | None
     history: tuple[Entry, ...]
+    merge: Literal["auto", "off"] | None = None
 
     def created(self, version: str) -> str:
         """Since when the name points at the version."""
@@ -94,6 +101,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._held: dict[str, set[str]] | None = None  # versions by name, read when first needed
         self._versions, self._names, self._tmp = (root / d for d in ("versions", "names", "tmp"))
         try:
             for folder in (self._versions, self._names, self._tmp):
@@ -171,7 +179,14 @@ class Store:
         try:
             raw = json.loads(path.read_bytes())
             history = tuple(Entry(**entry) for entry in raw["history"])
-            return Pointer(name, raw["version"], int(raw["revision"]), raw["folder"], history)
+            return Pointer(
+                name,
+                raw["version"],
+                int(raw["revision"]),
+                raw["folder"],
+                history,
+                raw.get("merge"),
+            )
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, LookupError) as error:
@@ -180,12 +195,17 @@ class Store:
             return None
 
     def point(
-        self, name: str, version: str | None, expected: Pointer | None, folder: str | None = None
+        self,
+        name: str,
+        version: str | None,
+        expected: Pointer | None,
+        folder: str | None = None,
+        merge: Literal["auto", "off"] | None = None,
     ) -> Pointer:
         """Move a name to a version (None: deleted), if it is still where `expected` saw it.
 
-        A deleted name's history is forgotten, and versions that no name holds any more are removed.
-        Raises StaleRevision, StoreFull.
+        Of its history the last KEPT_VERSIONS stay, none of a deleted name's; versions that no name
+        holds any more are removed. merge None: as before. Raises StaleRevision, StoreFull.
         """
         current = self.pointer(name)
         if (current.revision if current else 0) != (expected.revision if expected else 0):
@@ -194,17 +214,19 @@ class Store:
         if version is None:
             entries = ()
         elif current is None or current.version != version:
-            entries = (*entries, Entry(version, now()))
+            entries = (*entries, Entry(version, now()))[-KEPT_VERSIONS:]
         pointer = Pointer(
             name,
             version,
             (current.revision if current else 0) + 1,
             folder or (current.folder if current else None),
             entries,
+            (merge or (current.merge if current else None)) if version else None,
         )
         self._write(pointer)
-        if version is None and current is not None:
-            self.drop_unheld({e.version for e in current.history})
+        self._hold(name, entries)
+        left = {e.version for e in current.history} if current else set()
+        self.drop_unheld(left - {e.version for e in entries})
         return pointer
 
     def _write(self, pointer: Pointer) -> None:
@@ -217,10 +239,17 @@ class Store:
             path.rename(self._names / f"{pointer.name}.json")
             _fsync(self._names)
 
+    def _hold(self, name: str, entries: tuple[Entry, ...]) -> None:
+        if self._held is not None:
+            self._held[name] = {e.version for e in entries}
+
     def drop_unheld(self, versions: set[str]) -> None:
         """Remove those of `versions` that no name has pointed at."""
-        held = {e.version for pointer in self.pointers() for e in pointer.history}
-        for version in versions - held:
+        if not versions:
+            return
+        if self._held is None:
+            self._held = {p.name: {e.version for e in p.history} for p in self.pointers()}
+        for version in versions.difference(*self._held.values()):
             shutil.rmtree(self.version_folder(version), ignore_errors=True)
 
 

@@ -49,6 +49,9 @@ class UploadQuery(BaseModel):
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = Field(None, description="Which activation the head's scores get.")
+    merge: Literal["auto", "off"] | None = Field(
+        None, description="Whether traffic may merge it; none: as before, or as the server is set."
+    )
     dry_run: bool = Field(False, description="Report and change nothing.")
     allow_noop: bool = Field(False, description="Take an adapter that changes nothing.")
 
@@ -128,6 +131,7 @@ def describe(found: Name, registry: Registry) -> dict[str, Any]:
     return {
         "name": found.name,
         **found.report,
+        "merge": found.merge,
         "merged": found.name in registry.merged,
         "resident": found.name in registry.merged or found.digest in registry.residents,
         "created": found.created,
@@ -153,7 +157,7 @@ async def put(
             name,
             body,
             request.headers.get("content-type", ""),
-            How(query.options(), query.allow_noop, query.dry_run, precondition),
+            How(query.options(), query.allow_noop, query.merge, query.dry_run, precondition),
         )
     if done.name is None:
         dry = {"name": name, **done.report, "merged": False, "resident": False, "created": None}

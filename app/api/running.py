@@ -78,6 +78,7 @@ async def run(
     count = len(texts.items)
     for ask, chosen in zip(asks, (c for line in choice.lines for c in line), strict=True):
         serving.metrics.tokens.labels(chosen.name).inc(len(ask.tokens.ids))
+        serving.automerge.served[chosen.name] += len(ask.tokens.ids)
     return Ran(
         [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))],
         tokens,

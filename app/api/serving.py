@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from app.adapters.registry import Registry
 from app.api.metrics import Metrics
+from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
 from app.engine.install import Installer
 from app.engine.tokenizer import TextTokenizer
@@ -22,6 +23,7 @@ class Serving:
     tokenizer: TextTokenizer
     registry: Registry
     installer: Installer
+    automerge: AutoMerge
     metrics: Metrics
     max_client_batch: int
 

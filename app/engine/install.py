@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from app.adapters.archive import unpack
 from app.adapters.files import copy_adapter, looks_like_adapter
@@ -70,10 +70,11 @@ def _always(_: str | None) -> None:
 
 @dataclass(frozen=True)
 class How:
-    """What a PUT asks for beside the files."""
+    """What a PUT asks for beside the files. merge: whether traffic may merge it; None: as before."""
 
     options: Options = field(default_factory=Options)
     allow_noop: bool = False
+    merge: Literal["auto", "off"] | None = None
     dry_run: bool = False
     precondition: Precondition = _always
 
@@ -139,12 +140,15 @@ class Installer:
                 return Installed(report, None)
             served = self.registry.names.get(name)
             unchanged = served is not None and current == digest == served.digest
-            if unchanged and content is None:
+            merge = how.merge if pointer is None or how.merge != pointer.merge else None
+            if unchanged and content is None and merge is None:
                 return Installed(report, served, unchanged=True)
             stored = to_store(report, self.loader.engine.encoder)
             await asyncio.to_thread(self.store.commit, folder, digest, said, stored)
             try:
-                moved = await asyncio.to_thread(self.store.point, name, digest, pointer, content)
+                moved = await asyncio.to_thread(
+                    self.store.point, name, digest, pointer, content, how.merge
+                )
             except StoreFull:
                 await asyncio.to_thread(self.store.drop_unheld, {digest})
                 raise
@@ -155,7 +159,14 @@ class Installer:
         return self._point(pointer, version.digest, version.report)
 
     def _point(self, pointer: Pointer, digest: str, report: Mapping[str, Any]) -> Name:
-        found = Name(pointer.name, digest, report, pointer.created(digest), pointer.history)
+        found = Name(
+            pointer.name,
+            digest,
+            report,
+            pointer.created(digest),
+            pointer.history,
+            pointer.merge,
+        )
         self.registry.point(found)
         return found
 
