@@ -34,8 +34,7 @@ from app.engine.load import make_loader
 from app.engine.tokenizer import load_tokenizer
 from app.engine.watch import watch
 from app.logs import log_config
-from app.model import kernel
-from app.model.allocation import free_memory, keep_memory
+from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
 from app.model.encoder import DTYPES, load_encoder
@@ -106,6 +105,8 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
     """Store, base, tokenizer, engine, installer. Blocks. Raises StartRefused."""
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
+    cores = machine.cores()
+    torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
     compiling = threading.Thread(target=kernel.prepare)  # seconds, at an installation's first start
     compiling.start()
     try:
@@ -117,16 +118,16 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
         raise StartRefused(str(error)) from error
     compiling.join()
     default_budget = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
-    threads = min(CPU_BATCHES, torch.get_num_threads()) if device.type == "cpu" else 1
     engine = Engine(
         encoder,
         settings.max_batch_tokens or default_budget,
         settings.max_queue_tokens,
-        threads,
+        threads=min(CPU_BATCHES, cores) if device.type == "cpu" else 1,
+        cores=cores,
     )
     engine.on_batch = metrics.batch
     budget = settings.adapter_memory_bytes
-    registry = Registry(Residents(free_memory(device) // 2 if budget is None else budget))
+    registry = Registry(Residents(machine.free_memory(device) // 2 if budget is None else budget))
     installer = Installer(
         store,
         registry,
@@ -174,7 +175,7 @@ def _base(serving: Serving) -> str:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what is being answered then is finished. Raises StartRefused."""
     logging.config.dictConfig(log_config(settings.log_format))
-    keep_memory()
+    machine.keep_memory()
     for caught in (signal.SIGTERM, signal.SIGINT):
         signal.signal(caught, lambda *_: sys.exit(0))
     asyncio.run(_serve(settings))

@@ -36,13 +36,13 @@ from app.adapters.residents import Version
 from app.engine.engine import Ask, Engine
 from app.engine.tokenizer import Tokens
 from app.main import CPU_BATCH_TOKENS, CPU_BATCHES
-from app.model.allocation import keep_memory
 from app.model.base_files import find_base
 from app.model.batch import Want
 from app.model.delta import unmerged_layers
 from app.model.encoder import DTYPES, Encoder, load_encoder
 from app.model.linear import FrozenLinear
 from app.model.lora import merge_lora
+from app.model.machine import keep_memory
 
 SHORTEST, LONGEST = 8, 63
 ADAPTERS = (1, 4, 16, 64, 256)
@@ -104,7 +104,8 @@ def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
     versions = [random_version(encoder, seed, args.rank) for seed in range(max(counts))]
     copies = merge_lora(encoder.wrappers, versions[0].adapter, versions[0].layers)
     merged = replace(versions[0], layers=copies)
-    engine = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, torch.get_num_threads()))
+    cores = torch.get_num_threads()
+    engine = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, cores), cores)
     engine.start()
     variants = {
         "padded": padded(plain, texts),

@@ -22,7 +22,7 @@ from app.engine.install import How, PreconditionFailed
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
 
-def _name(name: str) -> str:
+async def _name(name: str) -> str:
     if not valid_name(name):
         raise invalid(
             "name",

@@ -20,6 +20,8 @@ from app.engine.queue import Asker
 from app.engine.tokenizer import Cut, Direction, Input, InputRefused, Tokens, tokenize
 from app.model.batch import Want
 
+SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -67,7 +69,10 @@ async def run(
             "request (MAX_CLIENT_BATCH): send several requests",
         )
     started = time.perf_counter()
-    tokens = await asyncio.to_thread(_tokenize, serving, choice, texts)
+    if sum(map(_size, texts.items)) <= SHORT:
+        tokens = _tokenize(serving, choice, texts)
+    else:
+        tokens = await asyncio.to_thread(_tokenize, serving, choice, texts)
     tokenize_s = time.perf_counter() - started
     asks = [
         Ask(t, want(c), c.version)
@@ -111,6 +116,11 @@ def _tokenize(serving: Serving, choice: Choice, texts: Texts) -> list[list[Token
             raise InputRefused(places[error.index], error.reason) from None
         found |= {(*way, i): row for i, row in zip(places, rows, strict=True)}
     return [[found[(*way, i)] for i, way in enumerate(line)] for line in kinds]
+
+
+def _size(item: Input) -> int:
+    """Characters, or token ids."""
+    return sum(map(len, item)) if isinstance(item, tuple) else len(item)
 
 
 async def _unless_gone(request: Request, serving: Serving, asks: list[Ask], asker: Asker) -> Answer:

@@ -28,7 +28,8 @@ class Serving:
     max_client_batch: int
 
 
-def _serving(request: Request) -> Serving:
+async def _serving(request: Request) -> Serving:
+    """async: FastAPI runs a plain function in a thread, which takes longer than all of this route."""
     found: Serving = request.app.state.serving
     return found
 

@@ -2,8 +2,8 @@
 
 Under a lasting overload new requests take every place that becomes free, so a wait told from the
 drain rate alone would mostly end in another refusal. A refusal therefore books a time: the bookings
-follow each other at half of the drain rate, and who comes at its time is let in above the limit.
-Knows keys, tokens and seconds; knows no requests.
+follow each other a little slower than the queue drains, and who comes at its time is let in above the
+limit. Knows keys, tokens and seconds; knows no requests.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 
-SHARE = 0.5  # of the drain rate that is kept for those who come again
+SHARE = 0.75  # of the drain rate that is kept for those who come again
 EARLY_S = 0.05  # a client's clock and the network
 LATE_S = 5.0  # then its place is given up
-SMOOTHING = 0.05  # weight of the newest booking in the share that comes again
 MOST = 100_000  # bookings held
 
 
@@ -27,17 +26,13 @@ class Bookings:
         self._due: dict[Hashable, deque[float]] = {}
         self._order: deque[tuple[float, Hashable]] = deque()
         self._next = 0.0
-        self._come_again = 1.0
 
     def book(self, key: Hashable, tokens: float, tokens_per_s: float, wait_s: float) -> float:
-        """Seconds until the refused request `key` is let in; at least wait_s.
-
-        Those who are known not to come again make nobody wait longer.
-        """
+        """Seconds until the refused request `key` is let in; at least wait_s."""
         now = self._clock()
         self._give_up(now)
         at = max(now + wait_s, self._next)
-        self._next = at + tokens * self._come_again / (SHARE * max(tokens_per_s, 1.0))
+        self._next = at + tokens / (SHARE * max(tokens_per_s, 1.0))
         if len(self._order) < MOST:
             self._due.setdefault(key, deque()).append(at)
             self._order.append((at, key))
@@ -51,21 +46,20 @@ class Bookings:
         if not due or due[0] > now + EARLY_S:
             return False
         self._drop(key)
-        self._learn(came=True)
         return True
+
+    def calm(self) -> None:
+        """There is room again: who is refused from here on need not wait for those who never came."""
+        self._next = 0.0
 
     def _give_up(self, now: float) -> None:
         while self._order and self._order[0][0] < now - LATE_S:
             at, key = self._order.popleft()
             if key in self._due and self._due[key][0] <= at:  # else it was claimed
                 self._drop(key)
-                self._learn(came=False)
 
     def _drop(self, key: Hashable) -> None:
         due = self._due[key]
         due.popleft()
         if not due:
             del self._due[key]
-
-    def _learn(self, *, came: bool) -> None:
-        self._come_again += SMOOTHING * (float(came) - self._come_again)

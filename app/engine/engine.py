@@ -61,16 +61,18 @@ class Engine:
         max_batch_tokens: int,
         max_queue_tokens: int | None,
         threads: int = 1,
+        cores: int = 1,
     ) -> None:
         """The budget is never under one sequence: every admissible input fits a batch.
 
-        threads: batches that run at the same time, each on its share of the cores.
+        threads: batches that run at the same time, each on its share of the cores; one alone takes
+        them all.
         """
         self.encoder = encoder
         self.max_batch_tokens = max(max_batch_tokens, encoder.max_length)
         self.queue = Queue(max_queue_tokens, floor_tokens=4 * max_batch_tokens, takers=threads)
         self.on_batch: Callable[[int, int], None] = lambda tokens, sequences: None
-        self._cores = torch.get_num_threads()
+        self._cores = cores
         self._spare_ran_at = 0.0
         self._threads = [
             threading.Thread(target=self._loop, args=(i,), name=f"model-{i}", daemon=True)

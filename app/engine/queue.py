@@ -135,6 +135,8 @@ class Queue:
             limit = self.max_tokens * (2 if asker.booked else 1)
             if self.tokens and self.tokens + size > limit:
                 raise self._refused(asker.key, size)
+            if self.tokens + size <= self.max_tokens // 2:
+                self._bookings.calm()
             self._request_tokens += 0.05 * (size - self._request_tokens)
             self.tokens += size
             for s in sequences:

@@ -1,6 +1,6 @@
-"""Memory that the process has once had, it keeps: activations are allocated without page faults.
+"""What the machine gives this process: memory that it keeps, memory that is free, cores.
 
-glibc gives each thread a heap of its own and returns its large blocks to the system as soon as they
+keep_memory: activations are allocated without page faults. glibc gives each thread a heap of its own and returns its large blocks to the system as soon as they
 are free, so that every layer's output would be zeroed by the kernel anew: a third of a forward on
 the model's threads (docs/decisions/0006). Adapters do not live there (adapters/adapter.py).
 """
@@ -42,6 +42,16 @@ def free_memory(device: torch.device) -> int:
     except (OSError, ValueError):  # no cgroup, or no limit ("max")
         return free
     return min(free, limit - used)
+
+
+def cores() -> int:
+    """Cores that this process may use: torch's count, or the container's quota where that is less."""
+    found = torch.get_num_threads()
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return max(1, min(found, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup, or no quota ("max")
+        return found
 
 
 def _available() -> int:
