@@ -210,8 +210,8 @@ def _ours(bench: Bench, *, mixed: bool) -> Iterator[Peer]:
     command = [sys.executable, "-m", "app.cli", "serve", "--port", "PORT", "--device", "cpu"]
     with tempfile.TemporaryDirectory() as store:
         folders = ["--store", store, "--adapters-dir", str(bench.adapters)]
-        with serving([*command, *folders], {}, "/readyz", bench.cores, bench.folder) as client:
-            yield Server(client, "/embed", bodies, list)
+        with serving([*command, *folders], {}, "/readyz", bench.cores, bench.folder) as started:
+            yield Server(started, "/embed", bodies, list)
 
 
 @contextmanager
@@ -227,8 +227,8 @@ def _infinity(bench: Bench, *option: str) -> Iterator[Peer]:
         "--host", "127.0.0.1", "--port", "PORT", "--log-level", "warning", *option,
     ]  # fmt: skip
     home = {"INFINITY_HOME": str(bench.adapters.parent)}  # else it makes a folder here
-    with serving(command, home, "/health", bench.cores, bench.folder) as client:
-        yield Server(client, "/embeddings", bodies, lambda a: [d["embedding"] for d in a["data"]])
+    with serving(command, home, "/health", bench.cores, bench.folder) as started:
+        yield Server(started, "/embeddings", bodies, lambda a: [d["embedding"] for d in a["data"]])
 
 
 @contextmanager

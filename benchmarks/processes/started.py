@@ -114,10 +114,25 @@ def _told(process: subprocess.Popen[str], log: Path, line: str, limit_s: float) 
 
 
 @dataclass(frozen=True, eq=False)
+class Started:
+    """A server that is ready, and a client of it."""
+
+    process: subprocess.Popen[str]
+    log: Path
+    client: httpx.Client
+
+    def why(self, error: httpx.HTTPError) -> str:
+        """Its own last words, where it ended."""
+        code = self.process.poll()
+        said = f"{type(error).__name__}: {error}"
+        return said if code is None else f"{said}; it ended with {code}: {last_words(self.log)}"
+
+
+@dataclass(frozen=True, eq=False)
 class Server:
     """bodies: each request as it is sent. read: its answer -> vectors."""
 
-    client: httpx.Client
+    started: Started
     path: str
     bodies: Mapping[str, bytes]
     read: Callable[[Any], Vectors]
@@ -135,9 +150,11 @@ class Server:
     def _post(self, request: str) -> httpx.Response:
         try:
             headers = {"Content-Type": "application/json"}
-            answer = self.client.post(self.path, content=self.bodies[request], headers=headers)
+            answer = self.started.client.post(
+                self.path, content=self.bodies[request], headers=headers
+            )
         except httpx.HTTPError as error:
-            raise PeerFailed(f"{type(error).__name__}: {error}") from None
+            raise PeerFailed(self.started.why(error)) from None
         if answer.status_code != 200:
             raise PeerFailed(f"{answer.status_code}: {answer.text[:200]}")
         return answer
@@ -146,8 +163,8 @@ class Server:
 @contextmanager
 def serving(
     command: list[str], env: Mapping[str, str], ready: str, cores: list[int], folder: Path
-) -> Iterator[httpx.Client]:
-    """A client of the server, once GET `ready` is a 200; PORT in the command is replaced.
+) -> Iterator[Started]:
+    """The server, once GET `ready` is a 200; PORT in the command is replaced.
 
     Raises PeerFailed.
     """
@@ -161,7 +178,7 @@ def serving(
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_S) as client:
                 _wait(client, ready, process, log)
-                yield client
+                yield Started(process, log, client)
         finally:
             end(process)
 
