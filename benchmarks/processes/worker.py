@@ -1,0 +1,212 @@
+"""One library in a process of its own: texts -> vectors [N, H] of length 1, timed on demand.
+
+    PYTHON benchmarks/processes/worker.py KIND < lines
+
+Run by path in whichever environment has the library, so nothing of this repository is imported at the
+top. The first line is the job (see Job); then each line names one of its requests, which is run
+once. Answers, a JSON object a line: first the vectors of every request, then milliseconds.
+Every library gets the texts, not tokens, and is used as its own documentation shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+
+class Request(TypedDict):
+    """adapters: names, one a text; None: the plain base."""
+
+    texts: list[str]
+    adapters: list[str] | None
+
+
+class Job(TypedDict):
+    """model: the base's folder. adapters: a folder of PEFT folders. onnx: where the export is kept."""
+
+    model: str
+    adapters: str
+    onnx: str
+    threads: int
+    requests: dict[str, Request]
+
+
+Run = Callable[[Request], Any]
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to stderr
+    job: Job = json.loads(sys.stdin.readline())
+    run = KINDS[sys.argv[1]](job)
+    found = {name: _rows(run(request)) for name, request in job["requests"].items()}
+    print(json.dumps({"vectors": found}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = job["requests"][line.strip()]
+        started = time.perf_counter()
+        run(request)
+        ms = 1000 * (time.perf_counter() - started)
+        print(json.dumps({"ms": ms}), file=answers, flush=True)
+
+
+def _rows(vectors: Any) -> list[list[float]]:
+    return [[float(x) for x in row] for row in vectors]
+
+
+def transformers(job: Job) -> Run:
+    """All texts in one batch, padded to the longest."""
+    model, tokenizer = _plain(job)
+    return lambda request: _padded(model, tokenizer, request["texts"])
+
+
+def peft(job: Job) -> Run:
+    """PEFT's mixed batch: one adapter's name a row."""
+    from peft import PeftModel
+
+    base, tokenizer = _plain(job)
+    first, *others = sorted(Path(job["adapters"]).iterdir())
+    model = PeftModel.from_pretrained(base, first, adapter_name=first.name)
+    for folder in others:
+        model.load_adapter(folder, adapter_name=folder.name)
+    model.eval()
+    return lambda request: _padded(
+        model, tokenizer, request["texts"], adapter_names=request["adapters"]
+    )
+
+
+def _plain(job: Job) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(job["model"], dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(job["model"])
+
+
+def _padded(model: Any, tokenizer: Any, texts: list[str], **said: Any) -> Any:
+    import torch
+    from torch.nn.functional import normalize
+
+    with torch.inference_mode():
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        mask = batch["attention_mask"]
+        hidden = model(**batch, **said).last_hidden_state
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return normalize(pooled, dim=-1)
+
+
+def sentence_transformers(job: Job) -> Run:
+    """encode() as it is: batches of 32, sorted by length."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(job["model"], device="cpu")
+    return lambda request: model.encode(request["texts"], show_progress_bar=False)
+
+
+def onnxruntime(job: Job) -> Run:
+    """All texts in one batch, padded; pooling is part of the graph."""
+    import onnxruntime as ort
+    from transformers import AutoTokenizer
+
+    file = Path(job["onnx"])
+    if not file.exists():
+        _export(job, file)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = job["threads"]
+    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+
+    def run(request: Request) -> Any:
+        batch = tokenizer(request["texts"], padding=True, return_tensors="np")
+        fed = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return session.run(None, fed)[0]
+
+    return run
+
+
+def _export(job: Job, file: Path) -> None:
+    import torch
+    from torch.nn.functional import normalize
+    from transformers import AutoModel
+
+    class Embedder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = AutoModel.from_pretrained(job["model"], dtype=torch.float32)
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            mask = attention_mask[..., None].float()
+            return normalize((hidden.last_hidden_state * mask).sum(1) / mask.sum(1), dim=-1)
+
+    sizes = {0: torch.export.Dim("texts", min=1), 1: torch.export.Dim("tokens", min=2, max=512)}
+    example = (torch.ones(3, 7, dtype=torch.long), torch.ones(3, 7, dtype=torch.long))
+    names = ["input_ids", "attention_mask"]
+    exported = torch.onnx.export(
+        Embedder().eval(), example, dynamo=True, input_names=names,
+        dynamic_shapes=dict.fromkeys(names, sizes), verbose=False,
+    )  # fmt: skip
+    if exported is None:
+        raise ValueError("torch.onnx exported nothing")
+    unfinished = file.with_suffix(".part")
+    exported.save(unfinished, external_data=False)
+    unfinished.rename(file)
+
+
+def engine(job: Job) -> Run:
+    """Ours, as the server runs it, without HTTP."""
+    import asyncio
+
+    import torch
+
+    from app.engine.engine import Ask, Engine
+    from app.engine.load import load_version, make_loader
+    from app.engine.tokenizer import Cut, load_tokenizer, tokenize
+    from app.main import CPU_BATCH_TOKENS, CPU_BATCHES
+    from app.model import kernel
+    from app.model.allocation import keep_memory
+    from app.model.base_files import find_base
+    from app.model.batch import Want
+    from app.model.encoder import load_encoder
+
+    keep_memory()
+    kernel.prepare()
+    files = find_base(job["model"], None)
+    encoder = load_encoder(files, torch.device("cpu"), torch.float32)
+    tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
+    served = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, job["threads"]))
+    served.start()
+    loader, cut, want = make_loader(served, tokenizer), Cut(encoder.max_length), Want("embedding")
+
+    async def load(name: str) -> Any:
+        return await load_version(loader, Path(job["adapters"]) / name, name, {}, allow_noop=False)
+
+    named = {n for request in job["requests"].values() for n in request["adapters"] or []}
+    versions = {name: asyncio.run(load(name)) for name in sorted(named)}
+
+    async def answer(request: Request) -> Any:
+        tokens = tokenize(tokenizer, request["texts"], cut)
+        names: Sequence[str | None] = request["adapters"] or [None] * len(tokens)
+        asks = [
+            Ask(t, want, None if name is None else versions[name])
+            for t, name in zip(tokens, names, strict=True)
+        ]
+        return (await served.run(asks)).rows
+
+    return lambda request: asyncio.run(answer(request))
+
+
+KINDS: dict[str, Callable[[Job], Run]] = {
+    "transformers": transformers,
+    "sentence-transformers": sentence_transformers,
+    "onnxruntime": onnxruntime,
+    "PEFT": peft,
+    "engine": engine,
+}
+
+if __name__ == "__main__":
+    main()
