@@ -190,6 +190,7 @@ async def _serve(settings: Settings) -> None:
         port=settings.port,
         lifespan="off",
         log_config=None,
+        access_log=False,
         timeout_graceful_shutdown=DRAIN_S,
     )
     async with app.router.lifespan_context(app):

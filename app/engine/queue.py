@@ -132,8 +132,9 @@ class Queue:
         """
         size = sum(len(s.ids) for s in sequences)
         with self._ready:
-            limit = self.max_tokens * (2 if asker.booked else 1)
-            if self.tokens and self.tokens + size > limit:
+            over = self.tokens + size - self.max_tokens
+            booked = asker.booked or (over > 0 and self._bookings.claim(asker.key))
+            if self.tokens and over > (self.max_tokens if booked else 0):
                 raise self._refused(asker.key, size)
             if self.tokens + size <= self.max_tokens // 2:
                 self._bookings.calm()

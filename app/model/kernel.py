@@ -19,16 +19,16 @@ ROWS = 4  # and ranks at a time: 16 sums fill half of the vector registers
 FIELDS = 5  # addresses of A and B, the rank, addresses of gain and shift (0: none)
 
 
-def _compiled(**options: Any) -> Any:
+def compiled(**options: Any) -> Any:
     """numba's njit, its machine code kept on disk where there is a place to write: seconds a start."""
 
-    def compiled(function: Any) -> Any:
+    def decorate(function: Any) -> Any:
         try:
             return njit(cache=True, error_model="numpy", **options)(function)
         except RuntimeError:  # a read-only installation without a home
             return njit(error_model="numpy", **options)(function)
 
-    return compiled
+    return decorate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -41,7 +41,7 @@ def _pointer(_typing: Any, _address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@_compiled(fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+@compiled(fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
 def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None:
     """sums[i, j] = x[first + i] · a[j] for four rows; rows past `last` are the last one again."""
     x0, x1 = x[first], x[min(first + 1, last)]
@@ -77,8 +77,8 @@ def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None
     sums[:, rank:] = 0
 
 
-@_compiled(fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
-def _expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: Any) -> None:
+@compiled(fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
+def expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: Any) -> None:
     """y[first + i] += sums[i] @ b for four rows; what would be past `last` goes into `spare`."""
     y0, y1 = y[first], y[first + 1] if first + 1 <= last else spare
     y2 = y[first + 2] if first + 2 <= last else spare
@@ -98,7 +98,7 @@ def _expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: 
             y3[n] += s30 * v0 + s31 * v1 + s32 * v2 + s33 * v3
 
 
-@_compiled(nogil=True)  # type: ignore[untyped-decorator]
+@compiled(nogil=True)  # type: ignore[untyped-decorator]
 def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
     """y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T for every segment, in place.
 
@@ -121,7 +121,7 @@ def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
             b = carray(_pointer(updates[i, 1]), (rank, y.shape[1]), np.float32)
             for first in range(start, stop, ROWS):
                 _shrink(x, a, first, stop - 1, rank, sums)
-                _expand(y, b, first, stop - 1, rank, sums, spare)
+                expand(y, b, first, stop - 1, rank, sums, spare)
 
 
 def prepare() -> None:
