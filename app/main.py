@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import logging.config
 import signal
@@ -194,4 +195,6 @@ async def _serve(settings: Settings) -> None:
         timeout_graceful_shutdown=DRAIN_S,
     )
     async with app.router.lifespan_context(app):
+        gc.collect()
+        gc.freeze()  # torch's and transformers' objects are here to stay: looking at them takes 0.2 s
         await uvicorn.Server(config).serve()

@@ -27,9 +27,10 @@ async def asker_of(request: Request) -> Asker:
     if priority not in ("interactive", "bulk"):
         raise invalid(PRIORITY, f"is {priority!r}; it may be interactive or bulk")
     client = _client(request.scope)
-    key = _key(request.scope, await request.body())
+    source = _source(request.scope)
+    key = hash((source, await request.body()))
     booked = request.scope["state"].get("booked", False)
-    return Asker(client, priority == "bulk", key, booked)
+    return Asker(client, source, priority == "bulk", key, booked)
 
 
 def _client(scope: Scope) -> Hashable:
@@ -37,9 +38,9 @@ def _client(scope: Scope) -> Hashable:
     return said or (scope.get("client") or ("",))[0]
 
 
-def _key(scope: Scope, body: bytes) -> Hashable:
-    """The same for a request that comes again."""
-    return hash((_client(scope), scope["path"], scope["query_string"], body))
+def _source(scope: Scope) -> Hashable:
+    """What can be told apart before the body is read: client, route and adapter."""
+    return hash((_client(scope), scope["path"], scope["query_string"]))
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ class Gate:
             return
         serving: Serving = scope["app"].state.serving
         queue = serving.engine.queue
-        if not queue.full:
+        source = _source(scope)
+        if not queue.shut_for(source):
             await self.app(scope, receive, send)
             return
         try:
             body = await _whole_body(receive)
-            key = _key(scope, body)
+            key = hash((source, body))
             if not queue.claim(key):
                 raise queue.refuse(key)
         except (QueueFull, HTTPException) as error:

@@ -173,14 +173,15 @@ class Engine:
             self.queue.drained(_tokens(batch), started)
 
     def _between(self, batch: list[Waiting]) -> Callable[[], None]:
-        """What a batch does before each of its layers."""
+        """What a batch does before each of its layers; a short one is not worth interrupting."""
         seen = self.queue.changes
+        long = _tokens(batch) > AHEAD_TOKENS
 
         def between() -> None:
             nonlocal seen
             if all(w.ticket.cancelled for w in batch):
                 raise Abandoned
-            while seen != (seen := self.queue.changes):
+            while long and seen != (seen := self.queue.changes):
                 work = self.queue.take_ahead(batch, AHEAD_TOKENS)
                 if callable(work):
                     work()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,11 +37,13 @@ class QueueFull(Exception):
 class Asker:
     """Who asks. client: shares fairly with others. bulk: stands back behind interactive requests.
 
-    key: what the same request has in common with itself when it comes again. booked: it has come
-    again at its time, and is let in above the limit.
+    source: whose tokens are counted together at the door. key: what the same request has in common
+    with itself when it comes again. booked: it has come again at its time, and is let in above the
+    limit.
     """
 
     client: Hashable = None
+    source: Hashable = None
     bulk: bool = False
     key: Hashable = None
     booked: bool = False
@@ -52,7 +54,7 @@ class Ticket:
     """One request's sequences on their way; the engine fills results and calls done once.
 
     cancelled: the client went away, or another of its sequences failed: what waits is dropped.
-    waiting: its tokens that are still in the queue.
+    waiting: its tokens that are still in the queue. source: the asker's.
     """
 
     done: Callable[[], None]
@@ -64,6 +66,7 @@ class Ticket:
     error: Exception | None = None
     cancelled: bool = False
     waiting: int = 0
+    source: Hashable = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -105,6 +108,7 @@ class Queue:
         self._drained_at = 0.0
         self._drained = (0.0, 0.0)  # tokens and seconds, both fading with WINDOW_S
         self._request_tokens = 64.0
+        self._of_source: Counter[Hashable] = Counter()  # waiting tokens
         self.tokens = 0
         self.changes = 0  # counts what was put: whoever saw this number has seen it all
 
@@ -121,9 +125,14 @@ class Queue:
         tokens, seconds = self._drained
         return tokens / seconds if seconds else AT_FIRST_TOKENS_PER_S
 
-    @property
-    def full(self) -> bool:
-        return self.tokens >= self.max_tokens
+    def shut_for(self, source: Hashable) -> bool:
+        """Whether a request of this source would be refused, whatever its size."""
+        return self.tokens >= self.max_tokens and not self._has_share(source, 1)
+
+    def _has_share(self, source: Hashable, size: float) -> bool:
+        """Whether the source holds less than its even part of the places: others' floods are not its."""
+        sources = len(self._of_source) + (source not in self._of_source)
+        return self._of_source[source] + size <= self.max_tokens / sources
 
     def put(self, sequences: Sequence[Waiting], asker: Asker) -> None:
         """Admit all of a ticket's sequences or none. An empty queue admits any one request.
@@ -133,14 +142,20 @@ class Queue:
         size = sum(len(s.ids) for s in sequences)
         with self._ready:
             over = self.tokens + size - self.max_tokens
-            booked = asker.booked or (over > 0 and self._bookings.claim(asker.key))
-            if self.tokens and over > (self.max_tokens if booked else 0):
+            may_pass = over > 0 and (
+                asker.booked
+                or self._has_share(asker.source, size)
+                or self._bookings.claim(asker.key)
+            )
+            if self.tokens and over > (self.max_tokens if may_pass else 0):
                 raise self._refused(asker.key, size)
             if self.tokens + size <= self.max_tokens // 2:
                 self._bookings.calm()
             self._request_tokens += 0.05 * (size - self._request_tokens)
             self.tokens += size
+            self._of_source[asker.source] += size
             for s in sequences:
+                s.ticket.source = asker.source
                 s.ticket.waiting += len(s.ids)
                 self._turns.add(s.line, len(s.ids), s)
             self.changes += 1
@@ -172,8 +187,7 @@ class Queue:
         """Nobody waits for the ticket any more: its sequences make room at once."""
         with self._ready:
             ticket.cancelled = True
-            self.tokens -= ticket.waiting
-            ticket.waiting = 0
+            self._left(ticket, ticket.waiting)
 
     def take(self, budget: int, *, spare: bool = False) -> tuple[list[Waiting], bool] | Call | None:
         """Wait for work: a call, or sequences of at most `budget` tokens (one at least); None: closed.
@@ -212,25 +226,41 @@ class Queue:
             return self._take(budget, {s.line for s in running}) or None
 
     def _take(self, budget: int, ahead_of: set[Path] | tuple[()]) -> list[Waiting]:
-        """Whose turn it is, up to `budget` tokens; only those before the end of all of these lines."""
+        """Whose turn it is, up to `budget` tokens; only those before the end of all of these lines.
+
+        A flood has more waiting than a batch holds: it goes ahead of nobody, and who has less is not
+        put beside it, to wait for the end of its long batch.
+        """
         self._turns.begin()
         taken: list[Waiting] = []
-        room = budget
+        took: Counter[Hashable] = Counter()
+        room, beside_flood = budget, False
         while self._turns:
             _, tokens, s = self._turns.peek()
             if s.ticket.cancelled:
                 self._turns.pop(free=True)
                 continue
-            if taken and tokens > room:
+            source = s.ticket.source
+            flood = self._of_source[source] + took[source] > budget
+            if taken and (tokens > room or flood != beside_flood):
                 break
-            if ahead_of and not all(map(self._turns.ahead_of, ahead_of)):
+            if ahead_of and (flood or not all(map(self._turns.ahead_of, ahead_of))):
                 break
+            beside_flood = flood
+            took[source] += tokens
             self._turns.pop()
-            self.tokens -= tokens
-            s.ticket.waiting -= tokens
+            self._left(s.ticket, tokens)
             taken.append(s)
             room -= tokens
         return taken
+
+    def _left(self, ticket: Ticket, tokens: int) -> None:
+        """So many of the ticket's tokens wait no more."""
+        self.tokens -= tokens
+        ticket.waiting -= tokens
+        self._of_source[ticket.source] -= tokens
+        if self._of_source[ticket.source] <= 0:
+            del self._of_source[ticket.source]
 
     def drained(self, tokens: int, started: float, *, ahead: bool = False) -> None:
         """Tell that what was taken is over, begun at `started` (perf_counter). ahead: by take_ahead."""

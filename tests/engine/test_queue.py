@@ -52,10 +52,10 @@ def test_adapters_take_turns_so_that_a_flood_holds_up_nobody() -> None:
 
 def test_a_short_one_goes_ahead_of_a_running_flood_but_the_flood_itself_does_not() -> None:
     queue = Queue(10_000)
-    queue.put([waiting(10, "flood") for _ in range(100)], ANYONE)
+    queue.put([waiting(10, "flood") for _ in range(100)], Asker(source="flood"))
     running = taken(queue, 500)
     assert queue.take_ahead(running, 256) is None
-    queue.put([waiting(5, "other")], ANYONE)
+    queue.put([waiting(5, "other")], Asker(source="other"))
     ahead = queue.take_ahead(running, 256)
     assert isinstance(ahead, list)
     assert sizes(ahead) == [5]
@@ -133,3 +133,29 @@ def test_a_call_runs_between_batches_and_close_ends_the_taking() -> None:
     assert isinstance(queue.take(10), tuple)
     queue.close()
     assert queue.take(10) is None
+
+
+def test_a_flood_leaves_others_their_part_of_the_places() -> None:
+    queue = Queue(100)
+    flood, other = Asker(source="flood", key=1), Asker(source="other", key=2)
+    queue.put([waiting(100, "flood")], flood)
+    assert queue.shut_for("flood")
+    assert not queue.shut_for("other")
+    queue.put([waiting(40, "other")], other)
+    with pytest.raises(QueueFull):
+        queue.put([waiting(20, "other")], other)  # over a half
+    with pytest.raises(QueueFull):
+        queue.put([waiting(1, "flood")], flood)
+    taken(queue, 1000)
+    assert queue.tokens == 0
+    assert not queue.shut_for("flood")
+
+
+def test_a_light_one_is_not_made_to_wait_for_the_end_of_a_floods_batch() -> None:
+    queue = Queue(100_000)
+    queue.put([waiting(10, "flood") for _ in range(500)], Asker(source="flood"))
+    queue.put([waiting(10, "light", Ticket(lambda: None, [None], 1))], Asker(source="light"))
+    queue.put([waiting(10, "slight")], Asker(source="slight"))
+    batches = [[w.line[1] for w in taken(queue, 1000)] for _ in range(3)]
+    assert [sorted(set(batch)) for batch in batches] == [["flood"], ["light", "slight"], ["flood"]]
+    assert len(batches[2]) == 100
