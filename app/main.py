@@ -30,6 +30,7 @@ from app.api.overload import Gate
 from app.api.serving import Serving
 from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
+from app.engine.fetch import Fetcher
 from app.engine.install import Installer
 from app.engine.load import make_loader
 from app.engine.tokenizer import load_tokenizer
@@ -65,9 +66,10 @@ def build(settings: Settings) -> FastAPI:
         app.state.serving = serving
         serving.engine.start()
         try:
-            await serving.installer.load_all(settings.adapters_dir)
+            await serving.fetcher.load_all()
+            await serving.installer.sync_folder(settings.adapters_dir)
             watching = asyncio.create_task(watch(serving.installer, settings.adapters_dir))
-            warming = asyncio.create_task(serving.installer.warm())
+            warming = asyncio.create_task(serving.fetcher.warm())
             merging = asyncio.create_task(serving.automerge.run())
             names = sorted(serving.registry.names)
             log.info(
@@ -129,10 +131,13 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
     engine.on_batch = metrics.batch
     budget = settings.adapter_memory_bytes
     registry = Registry(Residents(machine.free_memory(device) // 2 if budget is None else budget))
+    loader = make_loader(engine, tokenizer)
+    fetcher = Fetcher(store, registry, loader)
     installer = Installer(
         store,
         registry,
-        make_loader(engine, tokenizer),
+        loader,
+        fetcher,
         settings.max_adapter_bytes,
         settings.merge_memory_bytes,
     )
@@ -154,7 +159,14 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
 
     automerge = AutoMerge(may_merge, installer.merge, installer.unmerge)
     return Serving(
-        engine, tokenizer, registry, installer, automerge, metrics, settings.max_client_batch
+        engine,
+        tokenizer,
+        registry,
+        fetcher,
+        installer,
+        automerge,
+        metrics,
+        settings.max_client_batch,
     )
 
 

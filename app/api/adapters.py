@@ -229,7 +229,7 @@ def _timed(found: Name, serving: Serving, started: float) -> Response:
 @router.get("/{name}/versions", response_class=Response, responses=LIST | documented(404, 422))
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has pointed at, oldest first."""
-    found = await serving.installer.pointer(name)
+    found = await serving.fetcher.pointer(name)
     served = serving.registry.names.get(name)
     current = served.digest if served else found.version
     last = max((i for i, e in enumerate(found.history) if e.version == current), default=-1)

@@ -97,14 +97,14 @@ async def resolve(serving: Serving, spelled: str) -> Chosen:
             raise UnknownVersion(f"the base's version is {digest[:SHORTEST_VERSION]}")
         return Chosen(spelled, BASE, digest, None)
     if not at:
-        version = await serving.installer.ready(registry.get(name))
+        version = await serving.fetcher.ready(registry.get(name))
         return Chosen(spelled, name, version.digest, version)
     found = registry.get(name)
     digest = find_version(name, found.history, prefix)
     if digest == found.digest:
-        return Chosen(spelled, name, digest, await serving.installer.ready(found))
+        return Chosen(spelled, name, digest, await serving.fetcher.ready(found))
     try:
-        version = registry.residents.use(digest) or await serving.installer.load_stored(digest)
+        version = registry.residents.use(digest) or await serving.fetcher.load_stored(digest)
     except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
         raise UnknownVersion(f"{name} has version {digest}, but it cannot be loaded") from None
     return Chosen(spelled, name, digest, version)

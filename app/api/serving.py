@@ -11,6 +11,7 @@ from app.adapters.registry import Registry
 from app.api.metrics import Metrics
 from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
+from app.engine.fetch import Fetcher
 from app.engine.install import Installer
 from app.engine.tokenizer import TextTokenizer
 
@@ -22,6 +23,7 @@ class Serving:
     engine: Engine
     tokenizer: TextTokenizer
     registry: Registry
+    fetcher: Fetcher
     installer: Installer
     automerge: AutoMerge
     metrics: Metrics
