@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 BATCH_TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -28,6 +35,7 @@ class Metrics:
 
         by = ["route", "adapter"]
         at = self.registry
+        ProcessCollector(registry=at)
         put(
             "requests",
             Counter("bert_lora_requests", "Requests answered.", [*by, "status"], registry=at),

@@ -70,7 +70,7 @@ def report(run: Run) -> dict[str, Any]:
         "server_timing_ms": _timings(ok),
         "adapters": _adapters(ok) if len(load.adapters) > 1 else {},
         "generator_lag_ms": spread(o.sent_s - o.due_s for o in counted),
-        "machine": _machine(),
+        "machine": machine(),
     }
 
 
@@ -146,7 +146,7 @@ def _adapters(ok: list[Outcome]) -> dict[str, dict[str, float]]:
     return {name: spread(o.done_s - o.due_s for o in ok if o.adapter == name) for name in names}
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """The generator's, which need not be the server's."""
     return {
         "cpu": _cpu(),

@@ -162,7 +162,6 @@ def engine(job: Job) -> Run:
     import asyncio
 
     import torch
-    from app.model.allocation import keep_memory
 
     from app.engine.engine import Ask, Engine
     from app.engine.load import load_version, make_loader
@@ -172,13 +171,15 @@ def engine(job: Job) -> Run:
     from app.model.base_files import find_base
     from app.model.batch import Want
     from app.model.encoder import load_encoder
+    from app.model.machine import keep_memory
 
     keep_memory()
     kernel.prepare()
     files = find_base(job["model"], None)
     encoder = load_encoder(files, torch.device("cpu"), torch.float32)
     tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
-    served = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, job["threads"]))
+    cores = job["threads"]
+    served = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, cores), cores)
     served.start()
     loader, cut, want = make_loader(served, tokenizer), Cut(encoder.max_length), Want("embedding")
 

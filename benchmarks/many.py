@@ -1,0 +1,89 @@
+"""A thousand adapters: what they take in memory, how fast the last one is, how long a start takes.
+
+    python -m benchmarks.many [--count 1000] [--model FOLDER] [--store FOLDER]
+
+Rank 8 on every Linear. With --store what was put there before is used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from benchmarks.processes.loaded import last_line, our_server, put, random_adapter
+
+TEXT = {"inputs": "hello there my friend, what is new today?"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--model")
+    parser.add_argument("--store", type=Path)
+    args = parser.parse_args()
+    model = ["--model", args.model] if args.model else []
+    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as fresh:
+        store = args.store or Path(fresh)
+        option = ["--adapters-dir", "/none", *model]
+        started = time.perf_counter()
+        with our_server(Path(empty), *option) as client:
+            base_start_s, base_rss = time.perf_counter() - started, _rss(client)
+        with our_server(store, *option) as client:
+            for i in range(len(client.get("/adapters").json()), args.count):
+                put(client, f"a{i}", random_adapter(args.model, i))
+        started = time.perf_counter()
+        with our_server(store, *option) as client:
+            start_s = time.perf_counter() - started
+            while _metric(client, "bert_lora_resident_adapters") < args.count:
+                time.sleep(1)
+            bytes_ = _metric(client, "bert_lora_resident_bytes")
+            ratio = (_rss(client) - base_rss) / bytes_
+            ms = {n: _ask(client, n) for n in ("base", "a0", f"a{args.count - 1}")}
+            started = time.perf_counter()
+            client.get("/adapters")
+            list_ms = 1000 * (time.perf_counter() - started)
+            started = time.perf_counter()
+            client.post("/embed?adapter=nobody", json=TEXT)
+            unknown_ms = 1000 * (time.perf_counter() - started)
+    beyond = round(start_s - base_start_s, 1)
+    print(
+        f"start: {beyond} s beyond the base's own; memory: {ratio:.3f} of their {bytes_:,.0f} bytes"
+    )
+    print(f"p50 of one text, ms: {ms}; GET /adapters {list_ms:.0f} ms; a 404 {unknown_ms:.0f} ms")
+    ratios = {
+        "memory / the adapters' bytes": round(ratio, 3),
+        "last adapter / first": round(ms[f"a{args.count - 1}"] / ms["a0"], 3),
+    }
+    command = f"python -m benchmarks.many --count {args.count}"
+    command += " --model bert-base" if args.model else ""
+    more = {"GET /adapters ms": round(list_ms), "404 ms": round(unknown_ms)}
+    print(last_line(command, start_beyond_base_s=beyond, ratios=ratios, ms=ms, more=more))
+
+
+def _ask(client: httpx.Client, name: str) -> float:
+    times = []
+    for _ in range(40):
+        started = time.perf_counter()
+        client.post(f"/embed?adapter={name}", json=TEXT).raise_for_status()
+        times.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(times), 2)
+
+
+def _metric(client: httpx.Client, name: str) -> float:
+    found = re.search(rf"^{name} (\S+)", client.get("/metrics").text, re.M)
+    return float(found[1]) if found else 0.0
+
+
+def _rss(client: httpx.Client) -> int:
+    """Of the process that listens; Linux."""
+    return int(_metric(client, "process_resident_memory_bytes"))
+
+
+if __name__ == "__main__":
+    main()
