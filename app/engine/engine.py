@@ -159,18 +159,18 @@ class Engine:
                 return
             if callable(work):
                 work()
-                continue
-            batch, alone = work
-            started = time.perf_counter()
-            wide = alone and not spare and started - self._spare_ran_at > QUIET_S
-            wanted = self._cores if wide else max(1, self._cores // len(self._threads))
-            if wanted != cores:  # it empties oneDNN's cache, which costs as much as a small batch
-                torch.set_num_threads(wanted)
-                cores = wanted
-            self._step(batch, self._between(batch))
+            else:
+                batch, alone = work
+                quiet = time.perf_counter() - self._spare_ran_at > QUIET_S
+                wide = alone and not spare and quiet
+                wanted = self._cores if wide else max(1, self._cores // len(self._threads))
+                if wanted != cores:
+                    torch.set_num_threads(wanted)
+                    cores = wanted
+                self._timed_step(batch, self._between(batch))
             if spare:
                 self._spare_ran_at = time.perf_counter()
-            self.queue.drained(_tokens(batch), started)
+            self.queue.over()
 
     def _between(self, batch: list[Waiting]) -> Callable[[], None]:
         """What a batch does before each of its layers; a short one is not worth interrupting."""
@@ -186,11 +186,14 @@ class Engine:
                 if callable(work):
                     work()
                 elif work:
-                    started = time.perf_counter()
-                    self._step(work, lambda: None)
-                    self.queue.drained(_tokens(work), started, ahead=True)
+                    self._timed_step(work, lambda: None)
 
         return between
+
+    def _timed_step(self, batch: list[Waiting], between: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        self._step(batch, between)
+        self.queue.drained(_tokens(batch), started)
 
     def _step(self, batch: list[Waiting], between: Callable[[], None]) -> None:
         """One batch. Where it fails, its members run alone, so that only the culprit fails."""

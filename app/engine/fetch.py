@@ -106,13 +106,21 @@ class Fetcher:
         return self.registry.ready(current) or await self.load_stored(current.digest)
 
     async def _load_name(self, pointer: Pointer) -> None:
-        """Serve the name by its version, or by the one that it falls back to, or note why not."""
+        """Serve the name by its version, or by the one that it falls back to, or note why not.
+
+        Whoever moves the name meanwhile is right.
+        """
+        before = self.registry.names.get(pointer.name)
         try:
             version, fallen = await self._load_current(pointer)
         except Exception as error:  # one adapter must not keep the others from being served
+            if self.registry.names.get(pointer.name) is not before:
+                return
             self.registry.remove(pointer.name)
             self.registry.broken[pointer.name] = reason_of(error)
             log.error("adapter %s is stored but not served: %s", pointer.name, reason_of(error))
+            return
+        if self.registry.names.get(pointer.name) is not before:
             return
         self.serve(pointer, version)
         if fallen is not None:

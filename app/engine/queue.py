@@ -194,12 +194,13 @@ class Queue:
 
         With the sequences comes whether they are all there is: nothing waits or runs beside them.
         A spare thread takes only what is left while another one runs. What is taken counts as
-        running until drained() is told.
+        running until over() is told.
         """
         with self._ready:
             while True:
                 self._ready.wait_for(lambda: self._closed or self._has_work(spare))
                 if self._calls:
+                    self._running += 1
                     return self._calls.popleft()
                 share = max(SMALLEST_SHARE, math.ceil(self.tokens / self._takers))
                 taken = self._take(min(budget, share), ())
@@ -262,8 +263,14 @@ class Queue:
         if self._of_source[ticket.source] <= 0:
             del self._of_source[ticket.source]
 
-    def drained(self, tokens: int, started: float, *, ahead: bool = False) -> None:
-        """Tell that what was taken is over, begun at `started` (perf_counter). ahead: by take_ahead."""
+    def over(self) -> None:
+        """Tell that what take() gave is over."""
+        with self._ready:
+            self._running -= 1
+            self._ready.notify_all()
+
+    def drained(self, tokens: int, started: float) -> None:
+        """Tell how many tokens have been run since `started` (perf_counter)."""
         now = time.perf_counter()
         with self._ready:
             passed = now - max(started, self._drained_at)
@@ -271,9 +278,6 @@ class Queue:
             before = self._drained
             self._drained = (before[0] * fade + tokens, before[1] * fade + passed)
             self._drained_at = now
-            if not ahead:
-                self._running -= 1
-                self._ready.notify_all()
 
     def close(self) -> None:
         with self._ready:

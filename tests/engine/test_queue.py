@@ -23,6 +23,7 @@ def waiting(size: int, adapter: str = "", ticket: Ticket | None = None) -> Waiti
 def taken(queue: Queue, budget: int) -> list[Waiting]:
     work = queue.take(budget)
     assert isinstance(work, tuple)
+    queue.over()
     return work[0]
 
 
@@ -119,6 +120,8 @@ def test_a_spare_thread_takes_only_beside_another() -> None:
     assert not found
     _, alone = queue.take(1000)  # type: ignore[misc]
     assert alone
+    spare.join(0.2)
+    assert not found
     queue.put([waiting(7)], ANYONE)
     spare.join(10)
     assert sizes(found[0][0]) == [7]  # type: ignore[index]
