@@ -1,13 +1,14 @@
 """What the machine gives this process: memory that it keeps, memory that is free, cores.
 
-keep_memory: activations are allocated without page faults. glibc gives each thread a heap of its own and returns its large blocks to the system as soon as they
-are free, so that every layer's output would be zeroed by the kernel anew: a third of a forward on
-the model's threads (docs/decisions/0006). Adapters do not live there (adapters/adapter.py).
+keep_memory: activations are allocated without page faults. glibc gives each thread a heap of its own and
+returns large blocks to the system as soon as they are free, so that the kernel would have to zero
+every layer's output anew (docs/decisions/0006). Adapters do not live there (adapters/adapter.py).
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from pathlib import Path
 
@@ -16,11 +17,13 @@ import torch
 CGROUP = Path("/sys/fs/cgroup")  # version 2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 KEPT_BYTES = 1 << 30  # free at the top of the heap before any of it is given back
+PRIMITIVES = "256"  # oneDNN keeps 0.6 MB for each row count of each layer, 1,024 of them by default
 LARGEST_BYTES = 32 << 20  # glibc's own limit for blocks that come from the heap
 
 
 def keep_memory() -> None:
-    """For the whole process, once, before the model's threads start. Does nothing without glibc."""
+    """For the whole process, once, before the first product. The heap's part needs glibc."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
