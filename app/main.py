@@ -157,7 +157,9 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
         found = registry.names.get(name)
         return found is not None and (found.merge or settings.merge) == "auto"
 
-    automerge = AutoMerge(may_merge, installer.merge, installer.unmerge)
+    automerge = AutoMerge(
+        may_merge, lambda name: name in registry.merged, installer.merge, installer.unmerge
+    )
     return Serving(
         engine,
         tokenizer,

@@ -57,12 +57,14 @@ class Credits:
 
 @dataclass(eq=False)
 class AutoMerge:
-    """allowed: whether the name may be merged by traffic. served: counted by whoever answers.
+    """allowed: whether the name may be merged by traffic. is_merged: whether it is now, whoever did it.
+    served: counted by whoever answers.
 
     merge raises what keeps a name from being merged; it is then left alone.
     """
 
     allowed: Callable[[str], bool]
+    is_merged: Callable[[str], bool]
     merge: Callable[[str], Awaitable[object]]
     unmerge: Callable[[str], Awaitable[object]]
     served: Counter[str] = field(default_factory=Counter)
@@ -77,8 +79,10 @@ class AutoMerge:
 
     async def tick(self) -> None:
         served, self.served = self.served, Counter()
+        self.merged = set(filter(self.is_merged, self.merged))  # a PUT or unmerge ends it as well
         change = self._credits.tick(served, self.merged)
-        for name in change.unmerge:
+        forbidden = [name for name in self.merged if not self.allowed(name)]
+        for name in {*change.unmerge, *forbidden}:
             self.merged.discard(name)
             await self._try(self.unmerge, name, "unmerged: it no longer dominates")
         for name in change.merge:

@@ -150,7 +150,7 @@ class Fetcher:
     async def load_stored(self, digest: str) -> Version:
         """A stored version, from memory where it is resident; loaded once for all who ask meanwhile.
 
-        Raises AdapterRejected, OSError.
+        Raises AdapterRejected.
         """
         resident = self.registry.residents.get(digest)
         if resident is not None:
@@ -164,8 +164,14 @@ class Fetcher:
 
     async def _load_stored(self, digest: str) -> Version:
         folder, encoder = self.store.version_folder(digest), self.loader.engine.encoder
-        said = await asyncio.to_thread(self.store.read_options, digest)
-        if await asyncio.to_thread(content_version, folder, said) != digest:
+        try:
+            said = await asyncio.to_thread(self.store.read_options, digest)
+            found = await asyncio.to_thread(content_version, folder, said)
+        except (OSError, ValueError, TypeError) as error:
+            raise AdapterRejected(
+                f"its files on disk are lost or damaged: {reason_of(error)}"
+            ) from None
+        if found != digest:
             raise AdapterRejected("its files on disk are not the ones that were uploaded")
         known = await asyncio.to_thread(self._known, digest)
         version = await load_version(

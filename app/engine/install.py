@@ -136,10 +136,10 @@ class Installer:
             served = self.registry.names.get(name)
             unchanged = served is not None and current == digest == served.digest
             merge = how.merge if pointer is None or how.merge != pointer.merge else None
-            if unchanged and content is None and merge is None:
-                return Installed(report, served, unchanged=True)
             stored = to_store(report, self.loader.engine.encoder)
             await asyncio.to_thread(self.store.commit, folder, digest, said, stored)
+            if unchanged and content is None and merge is None:
+                return Installed(report, served, unchanged=True)
             try:
                 moved = await asyncio.to_thread(
                     self.store.point, name, digest, pointer, content, how.merge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import httpx
@@ -128,5 +129,35 @@ def test_traffic_merges_the_adapter_that_was_put_so_and_not_the_others(
             break
     assert not server.client.get("/adapters/a0").json()["merged"]
     assert not server.client.get("/adapters/a1").json()["merged"]
+    for _ in range(300):
+        embed(server, "a0")
+        if server.client.get("/adapters/a0").json()["merged"]:
+            break
     again = put(server.client, "a0", many["a0"], merge="off")
     assert (again["merge"], again["unchanged"]) == ("off", True)
+    for _ in range(100):
+        time.sleep(0.05)
+        if not server.client.get("/adapters/a0").json()["merged"]:
+            break
+    assert not server.client.get("/adapters/a0").json()["merged"]
+
+
+def test_an_old_version_that_is_damaged_on_disk_is_a_404_and_no_500_and_a_put_heals_it(
+    serve: Serve, tiny_bert: Path, many: dict[str, Path]
+) -> None:
+    server = serve(model=str(tiny_bert), adapter_memory_bytes=1)
+    old = put(server.client, "a", many["a0"])["version"]
+    put(server.client, "a", many["a1"])
+    (server_store(server) / "versions" / old / "options.json").write_text("{broken")
+    answer = server.client.post(f"/embed?adapter=a@{old}", json={"inputs": TEXTS})
+    assert (answer.status_code, answer.json()["error_type"]) == (404, "version_not_found")
+    answer = server.client.post("/adapters/a/rollback", json={"version": old})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "adapter_rejected")
+    put(server.client, "a", many["a0"])
+    wanted = embed(server, "a")
+    weights = server_store(server) / "versions" / old / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    put(server.client, "b", many["a1"])  # a falls out
+    assert put(server.client, "a", many["a0"])["unchanged"]
+    put(server.client, "b", many["a2"])
+    assert embed(server, "a") == wanted

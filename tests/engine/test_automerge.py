@@ -49,7 +49,7 @@ def test_only_who_may_be_merged_is_and_one_that_fails_is_left_alone() -> None:
         done.append(name)
 
     async def run(name: str) -> None:
-        auto = AutoMerge(lambda n: n != "off", merge, merge)
+        auto = AutoMerge(lambda n: n != "off", done.__contains__, merge, merge)
         for _ in range(10):
             auto.served[name] += 5000
             await auto.tick()
