@@ -152,7 +152,7 @@ class Engine:
 
     def _loop(self, number: int) -> None:
         """The first thread takes what comes; the others what comes while one is running."""
-        spare, cores = number > 0, 0
+        spare, cores, began = number > 0, 0, 0.0
         while True:
             work = self.queue.take(self.max_batch_tokens, spare=spare)
             if work is None:
@@ -161,7 +161,9 @@ class Engine:
                 work()
             else:
                 batch, alone = work
-                quiet = time.perf_counter() - self._spare_ran_at > QUIET_S
+                # Not at the end of a backlog either, beside which the others were running.
+                quiet = self._spare_ran_at < min(began, time.perf_counter() - QUIET_S)
+                began = time.perf_counter()
                 wide = alone and not spare and quiet
                 wanted = self._cores if wide else max(1, self._cores // len(self._threads))
                 if wanted != cores:
