@@ -201,12 +201,15 @@ class Queue:
                 self._ready.wait_for(lambda: self._closed or self._has_work(spare))
                 if self._calls:
                     self._running += 1
+                    self._ready.notify_all()
                     return self._calls.popleft()
                 share = max(SMALLEST_SHARE, math.ceil(self.tokens / self._takers))
                 taken = self._take(min(budget, share), ())
                 if taken:
                     alone = not self._turns and not self._running
                     self._running += 1
+                    if self._turns:  # a spare thread that woke before this one waits again
+                        self._ready.notify_all()
                     return taken, alone
                 if self._closed and not self._turns:
                     return None

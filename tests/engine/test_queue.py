@@ -113,7 +113,7 @@ def test_sequences_of_a_client_that_went_away_make_room_at_once_and_are_dropped(
 def test_a_spare_thread_takes_only_beside_another() -> None:
     queue = Queue(1000, takers=2)
     found: list[object] = []
-    spare = threading.Thread(target=lambda: found.append(queue.take(1000, spare=True)))
+    spare = threading.Thread(target=lambda: found.append(queue.take(1000, spare=True)), daemon=True)
     spare.start()
     queue.put([waiting(5)], ANYONE)
     spare.join(0.2)
@@ -126,6 +126,19 @@ def test_a_spare_thread_takes_only_beside_another() -> None:
     spare.join(10)
     assert sizes(found[0][0]) == [7]  # type: ignore[index]
     assert not found[0][1]  # type: ignore[index]
+
+
+def test_a_spare_thread_that_woke_too_early_takes_what_the_first_one_leaves() -> None:
+    queue = Queue(1000, takers=2)
+    found: list[object] = []
+    spare = threading.Thread(target=lambda: found.append(queue.take(1000, spare=True)), daemon=True)
+    spare.start()
+    queue.put([waiting(500), waiting(400)], ANYONE)
+    spare.join(0.2)  # it has seen that nothing runs, and waits again
+    batch, _ = queue.take(1000)  # type: ignore[misc]
+    assert sizes(batch) == [500]
+    spare.join(10)
+    assert sizes(found[0][0]) == [400]  # type: ignore[index]
 
 
 def test_a_call_runs_between_batches_and_close_ends_the_taking() -> None:
