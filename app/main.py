@@ -47,6 +47,7 @@ CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs lat
 CPU_BATCHES = 4  # at the same time, where there are as many cores (docs/decisions/0006)
 GPU_BATCH_TOKENS = 16_384
 DRAIN_S = 30
+FULL_COLLECTIONS = 1000  # one in so many: it stops everything for 0.15 s while a backlog waits
 
 
 class StartRefused(Exception):
@@ -193,11 +194,6 @@ def serve(settings: Settings) -> None:
     machine.keep_memory()
     for caught in (signal.SIGTERM, signal.SIGINT):
         signal.signal(caught, lambda *_: sys.exit(0))
-    asyncio.run(_serve(settings))
-
-
-async def _serve(settings: Settings) -> None:
-    """The lifespan is ours and not uvicorn's, so that a refusal to start is one line."""
     app = build(settings)
     config = uvicorn.Config(
         app,
@@ -208,7 +204,16 @@ async def _serve(settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=DRAIN_S,
     )
+    with asyncio.Runner(
+        loop_factory=config.get_loop_factory()
+    ) as runner:  # uvloop's where there is one
+        runner.run(_serve(app, config))
+
+
+async def _serve(app: FastAPI, config: uvicorn.Config) -> None:
+    """The lifespan is ours and not uvicorn's, so that a refusal to start is one line."""
     async with app.router.lifespan_context(app):
         gc.collect()
         gc.freeze()  # torch's and transformers' objects are here to stay: looking at them takes 0.2 s
+        gc.set_threshold(700, 10, FULL_COLLECTIONS)
         await uvicorn.Server(config).serve()
