@@ -126,8 +126,10 @@ class Queue:
         return tokens / seconds if seconds else AT_FIRST_TOKENS_PER_S
 
     def shut_for(self, source: Hashable) -> bool:
-        """Whether a request of this source would be refused, whatever its size."""
-        return self.tokens >= self.max_tokens and not self._has_share(source, 1)
+        """Whether a request of usual size would be refused; a source without any waiting is read."""
+        size = self._request_tokens
+        full = self.tokens + size > self.max_tokens
+        return full and source in self._of_source and not self._has_share(source, size)
 
     def _has_share(self, source: Hashable, size: float) -> bool:
         """Whether the source holds less than its even part of the places: others' floods are not its."""
