@@ -5,20 +5,26 @@ Knows runs of equal length; nothing of adapters. Each sequence attends to itself
 
 from __future__ import annotations
 
+import logging
+import math
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from app.model.batch import Run
+from app.model.batch import Run, runs_of
 
+log = logging.getLogger(__name__)
 NAME = "bert_lora_packed"
+VARLEN_TOLERANCE = 3e-2  # of values near 1 in bfloat16
 
 
 def packed_attention(
-    module: nn.Module,
+    module: nn.Module | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -27,13 +33,19 @@ def packed_attention(
     sliding_window: int | None = None,
     *,
     runs: list[Run],
+    ends: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """One scaled_dot_product_attention per run of equal lengths.
+    """One scaled_dot_product_attention per run of equal lengths, or one call for all.
 
     query, key, value [1, heads, T, d] -> [1, T, heads, d]. sliding_window: transformers' flash
     convention, one more than the largest distance that is attended to (ModernBERT's local layers).
+    ends: Batch.ends() where varlen_agrees.
     """
+    if ends is not None:
+        return _varlen(
+            query, key, value, ends, max(r.length for r in runs), scaling, sliding_window
+        )
     outs = []
     for run in runs:
         q, k, v = (_sequences(t, run) for t in (query, key, value))
@@ -44,6 +56,72 @@ def packed_attention(
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs).unsqueeze(0), None
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ends: Tensor,
+    longest: int,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> tuple[Tensor, None]:
+    """torch's attention over lengths that differ: CUDA, half precision. In one split, so that a
+    sequence's bits do not depend on its neighbours."""
+    reach = -1 if sliding_window is None else sliding_window - 1
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(reach, reach),
+        num_splits=1,
+    )
+    return out.unsqueeze(0), None  # type: ignore[union-attr]
+
+
+def varlen_agrees(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether varlen_attn serves: on a GPU, in half precision, where it gives what the runs give.
+
+    Asked once at start, with a warning where not, so that a card or a driver that does otherwise costs
+    speed and not answers.
+    """
+    if device.type != "cuda" or dtype == torch.float32:
+        return False
+    off = _varlen_off(config, device, dtype)
+    if off <= VARLEN_TOLERANCE:
+        return True
+    log.warning("varlen attention does not serve here (off by %.1e), runs do", off)
+    return False
+
+
+@torch.inference_mode()
+def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
+    """How far varlen_attn is from the runs over drawn sequences; infinitely where it does not run."""
+    heads = config.num_attention_heads
+    lengths, width = (1, 7, 7, 150), config.hidden_size // heads
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, sum(lengths), heads, width, generator=rng).to(device, dtype).transpose(1, 2)
+        for _ in range(3)
+    )
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    worst = 0.0
+    for window in (None, 65):
+        wanted, _ = packed_attention(None, q, k, v, None, None, window, runs=runs_of(lengths))
+        try:
+            found, _ = _varlen(q, k, v, ends, max(lengths), None, window)
+        except Exception as error:  # whatever a driver raises
+            log.warning("varlen attention: %s", error)
+            return math.inf
+        worst = max(worst, float((found - wanted).abs().max()))
+    return worst
 
 
 def _sequences(t: Tensor, run: Run) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from app.adapters.adapter import Head
 from app.adapters.sentence import Pooling
 from app.model.delta import BASE_LAYERS, Layers
+from app.model.machine import to_device
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Batch:
     token_type_ids: Tensor
     position_ids: Tensor
 
+    def ends(self) -> Tensor:
+        """[sequences + 1] int32 on the device: 0, then where each packed sequence ends."""
+        ends = [*self.starts, self.starts[-1] + self.lengths[-1]]
+        return to_device(torch.tensor(ends, dtype=torch.int32), self.input_ids.device)
+
 
 def pack(items: Sequence[Item], device: torch.device, padding: int | None = None) -> Batch:
     """Pack sequences of any length and adapter; T = the sum of their lengths.
@@ -98,19 +104,20 @@ def pack(items: Sequence[Item], device: torch.device, padding: int | None = None
     for length in lengths[:-1]:
         starts.append(starts[-1] + length)
 
-    def row(values: list[int]) -> Tensor:
-        return torch.tensor([values], dtype=torch.long).to(device, non_blocking=True)
-
+    ids = [i for item in packed for i in item.ids]
+    types = [t for item in packed for t in item.types]
+    positions = [p for item in packed for p in _positions(item.ids, padding)]
+    rows = to_device(torch.tensor([ids, types, positions], dtype=torch.long), device)
     return Batch(
         packed,
         order,
         starts,
         lengths,
         segments(packed, lengths),
-        _runs(lengths),
-        row([i for item in packed for i in item.ids]),
-        row([t for item in packed for t in item.types]),
-        row([p for item in packed for p in _positions(item.ids, padding)]),
+        runs_of(lengths),
+        rows[0:1],
+        rows[1:2],
+        rows[2:3],
     )
 
 
@@ -142,7 +149,8 @@ def segments(items: Sequence[Item], widths: Sequence[int]) -> list[Segment]:
     return found
 
 
-def _runs(lengths: Sequence[int]) -> list[Run]:
+def runs_of(lengths: Sequence[int]) -> list[Run]:
+    """Neighbours of equal length joined."""
     found: list[Run] = []
     end = 0
     for length in lengths:

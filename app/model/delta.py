@@ -1,13 +1,15 @@
 """The segmented low-rank product: each segment's rows get their own adapter's update.
 
 Knows rows and matrices; nothing of names, models or requests. Float32 on the CPU runs through
-kernel.py, one call a layer; everything else through the same formula in torch, segment by segment.
+kernel.py and a GPU through kernel_cuda.py, few calls a layer; everything else through the same formula
+in torch, segment by segment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from app.adapters.adapter import Adapter, LoRALayer, Norm, Rows
 from app.model import kernel
 from app.model.linear import FrozenLinear
 
+if TYPE_CHECKING:
+    from app.model.kernel_cuda import Plan
+
 
 @dataclass(frozen=True, eq=False)
 class Layers:
@@ -25,7 +30,7 @@ class Layers:
     updates: low-rank ones. own: layers that its rows run through in place of the base's, because
     the adapter replaces them whole or is merged. A Linear is in one of the two at most.
     norms, embeddings: what it makes of the other layers. table [the base's Linears, kernel.FIELDS]:
-    the updates by address, for the kernel; None where it does not serve.
+    the updates by address, for the kernels; None where none serves.
     """
 
     updates: Mapping[str, LoRALayer] = field(default_factory=dict)
@@ -36,6 +41,7 @@ class Layers:
 
 
 BASE_LAYERS = Layers()
+CPU = torch.device("cpu")
 
 
 def unmerged_layers(adapter: Adapter, linears: Sequence[str]) -> Layers:
@@ -55,7 +61,7 @@ def with_updates(
     layers: Layers, updates: Mapping[str, LoRALayer], linears: Sequence[str]
 ) -> Layers:
     """The same layers with these updates in place of theirs."""
-    if not updates or not all(_in_kernels_reach(lora) for lora in updates.values()):
+    if not updates or not _in_kernels_reach(updates.values()):
         return replace(layers, updates=updates, table=None)
     table = np.zeros((len(linears), kernel.FIELDS), np.int64)
     for i, path in enumerate(linears):
@@ -71,37 +77,47 @@ def with_updates(
     return replace(layers, updates=updates, table=table)
 
 
-def _in_kernels_reach(lora: LoRALayer) -> bool:
-    """Float32 on the CPU, A by rows and B by columns, which is how adapter.laid_out leaves them."""
-    parts = [t for t in (lora.A, lora.B.T, lora.gain, lora.shift) if t is not None]
-    return all(
-        t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in parts
-    )
+def _in_kernels_reach(updates: Iterable[LoRALayer]) -> bool:
+    """Float32 on the CPU or anything on one GPU, A by rows and B by columns (adapter.laid_out)."""
+    parts = [t for u in updates for t in (u.A, u.B.T, u.gain, u.shift) if t is not None]
+    kinds = {(t.device, t.dtype) for t in parts}
+    device, dtype = next(iter(kinds))
+    served = dtype == torch.float32 if device.type == "cpu" else device.type == "cuda"
+    return served and len(kinds) == 1 and all(t.is_contiguous() for t in parts)
 
 
 @dataclass(frozen=True, eq=False)
 class Updates:
     """The updates of one batch: of each segment that has some, its rows and its adapter's layers.
 
-    rows [S, 2]; table [the base's Linears, S, kernel.FIELDS], both int64, or None for torch's way.
+    rows [S, 2]; table [the base's Linears, S, kernel.FIELDS], both int64, for the CPU's kernel; plan,
+    for the GPU's; or none of them, for torch's way.
     """
 
     segments: Sequence[tuple[slice, Layers]] = ()
     rows: np.ndarray | None = None
     table: np.ndarray | None = None
+    plan: Plan | None = None
 
 
 NO_UPDATES = Updates()
 
 
-def gather(segments: Sequence[tuple[slice, Layers]]) -> Updates:
-    """One batch's updates, once for all of its layers."""
+def gather(
+    segments: Sequence[tuple[slice, Layers]], kernels_on: torch.device | None = CPU
+) -> Updates:
+    """One batch's updates, once for all of its layers. kernels_on: a device's; None: torch's way."""
     updated = [(rows, layers) for rows, layers in segments if layers.updates]
     tables = [layers.table for _, layers in updated if layers.table is not None]
-    if not updated or len(tables) < len(updated):
+    if kernels_on is None or not updated or len(tables) < len(updated):
         return Updates(updated)
     rows = np.array([(rows.start, rows.stop) for rows, _ in updated], np.int64)
-    return Updates(updated, rows, np.stack(tables, axis=1))
+    table = np.stack(tables, axis=1)
+    if kernels_on.type == "cpu":
+        return Updates(updated, rows, table)
+    from app.model import kernel_cuda
+
+    return Updates(updated, plan=kernel_cuda.plan(rows, table, kernels_on))
 
 
 def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) -> Tensor:
@@ -115,6 +131,11 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
     path, number: which of the base's Linears it is. Raises RuntimeError (torch) where A or B does
     not fit the layer. Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
     """
+    if updates.plan is not None:
+        from app.model import kernel_cuda
+
+        kernel_cuda.add_updates(y, x.contiguous(), updates.plan, number)
+        return y
     if updates.rows is not None and updates.table is not None:
         kernel.add_updates(y.numpy(), x.contiguous().numpy(), updates.rows, updates.table[number])
         return y

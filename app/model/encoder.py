@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,7 @@ from app.model.batch import Batch, Item, Want, pack, segments
 from app.model.delta import Layers
 from app.model.lora import LinearWithLoRA, Route, insert_lora
 
+log = logging.getLogger(__name__)
 SERVED = (
     "bert",
     "roberta",
@@ -67,6 +69,7 @@ class Encoder:
     _first_position: int
     _takes_types: bool
     _pooler: LinearWithLoRA | None = field(default=None)
+    _varlen: bool = False
 
     @property
     def type_vocabulary(self) -> int:
@@ -106,6 +109,8 @@ class Encoder:
     ) -> Any:
         if self._takes_types:
             more["token_type_ids"] = batch.token_type_ids
+        if self._varlen:
+            more["ends"] = batch.ends()
         with self.route.run(batch.segments, between):
             return self.model(
                 input_ids=batch.input_ids,
@@ -167,7 +172,7 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
     frozen = [(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()]]
     has_pooler = getattr(model, "pooler", None) is not None
     base = _base(files, model, config, has_pooler)
-    route = Route()
+    route = Route(_kernels_on(device, dtype))
     wrappers = insert_lora(model, route)
     pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
     if pooler is not None:
@@ -189,7 +194,20 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         first,
         "token_type_ids" in inspect.signature(type(model).forward).parameters,
         pooler,
+        attention.varlen_agrees(config, device, dtype),
     )
+
+
+def _kernels_on(device: torch.device, dtype: torch.dtype) -> torch.device | None:
+    """The device, where a kernel for the updates serves it."""
+    if device.type == "cpu":
+        return device
+    try:
+        from app.model import kernel_cuda
+    except ImportError as error:
+        log.warning("%s: adapters go through torch", error)
+        return None
+    return device if kernel_cuda.agrees(device, dtype) else None
 
 
 def _load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from app.adapters.adapter import Adapter, Rows
 from app.model.batch import Segment
-from app.model.delta import NO_UPDATES, Layers, Updates, add_delta, gather, with_updates
+from app.model.delta import CPU, NO_UPDATES, Layers, Updates, add_delta, gather, with_updates
 from app.model.linear import FrozenLinear
 
 
@@ -34,9 +34,12 @@ class Pass:
 
 
 class Route(threading.local):
-    """The forward that each thread is running."""
+    """The forward that each thread is running. kernels_on: see delta.gather."""
 
     running = Pass()
+
+    def __init__(self, kernels_on: torch.device | None = CPU) -> None:
+        self.kernels_on = kernels_on
 
     @contextmanager
     def run(
@@ -44,7 +47,7 @@ class Route(threading.local):
     ) -> Iterator[None]:
         """Send the forward inside by these segments; the one that it interrupts goes on afterwards."""
         before = self.running
-        updates = gather([(s.rows, s.layers) for s in segments])
+        updates = gather([(s.rows, s.layers) for s in segments], self.kernels_on)
         self.running = Pass(segments, updates, between)
         try:
             yield

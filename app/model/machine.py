@@ -1,4 +1,4 @@
-"""What the machine gives this process: memory that it keeps, memory that is free, cores.
+"""What the machine gives this process: memory that it keeps, memory that is free, cores, a GPU.
 
 keep_memory: activations are allocated without page faults. glibc gives each thread a heap of its own and
 returns large blocks to the system as soon as they are free, so that the kernel would have to zero
@@ -45,6 +45,13 @@ def free_memory(device: torch.device) -> int:
     except (OSError, ValueError):  # no cgroup, or no limit ("max")
         return free
     return min(free, limit - used)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device; to a GPU from pinned memory, without waiting for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def cores() -> int:

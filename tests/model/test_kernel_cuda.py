@@ -1,0 +1,93 @@
+"""The GPU's kernels: in Triton's interpreter on any machine, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from app.adapters.adapter import Adapter, LoRALayer, laid_out
+from app.model.delta import add_delta, gather, unmerged_layers
+
+pytest.importorskip("triton")
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+from app.model import kernel_cuda  # noqa: E402
+
+PATHS = ["l.0.self.query", "l.0.output.dense"]
+IN, OUT = 72, 100
+
+
+def drawn(seed: int, rank: int, extras: bool) -> Adapter:
+    """One of two layers IN -> OUT, in float32 on the tests' device."""
+    rng = torch.Generator().manual_seed(seed)
+    parts = [
+        torch.randn(*shape, generator=rng) for shape in ((rank, IN), (OUT, rank), (OUT,), (OUT,))
+    ]
+    layer = LoRALayer(*parts[:2], *(parts[2:] if extras else (None, None)))
+    return laid_out(Adapter({PATHS[seed % 2]: layer}, "peft", 1.0), DEVICE, torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def plain_numpy() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    counts=st.lists(st.sampled_from([1, 2, 31, 32, 33, 70]), min_size=1, max_size=4),
+    ranks=st.lists(st.sampled_from([0, 1, 8, 16, 17, 256]), min_size=4, max_size=4),
+    plain=st.integers(0, 4),
+    extras=st.booleans(),
+)
+def test_the_kernels_give_what_torch_gives_segment_by_segment(
+    counts: list[int], ranks: list[int], plain: int, extras: bool
+) -> None:
+    layers = [unmerged_layers(drawn(i, ranks[i], extras), PATHS) for i in range(len(counts))]
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    segments = [
+        (slice(end - n, end), one)
+        for i, (end, n, one) in enumerate(zip(ends, counts, layers, strict=True))
+        if i != plain
+    ]
+    x, y = (torch.randn(ends[-1], n).to(DEVICE) for n in (IN, OUT))
+    by_torch = gather(segments, kernels_on=None)
+    as_tables = gather(segments, kernels_on=torch.device("cpu"))
+    for number, path in enumerate(PATHS):
+        wanted = add_delta(y.clone(), x, by_torch, path, number)
+        got = y.clone()
+        if as_tables.rows is not None and as_tables.table is not None:
+            plan = kernel_cuda.plan(as_tables.rows, as_tables.table, DEVICE)
+            kernel_cuda.add_updates(got, x, plan, number)
+        assert_close(got, wanted, rtol=1e-5, atol=1e-3)
+        for end, n in (
+            (e, n) for i, (e, n) in enumerate(zip(ends, counts, strict=True)) if i == plain
+        ):
+            assert torch.equal(got[end - n : end], y[end - n : end])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_check_at_start_lets_the_kernels_through(dtype: torch.dtype) -> None:
+    if not ON_GPU and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies with numpy, which has no bfloat16")
+    assert kernel_cuda.agrees(DEVICE, dtype)
+
+
+def test_the_check_at_start_notices_a_wrong_kernel_and_one_that_cannot_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(y: Tensor, *_: object) -> None:
+        y += 1
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such architecture")
+
+    for instead in (wrong, broken):
+        monkeypatch.setattr(kernel_cuda, "add_updates", instead)
+        assert not kernel_cuda.agrees(DEVICE, torch.float32)

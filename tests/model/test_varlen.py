@@ -1,0 +1,83 @@
+"""torch's attention over lengths that differ (CUDA): how it is called, and when it is used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import BertConfig
+
+from app.model import attention
+from app.model.batch import runs_of
+
+CONFIG = BertConfig(hidden_size=48, num_attention_heads=3)
+CPU = torch.device("cpu")
+
+
+def as_documented(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ends_q: Tensor,
+    ends_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+    num_splits: int,
+) -> Tensor:
+    """torch.nn.attention.varlen.varlen_attn by its documentation, in float64. [T, heads, d]."""
+    assert ends_q.dtype == torch.int32 and torch.equal(ends_q, ends_k) and num_splits == 1
+    outs = []
+    for start, end in zip(ends_q[:-1].tolist(), ends_q[1:].tolist(), strict=True):
+        assert end - start <= max_q == max_k
+        a, b, c = (t[start:end].double().transpose(0, 1) for t in (q, k, v))
+        weights = a @ b.transpose(1, 2) * (scale or q.shape[-1] ** -0.5)
+        at = torch.arange(end - start)
+        left, right = window_size
+        if left >= 0:
+            weights = weights.masked_fill(at[:, None] - at[None, :] > left, -torch.inf)
+        if right >= 0:
+            weights = weights.masked_fill(at[None, :] - at[:, None] > right, -torch.inf)
+        outs.append((weights.softmax(-1) @ c).transpose(0, 1))
+    return torch.cat(outs).to(q.dtype)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_one_call_over_all_lengths_gives_what_the_runs_give(
+    monkeypatch: pytest.MonkeyPatch, window: int | None, scale: float | None
+) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", as_documented)
+    lengths = [1, 4, 9, 9, 20]
+    q, k, v = (torch.randn(1, sum(lengths), 3, 16).transpose(1, 2) for _ in range(3))
+    ends = torch.tensor([0, 1, 5, 14, 23, 43], dtype=torch.int32)
+    runs = runs_of(lengths)
+    wanted, _ = attention.packed_attention(None, q, k, v, None, scale, window, runs=runs)
+    got, _ = attention.packed_attention(None, q, k, v, None, scale, window, runs=runs, ends=ends)
+    assert got.shape == wanted.shape
+    assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_not_used_on_the_cpu_nor_in_float32() -> None:
+    assert not attention.varlen_agrees(CONFIG, CPU, torch.bfloat16)
+    assert not attention.varlen_agrees(CONFIG, torch.device("cuda"), torch.float32)
+
+
+def test_where_it_does_not_run_or_is_wrong_the_runs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check itself, on the CPU: varlen_attn raises there, and its stand-ins are right or wrong."""
+    check = attention._varlen_off
+    assert not check(CONFIG, CPU, torch.bfloat16) <= attention.VARLEN_TOLERANCE
+    monkeypatch.setattr(attention, "varlen_attn", as_documented)
+    assert check(CONFIG, CPU, torch.bfloat16) <= attention.VARLEN_TOLERANCE
+    monkeypatch.setattr(attention, "varlen_attn", lambda q, *_, **__: q)
+    assert not check(CONFIG, CPU, torch.bfloat16) <= attention.VARLEN_TOLERANCE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_it_is_used_on_a_gpu_in_half_precision(dtype: torch.dtype) -> None:
+    config = BertConfig()
+    assert attention.varlen_agrees(config, torch.device("cuda"), dtype)
