@@ -37,7 +37,7 @@ from app.engine.engine import Ask, Engine
 from app.engine.tokenizer import Tokens
 from app.main import CPU_BATCH_TOKENS, CPU_BATCHES
 from app.model.base_files import find_base
-from app.model.batch import Want
+from app.model.batch import Item, Want
 from app.model.delta import unmerged_layers
 from app.model.encoder import DTYPES, Encoder, load_encoder
 from app.model.linear import FrozenLinear
@@ -123,6 +123,7 @@ def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
             run()
             times[name].append(1000 * (time.perf_counter() - started))
     engine.stop()
+    cosine = {} if dtype == torch.float32 else {"cosine": cosine_to_float32(encoder, texts)}
     return {
         "base": base,
         "cores": torch.get_num_threads(),
@@ -131,6 +132,7 @@ def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
         "texts": args.texts,
         "tokens": sum(map(len, texts)),
         "padded_tokens": len(texts) * max(map(len, texts)),
+        **cosine,
         "ms": {name: round(statistics.median(t), 1) for name, t in times.items()},
         "ratios": {
             "packed / bare products": ratio(times, "packed", "bare products"),
@@ -142,6 +144,15 @@ def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
             "merged / packed": ratio(times, "packed, 1 merged", "packed"),
         },
     }
+
+
+def cosine_to_float32(encoder: Encoder, texts: list[list[int]]) -> dict[str, float]:
+    """Of the texts' embeddings, against the same base in float32."""
+    exact = load_encoder(encoder.files, encoder.device, torch.float32)
+    items = [Item(ids, [0] * len(ids), Want("embedding")) for ids in texts]
+    rows, wanted = (torch.stack(e.run(items)) for e in (encoder, exact))
+    found = torch.nn.functional.cosine_similarity(rows.double(), wanted.double())
+    return {"mean": round(float(found.mean()), 6), "least": round(float(found.min()), 6)}
 
 
 def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
@@ -229,6 +240,8 @@ def show(run: dict[str, Any]) -> None:
         print(f"  {name:24} {ms:9.1f} ms")
     for name, value in run["ratios"].items():
         print(f"  {name:24} {value:9.3f}", flush=True)
+    if "cosine" in run:
+        print(f"  cosine to float32        {run['cosine']}")
 
 
 def _cpu() -> str:
