@@ -172,17 +172,19 @@ def move(value: T, device: torch.device, dtype: torch.dtype) -> T:
 def laid_out(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adapter:
     """The adapter on the base's device in the base's dtype, ready to run.
 
-    Every A by rows and B by columns, as model/kernel.py reads them, in one allocation: they take no
-    more than their bytes, and the system gets those back whole when the adapter goes.
+    Low-rank layers have every A by rows and B by columns, as model/kernel.py reads them, in one
+    allocation: they take no more than their bytes, and the system gets those back whole when the
+    adapter goes. On the CPU they are float32 whatever the base is.
     """
+    updates_dtype = torch.float32 if device.type == "cpu" else dtype
     sizes = [t.numel() for layer in adapter.layers.values() for t in (layer.A, layer.B)]
-    parts = iter(torch.split(_block(sum(sizes), device, dtype), sizes))
+    parts = iter(torch.split(_block(sum(sizes), device, updates_dtype), sizes))
     layers = {}
     for path, layer in adapter.layers.items():
         A = next(parts).view(layer.A.shape).copy_(layer.A)
         B = next(parts).view(layer.B.T.shape).copy_(layer.B.T).T
         gain, shift = (
-            t if t is None else move(t, device, dtype) for t in (layer.gain, layer.shift)
+            t if t is None else move(t, device, updates_dtype) for t in (layer.gain, layer.shift)
         )
         layers[path] = LoRALayer(A, B, gain, shift)
     return replace(move(replace(adapter, layers={}), device, dtype), layers=layers)

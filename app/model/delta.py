@@ -1,8 +1,8 @@
 """The segmented low-rank product: each segment's rows get their own adapter's update.
 
-Knows rows and matrices; nothing of names, models or requests. Float32 on the CPU runs through
-kernel.py and a GPU through kernel_cuda.py, few calls a layer; everything else through the same formula
-in torch, segment by segment.
+Knows rows and matrices; nothing of names, models or requests. A CPU runs it through kernel.py and a
+GPU through kernel_cuda.py, few calls a layer; where they do not serve, the same formula goes through
+torch, segment by segment.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
     (adapters/fold.py).
     Rows of no update are not touched: they stay the base's, bit for bit.
 
-    x [T, in], y [T, out]: packed rows, one dtype. A [r, in], B [out, r]; r may differ.
+    x [T, in], y [T, out]: packed rows, one dtype. A [r, in], B [out, r], float32 on the CPU and of x's
+    dtype on a GPU; r may differ.
     path, number: which of the base's Linears it is. Raises RuntimeError (torch) where A or B does
     not fit the layer. Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
     """
@@ -137,7 +138,7 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
         kernel_cuda.add_updates(y, x.contiguous(), updates.plan, number)
         return y
     if updates.rows is not None and updates.table is not None:
-        kernel.add_updates(y.numpy(), x.contiguous().numpy(), updates.rows, updates.table[number])
+        _run_compiled(y, x, updates.rows, updates.table[number])
         return y
     for rows, layers in updates.segments:
         lora = layers.updates.get(path)
@@ -146,8 +147,19 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
     return y
 
 
+def _run_compiled(y: Tensor, x: Tensor, rows: np.ndarray, table: np.ndarray) -> None:
+    """In float32; of a base in half precision only from the first to the last row of an update."""
+    if y.dtype == torch.float32:
+        kernel.add_updates(y.numpy(), x.contiguous().numpy(), rows, table)
+    elif table.any():
+        first, last = int(rows[0, 0]), int(rows[-1, 1])
+        wide = y[first:last].float()
+        kernel.add_updates(wide.numpy(), x[first:last].float().numpy(), rows - first, table)
+        y[first:last] = wide  # what no update touched is back to its very bits
+
+
 def add_update(y: Tensor, x: Tensor, lora: LoRALayer) -> None:
-    """One segment's update, in place, on any device and in any dtype: the kernel's twin."""
+    """One segment's update, in place, on any device, all of one dtype: the kernels' twin."""
     if lora.gain is not None:
         y.mul_(lora.gain)
     if lora.shift is not None:

@@ -194,14 +194,16 @@ def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter, layers:
         del updates[path]
         linear = wrappers[path].linear
         weight: Tensor = linear.weight.float()
-        bias: Tensor | None = linear.bias
+        bias: Tensor | None = None if linear.bias is None else linear.bias.float()
         if lora.gain is not None:
             weight = lora.gain.float()[:, None] * weight
-            bias = None if bias is None else lora.gain * bias
+            bias = None if bias is None else lora.gain.float() * bias
         if lora.shift is not None:
-            bias = lora.shift if bias is None else bias + lora.shift
+            bias = lora.shift.float() if bias is None else bias + lora.shift.float()
         weight = weight + lora.B.float() @ lora.A.float()
-        merged[path] = FrozenLinear(weight.to(linear.weight.dtype), bias, keep_weight=False)
+        dtype = linear.weight.dtype
+        bias = None if bias is None else bias.to(dtype)
+        merged[path] = FrozenLinear(weight.to(dtype), bias, keep_weight=False)
     return with_updates(replace(layers, own=merged), updates, list(wrappers))
 
 

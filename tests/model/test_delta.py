@@ -83,6 +83,21 @@ def test_each_segment_gets_its_own_update_and_the_others_none(
             assert torch.equal(got[rows[plain]], y[rows[plain]])
 
 
+def test_half_precision_is_computed_in_float32_and_leaves_other_rows_their_bits() -> None:
+    layers = unmerged_layers(random_adapter(0, {PATHS[0]: 7}, extras=True), PATHS)
+    x, y = torch.randn(50, 24).bfloat16(), torch.randn(50, 20).bfloat16()
+    rows = (slice(10, 20), slice(30, 35))
+    got = y.clone()
+    for number, path in enumerate(PATHS):
+        add_delta(got, x, gather([(r, layers) for r in rows]), path, number)
+    wanted = y.float()
+    for r in rows:
+        wanted = by_hand(wanted, x, r, layers.updates[PATHS[0]])
+    assert torch.equal(got[:10], y[:10])
+    assert torch.equal(got[20:30], y[20:30])
+    assert_close(got, wanted.bfloat16(), rtol=2**-8, atol=1e-3)
+
+
 def test_an_updated_rows_bits_do_not_depend_on_the_rows_beside_it() -> None:
     layers = unmerged_layers(random_adapter(0, {PATHS[0]: 7}, extras=True), PATHS)
     x, y = torch.randn(50, 24), torch.randn(50, 20)
