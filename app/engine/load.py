@@ -28,24 +28,28 @@ from app.engine.golden import Golden, read_golden, verify
 from app.engine.tokenizer import Cut, TextTokenizer, tokenize
 from app.model.batch import Item, Want
 from app.model.delta import Layers, unmerged_layers
-from app.model.encoder import Delta, Encoder
+from app.model.encoder import Delta, Encoder, States, distance
 
 REPORT_FORMAT = 1  # of what is stored about a version; another one is measured again
+TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
 
 
 @dataclass(frozen=True, eq=False)
 class Loader:
-    """What every version is loaded with. probe_ids: the text that measures what an adapter does."""
+    """What every version is loaded with. probe_ids: the text that measures what an adapter does;
+    probe_states: the base's own on it."""
 
     engine: Engine
     tokenizer: TextTokenizer
     probe_ids: Sequence[int]
+    probe_states: States
 
 
 def make_loader(engine: Engine, tokenizer: TextTokenizer) -> Loader:
-    probe = tokenize(tokenizer, [PROBE], Cut(engine.encoder.max_length))[0]
-    return Loader(engine, tokenizer, probe.ids)
+    """Runs the base once. Blocks."""
+    ids = tokenize(tokenizer, [PROBE], Cut(engine.encoder.max_length))[0].ids
+    return Loader(engine, tokenizer, ids, engine.encoder.states(ids))
 
 
 async def load_version(
@@ -69,14 +73,21 @@ async def load_version(
     adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
     layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
     if known is None:
-        probe_ids = [*loader.probe_ids, *changed_tokens(read.adapter)][: encoder.max_length]
-        delta = await engine.call(lambda: encoder.measure(probe_ids, layers))
+        delta = await engine.call(lambda: _delta(loader, changed_tokens(read.adapter), layers))
         _refuse_no_effect(delta, read.adapter, encoder, allow_noop)
         await _refuse_overflow(loader, adapter, layers)
         known = _report(digest, adapter, delta, read, encoder)
     if certify and read.goldens:
         await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
     return Version(digest, adapter, known, layers)
+
+
+def _delta(loader: Loader, more_ids: Sequence[int], layers: Layers) -> Delta:
+    """What the layers do to the probe text, and to tokens that they replace."""
+    encoder = loader.engine.encoder
+    ids = [*loader.probe_ids, *more_ids][: encoder.max_length]
+    base = encoder.states(ids) if more_ids else loader.probe_states
+    return distance(encoder.states(ids, layers), base)
 
 
 def to_store(report: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
@@ -176,7 +187,7 @@ def _refuse_no_effect(delta: Delta, adapter: Adapter, encoder: Encoder, allow_no
     only_a_head = adapter.head is not None and not adapter.changes_encoder
     if allow_noop or only_a_head:
         return
-    if delta.relative == 0 and not changes_a_weight(adapter, encoder.base):
+    if delta.relative < TINY and not changes_a_weight(adapter, encoder.base):
         raise AdapterRejected(
             "the adapter leaves the base's output unchanged (an untrained one?): it would do "
             "nothing; send ?allow_noop=true if that is meant",

@@ -1,4 +1,4 @@
-"""The frozen base: load, refuse what would be served wrong, run packed batches, measure a delta.
+"""The frozen base: load, refuse what would be served wrong, run packed batches, give hidden states.
 
 Keeps transformers' model and changes two things in it: the attention function (attention.py) and
 every Linear (lora.py). Knows no names of adapters and no clients.
@@ -24,7 +24,7 @@ from app.adapters.sentence import Sentence
 from app.model import attention, head
 from app.model.base_files import BaseFiles, BaseRefused, head_tensors
 from app.model.batch import Batch, Item, Want, pack, segments
-from app.model.delta import Layers
+from app.model.delta import BASE_LAYERS, Layers
 from app.model.lora import LinearWithLoRA, Route, insert_lora
 
 log = logging.getLogger(__name__)
@@ -125,25 +125,15 @@ class Encoder:
             return torch.tanh(self._pooler(rows))  # type: ignore[misc]
 
     @torch.inference_mode()
-    def measure(self, ids: Sequence[int], layers: Layers) -> Delta:
-        """How far an adapter's layers move the base on one text: relative L2 distance of the hidden states.
-
-        Over the last hidden state and, where the base has one, the pooler's output; per layer as well.
-        """
-        want = Want("embedding", normalize=False)
-        types = [0] * len(ids)
-        items = [Item(ids, types, want), Item(ids, types, want, layers)]
-        batch = pack(items, self.device, self._padding)
-        out = self._forward(batch, output_hidden_states=True)
-        n = len(ids)
-        states = [h[0].double() for h in out.hidden_states[1:]]
-        per_layer = [_relative(h[n:], h[:n]) for h in states]
+    def states(self, ids: Sequence[int], layers: Layers = BASE_LAYERS) -> States:
+        """One text's hidden states, through an adapter's layers or the plain base."""
+        items = [Item(ids, [0] * len(ids), Want("embedding", normalize=False), layers)]
+        out = self._forward(pack(items, self.device, self._padding), output_hidden_states=True)
         last = out.last_hidden_state[0]
-        ends = [last[:n].flatten(), last[n:].flatten()]
+        ends = [last.flatten()]
         if self._pooler is not None:
-            pooled = self._pool(last[[0, n]], items)
-            ends = [torch.cat([end, row]) for end, row in zip(ends, pooled, strict=True)]
-        return Delta(_relative(ends[1].double(), ends[0].double()), per_layer)
+            ends.append(self._pool(last[:1], items)[0])
+        return States([h[0].double() for h in out.hidden_states[1:]], torch.cat(ends).double())
 
     def digest_now(self) -> str:
         """The digest again, over the tensors as they are; packed copies are compared with them."""
@@ -152,12 +142,26 @@ class Encoder:
         return _digest(self._frozen)
 
 
+@dataclass(frozen=True, eq=False)
+class States:
+    """float64. layers: [T, H] after each; out: the last one and, where there is one, the pooler's."""
+
+    layers: list[Tensor]
+    out: Tensor
+
+
 @dataclass(frozen=True)
 class Delta:
     """relative: ||out(adapter) - out(base)|| / ||out(base)||; layers: the same per layer."""
 
     relative: float
     layers: list[float]
+
+
+def distance(changed: States, base: States) -> Delta:
+    """How far an adapter moves the base on one text: relative L2 distance of the hidden states."""
+    per_layer = [_relative(c, b) for c, b in zip(changed.layers, base.layers, strict=True)]
+    return Delta(_relative(changed.out, base.out), per_layer)
 
 
 def _relative(changed: Tensor, base: Tensor) -> float:
