@@ -10,21 +10,25 @@ import logging.config
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import torch
 import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 
+from app.adapters.disk import StoreUnusable, alone
 from app.adapters.registry import Registry
 from app.adapters.residents import Residents
-from app.adapters.store import Store, StoreUnusable
+from app.adapters.store import Store
 from app.api import adapters, dialects, health, inference, tei
 from app.api.errors import install_errors
 from app.api.guard import Guard
+from app.api.keys import Door, Key, KeysRefused, is_loopback, read_keys
 from app.api.metrics import Metrics
 from app.api.overload import Gate
 from app.api.serving import Serving
@@ -34,7 +38,7 @@ from app.engine.fetch import Fetcher
 from app.engine.install import Installer
 from app.engine.load import make_loader
 from app.engine.tokenizer import load_tokenizer
-from app.engine.watch import watch
+from app.engine.watch import Folders, look, sync_at_start, watch
 from app.logs import log_config
 from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
@@ -60,32 +64,28 @@ def build(settings: Settings) -> FastAPI:
     The lifespan raises StartRefused.
     """
     metrics = Metrics(CollectorRegistry())
+    keys = _keys(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        serving = await asyncio.to_thread(_load, settings, metrics)
-        app.state.serving = serving
-        serving.engine.start()
-        try:
-            await serving.fetcher.load_all()
-            await serving.installer.sync_folder(settings.adapters_dir)
-            watching = asyncio.create_task(watch(serving.installer, settings.adapters_dir))
-            warming = asyncio.create_task(serving.fetcher.warm())
-            merging = asyncio.create_task(serving.automerge.run())
-            names = sorted(serving.registry.names)
-            log.info(
-                "serving %s with %d adapters: %s",
-                _base(serving),
-                len(names),
-                ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
-            )
-            yield
-            for task in (watching, warming, merging):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-        finally:
-            await asyncio.to_thread(serving.engine.stop)
+        with _alone(settings.store):
+            folders = await asyncio.to_thread(look, settings.adapters_dir)
+            serving = await asyncio.to_thread(_load, settings, metrics, keyed=bool(keys))
+            app.state.serving = serving
+            serving.engine.start()
+            try:
+                await serving.fetcher.load_all()
+                async with _beside(serving, settings.adapters_dir, folders):
+                    names = sorted(serving.registry.names)
+                    log.info(
+                        "serving %s with %d adapters: %s",
+                        _base(serving),
+                        len(names),
+                        ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
+                    )
+                    yield
+            finally:
+                await asyncio.to_thread(serving.engine.stop)
 
     app = FastAPIOffline(
         title="bert-lora-server",
@@ -96,16 +96,69 @@ def build(settings: Settings) -> FastAPI:
         app.include_router(room.router)
     install_errors(app)
     app.add_middleware(Gate)
+    app.add_middleware(Door, keys=keys, loopback=is_loopback(settings.host))
     app.add_middleware(
         Guard,
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_adapter_bytes,
     )
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
     return app
 
 
-def _load(settings: Settings, metrics: Metrics) -> Serving:
+def _keys(settings: Settings) -> list[Key]:
+    """Of the settings and their files. Raises StartRefused."""
+    found: list[Key] = []
+    for kind, said, file in (
+        ("api", settings.api_keys, settings.api_keys_file),
+        ("admin", settings.admin_keys, settings.admin_keys_file),
+    ):
+        try:
+            if said is not None:
+                found += read_keys(said.get_secret_value().split(","), kind, f"{kind.upper()}_KEYS")
+            if file is not None:
+                keys = list(read_keys(file.read_text().splitlines(), kind, str(file)))
+                if not keys:
+                    raise KeysRefused(f"{file} holds no key")
+                found += keys
+        except (KeysRefused, OSError, UnicodeDecodeError) as error:
+            raise StartRefused(f"keys: {error}") from None
+    return found
+
+
+@contextlib.contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Raises StartRefused where another server has the store."""
+    try:
+        with alone(store):
+            yield
+    except StoreUnusable as error:
+        raise StartRefused(str(error)) from error
+
+
+@asynccontextmanager
+async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> AsyncIterator[None]:
+    """What goes on beside the requests, from the folders that were there as the start began."""
+    seen = await sync_at_start(serving.installer, adapters_dir, folders)
+    works = (
+        watch(serving.installer, adapters_dir, seen),
+        serving.fetcher.warm(),
+        serving.automerge.run(),
+    )
+    tasks = [asyncio.create_task(work) for work in works]
+    yield
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _load(settings: Settings, metrics: Metrics, *, keyed: bool) -> Serving:
     """Store, base, tokenizer, engine, installer. Blocks. Raises StartRefused."""
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
@@ -141,6 +194,7 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
         fetcher,
         settings.max_adapter_bytes,
         settings.merge_memory_bytes,
+        settings.keep_versions,
     )
     queue = engine.queue
     metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: queue.tokens)
@@ -170,6 +224,7 @@ def _load(settings: Settings, metrics: Metrics) -> Serving:
         automerge,
         metrics,
         settings.max_client_batch,
+        keyed=keyed,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "BERT_LORA_"
@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     store: Path = Field(
         Path("data"), description="Folder where uploaded versions and names live; is written."
     )
+    keep_versions: int = Field(
+        64, ge=1, description="Versions of a name that are kept, for @version and rollback."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on.")
     max_batch_tokens: int | None = Field(
@@ -81,6 +84,18 @@ class Settings(BaseSettings):
     )
     merge_memory_bytes: int = Field(
         2 << 30, ge=0, description="Memory for the copies that merged adapters keep; above: 507."
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="Inference keys, comma-separated; unset: nobody needs one."
+    )
+    admin_keys: SecretStr | None = Field(
+        None, description="Keys that may change adapters; unset: whoever can reach a loopback HOST."
+    )
+    api_keys_file: Path | None = Field(None, description="More inference keys, one a line.")
+    admin_keys_file: Path | None = Field(None, description="More admin keys, one a line.")
+    cors_origins: str = Field(
+        "",
+        description="Origins of pages that may ask from a browser, comma-separated; unset: none.",
     )
     log_format: Literal["text", "json"] = Field(
         "text", description="text, or json: one object a line."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,24 @@ def looks_like_adapter(folder: Path) -> bool:
     """Whether the folder is meant to be an adapter's, be it half copied or a pickle."""
     names = [*_spellings(WEIGHTS), *_spellings(CONFIG), "adapter_model.bin"]
     return any((folder / name).is_file() for name in names)
+
+
+def adapter_folders(adapters_dir: Path) -> set[str]:
+    """Names of the folders of ADAPTERS_DIR that are meant to be adapters."""
+    return {path.name for path in adapters_dir.glob("*") if looks_like_adapter(path)}
+
+
+State = frozenset[tuple[str, int, int, int, int]]
+
+
+def folder_state(folder: Path) -> State:
+    """What tells whether any file of an adapter's folder has changed: times, size, and inode."""
+    found = []
+    for path in [*folder.glob("*"), *folder.glob("*/*")]:
+        with contextlib.suppress(OSError):
+            s = path.stat()
+            found.append((str(path), s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino))
+    return frozenset(found)
 
 
 def adapter_file(name: str) -> str | None:

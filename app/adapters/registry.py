@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from app.adapters.pointer import Entry, Trial, current_index
 from app.adapters.residents import Residents, Version
-from app.adapters.store import Entry
 
 KEPT_OLD_VERSIONS = 16  # resident beside the current ones, for ?adapter=name@version
 SHORTEST_VERSION = 12
@@ -27,6 +27,7 @@ class UnknownAdapter(Exception):
         meant = f"; did you mean {', '.join(nearest)}?" if nearest else ""
         super().__init__(why or f"no adapter is called {name!r}{meant}")
         self.nearest = nearest
+        self.why = why
 
 
 class UnknownVersion(Exception):
@@ -38,7 +39,7 @@ class Name:
     """What a name points at now, what it pointed at before, and since when.
 
     report: of the version, as it was measured when it was loaded or stored. merge: "auto", "off", or
-    None for what the server is set to.
+    None for what the server is set to; tokens_per_s likewise. trial: another version beside this one.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Name:
     created: str
     history: tuple[Entry, ...]
     merge: str | None = None
+    tokens_per_s: float | None = None
+    trial: Trial | None = None
 
     @property
     def created_unix(self) -> int:
@@ -76,13 +79,14 @@ class Registry:
         before = self.names.get(found.name)
         self.broken.pop(found.name, None)
         self.fallen_back.pop(found.name, None)
-        self._pointed[found.digest] += 1
-        self._old.pop(found.digest, None)
+        for digest in _used(found):
+            self._pointed[digest] += 1
+            self._old.pop(digest, None)
         self.names[found.name] = found
         if before is None or before.digest != found.digest:
             self.merged.pop(found.name, None)
         if before is not None:
-            self._leave(before.digest)
+            self._leave(before)
 
     def remove(self, name: str) -> None:
         self.broken.pop(name, None)
@@ -90,13 +94,14 @@ class Registry:
         self.merged.pop(name, None)
         before = self.names.pop(name, None)
         if before is not None:
-            self._leave(before.digest)
+            self._leave(before)
 
-    def _leave(self, digest: str) -> None:
-        self._pointed[digest] -= 1
-        if not self._pointed[digest]:
-            del self._pointed[digest]
-            self.keep_old(digest)
+    def _leave(self, before: Name) -> None:
+        for digest in _used(before):
+            self._pointed[digest] -= 1
+            if not self._pointed[digest]:
+                del self._pointed[digest]
+                self.keep_old(digest)
 
     def keep_old(self, digest: str) -> None:
         """A version that no name points at is in memory; of those only the latest few stay."""
@@ -130,6 +135,11 @@ class Registry:
         return sum(version.merged_bytes for version in self.merged.values())
 
 
+def _used(name: Name) -> list[str]:
+    """The versions that the name's requests run through."""
+    return [name.digest, *([name.trial.version] if name.trial else [])]
+
+
 def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:
     """The one version in a name's history that `prefix` begins. Raises UnknownVersion."""
     matches = {e.version for e in history if e.version.startswith(prefix.lower())}
@@ -141,9 +151,10 @@ def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:
     return matches.pop()
 
 
-def version_before(name: str, history: Sequence[Entry]) -> str:
-    """The version that the name pointed at before its last one. Raises UnknownVersion."""
-    earlier = [e.version for e in history if e.version != history[-1].version]
+def version_before(name: str, history: tuple[Entry, ...], version: str) -> str:
+    """The version that the name pointed at before this one. Raises UnknownVersion."""
+    now = current_index(history, version) or 0
+    earlier = [e.version for e in history[:now] if e.version != version and e.how != "stage"]
     if not earlier:
         raise UnknownVersion(f"{name} has had no other version than this one")
     return earlier[-1]

@@ -1,85 +1,41 @@
 """Versions on disk: immutable folders by content hash, and small pointers from names to them.
 
     versions/<sha256>/   the adapter's files as uploaded, options.json, report.json
-    names/<name>.json    {"version", "revision", "deleted", "folder", "history"}
-    tmp/                 uploads in progress; emptied at start
+    names/<name>.json    where the name points: pointer.py
+    tmp/                 uploads and removals in progress; emptied at start
+    damaged/             versions whose files are no longer what was uploaded
+    lock                 held by the server that uses the store
 
-What is committed is fsynced and renamed into place, so a crash leaves the old state or the new.
-Knows bytes; knows nothing of tensors.
+What is committed is fsynced and renamed into place, and what is removed is renamed away first, so a
+crash leaves the old state or the new. Knows bytes; knows nothing of tensors.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from app.adapters.disk import READ_ONLY, StoreUnusable, disk_errors, fsync
 from app.adapters.files import ADAPTER_FILES
+from app.adapters.pointer import Pointer, from_json, to_json
 
 log = logging.getLogger(__name__)
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-RESERVED = ("base",)
-KEPT_VERSIONS = (
-    64  # of a name, for rollback; an adapter that is put ten times a second fills no disk
-)
 OPTIONS = "options.json"
 REPORT = "report.json"
 
 
-class StoreFull(Exception):
-    """The disk took no more; nothing half-written stays."""
-
-
-class StoreUnusable(Exception):
-    """The store's folder cannot be made or written; found at start."""
-
-
 class StaleRevision(Exception):
     """The name was moved by somebody else in between."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One version that a name has pointed at."""
-
-    version: str
-    created: str
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Where a name points. folder: the last content taken from ADAPTERS_DIR for this name.
-
-    merge: whether traffic may merge it; None: as the server is set.
-    """
-
-    name: str
-    version: str | None
-    revision: int
-    folder: str | None
-    history: tuple[Entry, ...]
-    merge: Literal["auto", "off"] | None = None
-
-    def created(self, version: str) -> str:
-        """Since when the name points at the version."""
-        found = (e.created for e in reversed(self.history) if e.version == version)
-        return next(found, None) or now()
-
-
-def valid_name(name: str) -> bool:
-    """1 to 63 of a-z 0-9 . _ -, first a letter or digit; "base" is reserved."""
-    return NAME.fullmatch(name) is not None and name not in RESERVED
 
 
 def content_version(folder: Path, options: dict[str, Any]) -> str:
@@ -97,30 +53,41 @@ def content_version(folder: Path, options: dict[str, Any]) -> str:
 
 
 class Store:
-    """The local folder. One process writes it; calls block and belong off the event loop."""
+    """The local folder. One process writes it (disk.alone); calls block and belong off the event loop.
+
+    Whatever writes raises StoreFull and StoreUnavailable.
+    """
 
     def __init__(self, root: Path) -> None:
+        """Raises StoreUnusable for a folder that cannot be made or read; read-only is no obstacle."""
         self.root = root
         self._held: dict[str, set[str]] | None = None  # versions by name, read when first needed
         self._versions, self._names, self._tmp = (root / d for d in ("versions", "names", "tmp"))
         try:
             for folder in (self._versions, self._names, self._tmp):
                 folder.mkdir(parents=True, exist_ok=True)
-            for left in self._tmp.iterdir():
-                shutil.rmtree(left)
+                list(folder.iterdir())
         except OSError as error:
-            raise StoreUnusable(f"the store {root} cannot be written: {error}") from None
+            raise StoreUnusable(
+                f"the store {root} cannot be used: {error}; give STORE a folder that this user "
+                "can write"
+            ) from None
+        try:
+            for left in self._tmp.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise StoreUnusable(f"the store's {self._tmp} cannot be emptied: {error}") from None
+        if not os.access(self._versions, os.W_OK):
+            log.warning("the store %s is read-only: uploads will be refused", root)
 
     @contextmanager
     def receiving(self) -> Iterator[Path]:
-        """A fresh folder for one upload, gone afterwards whatever happens.
-
-        Raises StoreFull for a full disk.
-        """
-        with _full_disk_named():
+        """A fresh folder for one upload, gone afterwards whatever happens."""
+        with disk_errors():
             folder = Path(tempfile.mkdtemp(dir=self._tmp))
         try:
-            with _full_disk_named():
+            with disk_errors():
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -133,18 +100,18 @@ class Store:
     ) -> None:
         """Make `folder` the version's; one that is there already and whole stays as it is."""
         final = self.version_folder(version)
-        with _full_disk_named():
+        with disk_errors():
             if final.exists():
                 if (final / OPTIONS).exists() and content_version(final, options) == version:
                     return
-                shutil.rmtree(final)
+                self.set_aside(version)
             (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
             (folder / REPORT).write_text(json.dumps(report))
             for path in folder.rglob("*"):
-                _fsync(path)
-            _fsync(folder)
+                fsync(path)
+            fsync(folder)
             folder.rename(final)
-            _fsync(self._versions)
+            fsync(self._versions)
 
     def read_options(self, version: str) -> dict[str, Any]:
         return dict(json.loads((self.version_folder(version) / OPTIONS).read_text()))
@@ -162,6 +129,22 @@ class Store:
             (folder / REPORT).write_text(json.dumps(report))
             (folder / REPORT).rename(self.version_folder(version) / REPORT)
 
+    def set_aside(self, version: str) -> Path | None:
+        """Put a damaged version where nothing reads it, for a human to look at; None: it is gone."""
+        folder, aside = self.version_folder(version), self.root / "damaged" / version
+        with disk_errors():
+            if folder.exists():
+                aside.parent.mkdir(exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+            return aside if aside.exists() else None
+
+    def set_aside_versions(self) -> list[str]:
+        """What has been put aside as damaged and not been looked after since."""
+        with contextlib.suppress(OSError):
+            return sorted(path.name for path in (self.root / "damaged").iterdir())
+        return []
+
     def pointers(self) -> Iterator[Pointer]:
         """Every name, deleted ones too."""
         for name in self.names():
@@ -177,100 +160,62 @@ class Store:
         """Where the name points; None: nowhere. A damaged file is set aside, so that a PUT heals it."""
         path = self._names / f"{name}.json"
         try:
-            raw = json.loads(path.read_bytes())
-            history = tuple(Entry(**entry) for entry in raw["history"])
-            return Pointer(
-                name,
-                raw["version"],
-                int(raw["revision"]),
-                raw["folder"],
-                history,
-                raw.get("merge"),
-            )
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, LookupError) as error:
+            with disk_errors(), contextlib.suppress(FileNotFoundError):
+                return from_json(name, json.loads(path.read_bytes()))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             log.error("%s is damaged (%s): set aside as %s.damaged", path, error, path.name)
-            path.rename(path.with_name(f"{path.name}.damaged"))
-            return None
+            with contextlib.suppress(OSError):
+                path.rename(path.with_name(f"{path.name}.damaged"))
+        return None
 
-    def point(
-        self,
-        name: str,
-        version: str | None,
-        expected: Pointer | None,
-        folder: str | None = None,
-        merge: Literal["auto", "off"] | None = None,
-    ) -> Pointer:
-        """Move a name to a version (None: deleted), if it is still where `expected` saw it.
+    def move(self, before: Pointer | None, after: Pointer) -> Pointer:
+        """Make the name what `after` says, if it still is as `before` saw it (None: not there).
 
-        Of its history the last KEPT_VERSIONS stay, none of a deleted name's; versions that no name
-        holds any more are removed. merge None: as before. Raises StaleRevision, StoreFull.
+        Versions that no name holds any more are removed. Raises StaleRevision.
         """
-        current = self.pointer(name)
-        if (current.revision if current else 0) != (expected.revision if expected else 0):
-            raise StaleRevision(name)
-        entries = current.history if current else ()
-        if version is None:
-            entries = ()
-        elif current is None or current.version != version:
-            entries = (*entries, Entry(version, now()))[-KEPT_VERSIONS:]
-        pointer = Pointer(
-            name,
-            version,
-            (current.revision if current else 0) + 1,
-            folder or (current.folder if current else None),
-            entries,
-            (merge or (current.merge if current else None)) if version else None,
-        )
-        self._write(pointer)
-        self._hold(name, entries)
-        left = {e.version for e in current.history} if current else set()
-        self.drop_unheld(left - {e.version for e in entries})
-        return pointer
-
-    def _write(self, pointer: Pointer) -> None:
-        fields = {k: v for k, v in asdict(pointer).items() if k != "name"}
-        fields["deleted"] = pointer.version is None
-        with _full_disk_named(), self.receiving() as folder:
-            path = folder / "pointer"
-            path.write_text(json.dumps(fields))
-            _fsync(path)
-            path.rename(self._names / f"{pointer.name}.json")
-            _fsync(self._names)
-
-    def _hold(self, name: str, entries: tuple[Entry, ...]) -> None:
+        current = self.pointer(after.name)
+        if (current.revision if current else 0) != (before.revision if before else 0):
+            raise StaleRevision(after.name)
+        after = replace(after, revision=(current.revision if current else 0) + 1)
+        path = self._names / f"{after.name}.json"
+        if after.version is None and after.folder is None:
+            with disk_errors():  # which a full disk takes, too
+                path.unlink(missing_ok=True)
+                fsync(self._names)
+        else:
+            self._write(path, after)
+        holds = {e.version for e in after.history}
         if self._held is not None:
-            self._held[name] = {e.version for e in entries}
+            self._held[after.name] = holds
+        self.drop_unheld({e.version for e in current.history} - holds if current else set())
+        return after
+
+    def _write(self, path: Path, pointer: Pointer) -> None:
+        with self.receiving() as folder:
+            written = folder / "pointer"
+            written.write_text(json.dumps(to_json(pointer)))
+            fsync(written)
+            written.rename(path)
+            fsync(self._names)
 
     def drop_unheld(self, versions: set[str]) -> None:
-        """Remove those of `versions` that no name has pointed at."""
+        """Remove those of `versions` that no name holds. A disk that refuses keeps them until sweep()."""
         if not versions:
             return
         if self._held is None:
             self._held = {p.name: {e.version for e in p.history} for p in self.pointers()}
         for version in versions.difference(*self._held.values()):
-            shutil.rmtree(self.version_folder(version), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                gone = Path(tempfile.mkdtemp(dir=self._tmp))
+                self.version_folder(version).rename(gone / version)
+                shutil.rmtree(gone, ignore_errors=True)
 
+    def sweep(self) -> None:
+        """Remove what a crash left between a commit and its name.
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _full_disk_named() -> Iterator[None]:
-
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise StoreFull(f"the store takes no more: {error.strerror}") from None
-        raise
+        Not while a name's pointer is damaged, whose versions nobody could tell from those.
+        """
+        if any(self._names.glob("*.damaged")):
+            log.warning("a damaged name lies in %s: no version is removed", self._names)
+            return
+        self.drop_unheld({path.name for path in self._versions.iterdir()})

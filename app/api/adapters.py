@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.adapter import Task
+from app.adapters.pointer import Trial, current_index, valid_name
 from app.adapters.recipe import Options
 from app.adapters.registry import Name, Registry
 from app.adapters.sentence import Pooling
-from app.adapters.store import valid_name
 from app.api.answer import json_answer
+from app.api.choosing import named
 from app.api.errors import documented, invalid
+from app.api.keys import caller, may_use
 from app.api.serving import Served, Serving
 from app.engine.install import How, PreconditionFailed
 
@@ -51,6 +54,15 @@ class UploadQuery(BaseModel):
     ) = Field(None, description="Which activation the head's scores get.")
     merge: Literal["auto", "off"] | None = Field(
         None, description="Whether traffic may merge it; none: as before, or as the server is set."
+    )
+    tokens_per_s: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="What all clients together may ask of it; 0: any amount; none: as before.",
+    )
+    stage: bool = Field(
+        False, description="Hold the version beside the current one, for a canary or a shadow."
     )
     dry_run: bool = Field(False, description="Report and change nothing.")
     allow_noop: bool = Field(False, description="Take an adapter that changes nothing.")
@@ -132,6 +144,8 @@ def describe(found: Name, registry: Registry) -> dict[str, Any]:
         "name": found.name,
         **found.report,
         "merge": found.merge,
+        "tokens_per_s": found.tokens_per_s,
+        "trial": asdict(found.trial) if found.trial else None,
         "merged": found.name in registry.merged,
         "resident": found.name in registry.merged or found.digest in registry.residents,
         "created": found.created,
@@ -157,11 +171,23 @@ async def put(
             name,
             body,
             request.headers.get("content-type", ""),
-            How(query.options(), query.allow_noop, query.merge, query.dry_run, precondition),
+            How(
+                query.options(),
+                query.allow_noop,
+                query.merge,
+                query.tokens_per_s,
+                query.stage,
+                query.dry_run,
+                precondition,
+                caller(request),
+            ),
         )
     if done.name is None:
         dry = {"name": name, **done.report, "merged": False, "resident": False, "created": None}
         return json_answer({**dry, "dry_run": True}, {})
+    if query.stage:
+        held = {**describe(done.name, serving.registry), **done.report, "merged": False}
+        return json_answer({**held, "staged": True}, {"Location": f"/adapters/{name}/versions"})
     headers = {"ETag": _etag(done.name.digest), "Location": f"/adapters/{name}"}
     answer = describe(done.name, serving.registry) | {"warnings": done.report["warnings"]}
     answer |= {"unchanged": True} if done.unchanged else {}
@@ -169,17 +195,24 @@ async def put(
 
 
 @router.get("", response_class=Response, responses=LIST)
-async def list_all(serving: Served) -> Response:
+async def list_all(request: Request, serving: Served) -> Response:
     """Every adapter that is served."""
     names = serving.registry.names
-    return json_answer([describe(names[name], serving.registry) for name in sorted(names)], {})
+    return json_answer(
+        [
+            describe(names[name], serving.registry)
+            for name in sorted(names)
+            if may_use(request, name)
+        ],
+        {},
+    )
 
 
 @router.get("/{name}", response_class=Response, responses=ONE)
 @router.head("/{name}", response_class=Response, responses=ONE)
 async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
-    found = serving.registry.get(name)
+    found = named(request, serving, name)
     etag = _etag(found.digest)
     if _matches(request.headers.get("if-none-match", "").replace("W/", ""), found.digest):
         return Response(status_code=304, headers={"ETag": etag})
@@ -228,17 +261,12 @@ def _timed(found: Name, serving: Serving, started: float) -> Response:
 
 @router.get("/{name}/versions", response_class=Response, responses=LIST | documented(404, 422))
 async def versions(name: AdapterName, serving: Served) -> Response:
-    """What the name has pointed at, oldest first."""
+    """What the name has held, oldest first: since when, put there by whom and how."""
     found = await serving.fetcher.pointer(name)
     served = serving.registry.names.get(name)
-    current = served.digest if served else found.version
-    last = max((i for i, e in enumerate(found.history) if e.version == current), default=-1)
+    current = current_index(found.history, served.digest if served else found.version)
     return json_answer(
-        [
-            {"version": e.version, "created": e.created, "current": i == last}
-            for i, e in enumerate(found.history)
-        ],
-        {},
+        [asdict(e) | {"current": i == current} for i, e in enumerate(found.history)], {}
     )
 
 
@@ -248,7 +276,72 @@ async def rollback(
 ) -> Response:
     """Point the name at an earlier version of its own."""
     asked = body.version if body else None
-    found = await serving.installer.rollback(name, asked, _precondition(request))
+    found = await serving.installer.rollback(name, asked, _precondition(request), caller(request))
+    return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
+
+
+class CanaryBody(BaseModel):
+    """Which version takes part, and in how much."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(description="12 or more hex digits of one that the name holds.")
+    percent: float = Field(gt=0, le=100, description="Of the requests for the name.")
+    sticky_by: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$",
+        description="A header, or client: the same value always meets the same version.",
+    )
+
+
+class ShadowBody(CanaryBody):
+    """The same; without a percentage it takes part in every request."""
+
+    percent: float = Field(100, gt=0, le=100, description="Of the requests for the name.")
+
+
+TRIAL = ONE | documented(400, 409, 415, 503, 507)
+
+
+@router.post("/{name}/canary", response_class=Response, responses=TRIAL)
+async def canary(
+    request: Request, name: AdapterName, serving: Served, body: CanaryBody
+) -> Response:
+    """Let another version answer a share of the requests."""
+    return await _begin(request, name, serving, "canary", body)
+
+
+@router.post("/{name}/shadow", response_class=Response, responses=TRIAL)
+async def shadow(
+    request: Request, name: AdapterName, serving: Served, body: ShadowBody
+) -> Response:
+    """Run another version beside a share of the requests, compare, and do not answer with it."""
+    return await _begin(request, name, serving, "shadow", body)
+
+
+async def _begin(
+    request: Request,
+    name: str,
+    serving: Serving,
+    mode: Literal["canary", "shadow"],
+    body: CanaryBody,
+) -> Response:
+    trial = Trial(mode, body.version, body.percent, body.sticky_by, by=caller(request))
+    found = await serving.installer.begin_trial(name, trial)
+    return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
+
+
+@router.post("/{name}/promote", response_class=Response, responses=TRIAL)
+async def promote(request: Request, name: AdapterName, serving: Served) -> Response:
+    """Make the version on trial the current one."""
+    found = await serving.installer.end_trial(name, caller(request), promote=True)
+    return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
+
+
+@router.post("/{name}/abort", response_class=Response, responses=TRIAL)
+async def abort(request: Request, name: AdapterName, serving: Served) -> Response:
+    """End the trial; the current version stays."""
+    found = await serving.installer.end_trial(name, caller(request), promote=False)
     return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
 
 

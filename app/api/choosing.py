@@ -5,19 +5,31 @@ Resolving gives the version itself, which the request holds until its answer has
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import Query
+from fastapi import Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.registry import SHORTEST_VERSION, UnknownVersion, find_version
+from app.adapters.disk import StoreUnavailable
+from app.adapters.pointer import Trial
+from app.adapters.registry import (
+    SHORTEST_VERSION,
+    Name,
+    UnknownAdapter,
+    UnknownVersion,
+    find_version,
+)
 from app.adapters.residents import Version
 from app.adapters.upload import AdapterRejected
 from app.api.errors import Refusal, invalid
+from app.api.keys import caller, may_use, refuse_forbidden
 from app.api.serving import Serving
+from app.engine.trial import takes_part
 
+log = logging.getLogger(__name__)
 BASE = "base"
 
 
@@ -39,12 +51,17 @@ ChosenByQuery = Annotated[AdapterQuery, Query()]
 
 @dataclass(frozen=True)
 class Chosen:
-    """spelled: as the client named it. digest: the version's, or the base's. version None: the base."""
+    """spelled: as the client named it. digest: the version's, or the base's. version None: the base.
+
+    arm: of the name's trial, where it has one. shadow: the version that is to run beside this one.
+    """
 
     spelled: str
     name: str
     digest: str
     version: Version | None
+    arm: Literal["current", "canary"] | None = None
+    shadow: str | None = None
 
     @property
     def stamp(self) -> str:
@@ -67,9 +84,13 @@ class Choice:
 
 
 async def choose(
-    serving: Serving, query: Sequence[str], body: Sequence[str | None] | None, count: int
+    request: Request,
+    serving: Serving,
+    query: Sequence[str],
+    body: Sequence[str | None] | None,
+    count: int,
 ) -> Choice:
-    """Raises UnknownAdapter, UnknownVersion; Refusal where query and body disagree."""
+    """Raises UnknownAdapter, UnknownVersion; Refusal where query and body disagree or the key may not."""
     names = list(dict.fromkeys(query))
     if body is not None:
         if len(body) != count:
@@ -81,15 +102,16 @@ async def choose(
                 "malformed",
                 "?adapter= in the query and adapters in the body disagree: send one of them",
             )
-        known = {name: await resolve(serving, name) for name in dict.fromkeys(asked)}
+        known = {name: await resolve(request, serving, name) for name in dict.fromkeys(asked)}
         return Choice([[known[name] for name in asked]], False)
-    chosen = [await resolve(serving, name) for name in names or [BASE]]
+    chosen = [await resolve(request, serving, name) for name in names or [BASE]]
     return Choice([[c] * count for c in chosen], len(query) > 1)
 
 
-async def resolve(serving: Serving, spelled: str) -> Chosen:
-    """A name, name@version or base. Raises UnknownAdapter, UnknownVersion."""
+async def resolve(request: Request, serving: Serving, spelled: str) -> Chosen:
+    """A name, name@version or base. Raises UnknownAdapter, UnknownVersion, Refusal."""
     name, at, prefix = spelled.partition("@")
+    refuse_forbidden(request, name)
     registry = serving.registry
     if name == BASE:
         digest = serving.engine.encoder.digest
@@ -97,9 +119,8 @@ async def resolve(serving: Serving, spelled: str) -> Chosen:
             raise UnknownVersion(f"the base's version is {digest[:SHORTEST_VERSION]}")
         return Chosen(spelled, BASE, digest, None)
     if not at:
-        version = await serving.fetcher.ready(registry.get(name))
-        return Chosen(spelled, name, version.digest, version)
-    found = registry.get(name)
+        return await _current(request, serving, named(request, serving, name))
+    found = named(request, serving, name)
     digest = find_version(name, found.history, prefix)
     if digest == found.digest:
         return Chosen(spelled, name, digest, await serving.fetcher.ready(found))
@@ -108,3 +129,39 @@ async def resolve(serving: Serving, spelled: str) -> Chosen:
     except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
         raise UnknownVersion(f"{name} has version {digest}, but it cannot be loaded") from None
     return Chosen(spelled, name, digest, version)
+
+
+async def _current(request: Request, serving: Serving, found: Name) -> Chosen:
+    """What answers for a name without a version: its trial's version, or its own."""
+    name, trial = found.name, found.trial
+    if trial is None:
+        version = await serving.fetcher.ready(found)
+        return Chosen(name, name, version.digest, version)
+    part = takes_part(trial, _sticks(request, trial))
+    if part and trial.mode == "canary":
+        try:
+            version = await serving.fetcher.load_stored(trial.version)
+            return Chosen(name, name, version.digest, version, "canary")
+        except (AdapterRejected, StoreUnavailable) as error:
+            log.error("canary %s of %s cannot be loaded: %s", trial.version[:12], name, error)
+    version = await serving.fetcher.ready(found)
+    shadow = trial.version if part and trial.mode == "shadow" else None
+    return Chosen(name, name, version.digest, version, "current", shadow)
+
+
+def _sticks(request: Request, trial: Trial) -> str | None:
+    """What the request has in common with others that are to meet the same version."""
+    if trial.sticky_by is None:
+        return None
+    if trial.sticky_by != "client":
+        return request.headers.get(trial.sticky_by)
+    return caller(request) or (request.client.host if request.client else "")
+
+
+def named(request: Request, serving: Serving, name: str) -> Name:
+    """The name; what is near it is told as far as the key may use it. Raises UnknownAdapter."""
+    try:
+        return serving.registry.get(name)
+    except UnknownAdapter as error:
+        nearest = [other for other in error.nearest if may_use(request, other)]
+        raise UnknownAdapter(name, nearest, error.why) from None

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import Request
 from torch import Tensor
 
 from app.adapters.adapter import Adapter
 from app.api.choosing import Choice, Chosen
 from app.api.errors import Refusal, invalid
+from app.api.keys import may_use
 from app.api.running import Ran
 from app.api.serving import Serving
 from app.engine.tokenizer import Input, Tokens
@@ -28,12 +30,14 @@ class Labelling:
     strategy: Strategy = "simple"
 
 
-def adapter_of(serving: Serving, chosen: Chosen) -> Adapter:
+def adapter_of(request: Request, serving: Serving, chosen: Chosen) -> Adapter:
     """The chosen adapter, which has a head. Raises Refusal (no_head)."""
     adapter = chosen.version.adapter if chosen.version else None
     if adapter is not None and adapter.head is not None:
         return adapter
-    with_head = sorted(n for n, e in serving.registry.names.items() if e.report["has_head"])
+    with_head = sorted(
+        n for n, e in serving.registry.names.items() if e.report["has_head"] and may_use(request, n)
+    )
     who = f"adapter {chosen.name}" if chosen.version else "the base"
     raise Refusal(
         422,
@@ -43,23 +47,30 @@ def adapter_of(serving: Serving, chosen: Chosen) -> Adapter:
     )
 
 
-def refuse_unanswerable(serving: Serving, choice: Choice, items: Sequence[Input]) -> None:
+def refuse_unanswerable(
+    request: Request, serving: Serving, choice: Choice, items: Sequence[Input]
+) -> None:
     """Raises Refusal for an adapter without a head, and for words asked of what is no text."""
     for line in choice.lines:
         for i, (chosen, item) in enumerate(zip(line, items, strict=True)):
-            if adapter_of(serving, chosen).task == "tokens" and not isinstance(item, str):
+            if adapter_of(request, serving, chosen).task == "tokens" and not isinstance(item, str):
                 raise invalid(
                     f"inputs[{i}]", f"is no text, and {chosen.name} labels the words of a text"
                 )
 
 
 def labelled(
-    serving: Serving, choice: Choice, items: Sequence[Input], ran: Ran, how: Labelling
+    request: Request,
+    serving: Serving,
+    choice: Choice,
+    items: Sequence[Input],
+    ran: Ran,
+    how: Labelling,
 ) -> list[list[Any]]:
     """One answer per line and input."""
     return [
         [
-            _one(serving, adapter_of(serving, c), item, tokens, logits, how)
+            _one(serving, adapter_of(request, serving, c), item, tokens, logits, how)
             for c, item, tokens, logits in zip(line, items, read, rows, strict=True)
         ]
         for line, read, rows in zip(choice.lines, ran.read, ran.lines, strict=True)

@@ -12,7 +12,9 @@ from app.api.choosing import BASE, choose
 from app.api.embedding import Wish, prompts, space_header, wants
 from app.api.errors import OPENAI_SCHEMA, Refusal, documented
 from app.api.inputs import Inputs
-from app.api.running import Texts, run
+from app.api.keys import may_use
+from app.api.reading import Texts
+from app.api.running import run
 from app.api.serving import Served, Serving
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -73,7 +75,7 @@ async def embeddings(request: Request, body: OpenAIEmbeddingBody, serving: Serve
             "below /v1 the member model chooses the adapter, and nothing else does",
         )
     count = len(body.input.items)
-    choice = await choose(serving, [_adapter_of(serving, body.model)], None, count)
+    choice = await choose(request, serving, [_adapter_of(serving, body.model)], None, count)
     wish = Wish(dimensions=body.dimensions)
     items = body.input.items
     texts = Texts(items, prompt=prompts(serving, wish, items, choice))
@@ -100,7 +102,7 @@ def _adapter_of(serving: Serving, model: str) -> str:
 
 
 @router.get("/models", response_class=Response, responses=MODELS)
-async def models(serving: Served) -> Response:
+async def models(request: Request, serving: Served) -> Response:
     """Every name that `model` may be."""
     encoder = serving.engine.encoder
     base = {"id": encoder.files.id, "object": "model", "created": 0, "owned_by": "base"}
@@ -114,5 +116,6 @@ async def models(serving: Served) -> Response:
             "version": entry.digest,
         }
         for name, entry in sorted(serving.registry.names.items())
+        if may_use(request, name)
     ]
     return json_answer({"object": "list", "data": [base, *adapters]}, {})

@@ -33,7 +33,7 @@ def sentence_of(serving: Serving, chosen: Chosen) -> Sentence:
 
 
 def wants(serving: Serving, wish: Wish, choice: Choice) -> Callable[[Chosen], Want]:
-    """The request's wish over what each adapter says, for every adapter chosen. Raises Refusal."""
+    """The request's wish over what each adapter says; checked for every one chosen. Raises Refusal."""
     base = serving.engine.encoder.base
     if wish.dimensions is not None and wish.dimensions > base.hidden:
         raise invalid("dimensions", f"is over the base's {base.hidden}")
@@ -50,7 +50,9 @@ def wants(serving: Serving, wish: Wish, choice: Choice) -> Callable[[Chosen], Wa
                 f"is {wish.dimensions}; {chosen.name} was trained to be cut to {lengths}",
             )
         found[chosen.stamp] = embedding_want(asked.over(said))
-    return lambda chosen: found[chosen.stamp]
+    return lambda chosen: (
+        found.get(chosen.stamp) or embedding_want(asked.over(sentence_of(serving, chosen)))
+    )
 
 
 def prompts(
@@ -67,7 +69,9 @@ def prompts(
     if has_ids and (wish.prompt is not None or wish.prompt_name is not None):
         raise invalid(asked, "cannot be put before token ids")
     found = {chosen.stamp: _prompt(serving, wish, chosen) for chosen in choice.distinct}
-    return lambda chosen: found[chosen.stamp]
+    return lambda chosen: (
+        found[chosen.stamp] if chosen.stamp in found else _prompt(serving, wish, chosen)
+    )
 
 
 def _prompt(serving: Serving, wish: Wish, chosen: Chosen) -> str:

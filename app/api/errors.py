@@ -18,12 +18,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app.adapters.disk import StoreFull, StoreUnavailable
 from app.adapters.registry import UnknownAdapter, UnknownVersion
-from app.adapters.store import StaleRevision, StoreFull
+from app.adapters.store import StaleRevision
 from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
 from app.engine.install import MergeMemoryFull, PreconditionFailed
 from app.engine.queue import QueueFull
+from app.engine.quota import QuotaExceeded
 from app.engine.tokenizer import InputRefused
+from app.engine.trial import NoTrial
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     ClientDisconnect: (499, "client_gone"),
     UnknownAdapter: (404, "adapter_not_found"),
     UnknownVersion: (404, "version_not_found"),
+    NoTrial: (409, "no_trial"),
     PreconditionFailed: (412, "precondition_failed"),
     StaleRevision: (412, "precondition_failed"),
     UploadTooLarge: (413, "payload_too_large"),
@@ -38,7 +42,9 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     AdapterRejected: (422, "adapter_rejected"),
     InputRefused: (422, "validation"),
     QueueFull: (429, "overloaded"),
+    QuotaExceeded: (429, "quota_exceeded"),
     StoreFull: (507, "store_full"),
+    StoreUnavailable: (503, "store_unavailable"),
     MergeMemoryFull: (507, "merge_memory_full"),
 }
 HTTP_TYPES = {
@@ -168,7 +174,7 @@ def refusal_of(error: Exception, request: Request) -> Refusal:
         refusal.problems = [{"field": where, "reason": error.reason}]
     elif isinstance(error, UnknownAdapter):
         refusal.more = {"nearest": error.nearest}
-    elif isinstance(error, QueueFull):
+    elif isinstance(error, QueueFull | QuotaExceeded):
         wait_s = error.retry_after_s
         refusal.headers = {
             "Retry-After": str(max(1, math.ceil(wait_s))),

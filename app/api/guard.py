@@ -16,6 +16,13 @@ from app.api.errors import BodyTooLarge
 from app.api.metrics import Metrics
 
 MAX_ID_LENGTH = 128
+PAGE = {  # the page's script is in the page itself
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,11 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                answer = MutableHeaders(scope=message)
+                answer["X-Request-Id"] = request_id
+                answer["X-Content-Type-Options"] = "nosniff"
+                if answer.get("content-type", "").startswith("text/html"):
+                    answer.update(PAGE)
             await send(message)
 
         try:
@@ -71,6 +82,9 @@ class Guard:
         for adapter in scope["state"].get("adapters", [""]):
             self.metrics.requests.labels(route, adapter, str(status)).inc()
             self.metrics.latency.labels(route, adapter).observe(seconds)
+        for adapter, arm in scope["state"].get("arms", []):
+            self.metrics.trial_requests.labels(adapter, arm, str(status)).inc()
+            self.metrics.trial_latency.labels(adapter, arm).observe(seconds)
 
 
 def _request_id(headers: Headers) -> str:

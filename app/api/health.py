@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from app.api.answer import json_answer
 from app.api.errors import Refusal, documented
+from app.api.keys import key_of, may_use
 from app.api.serving import Served, Serving
 from app.engine.load import embedding_space
 
@@ -45,16 +47,25 @@ async def livez() -> Response:
 
 
 @router.get("/readyz", response_class=Response, responses=OBJECT | documented(503))
-async def readyz(serving: Served) -> Response:
+async def readyz(request: Request, serving: Served, verbose: bool = False) -> Response:
     """The base is loaded and the loop turns; names that could not be loaded are listed."""
     _check(serving)
-    answer = {
-        "status": "ready",
-        "adapters": len(serving.registry.names),
-        "broken": serving.registry.not_served,
-        "fallen_back": serving.registry.fallen_back,
-    }
+    answer: dict[str, Any] = {"status": "ready"}
+    if not serving.keyed or key_of(request) is not None:
+        registry = serving.registry
+        answer |= {
+            "adapters": sum(may_use(request, name) for name in registry.names),
+            "broken": _usable(request, registry.not_served),
+            "fallen_back": _usable(request, registry.fallen_back),
+        }
+        if verbose:
+            aside = await asyncio.to_thread(serving.installer.store.set_aside_versions)
+            answer["set_aside"] = aside
     return json_answer(answer, {})
+
+
+def _usable(request: Request, reasons: Mapping[str, str]) -> dict[str, str]:
+    return {name: why for name, why in reasons.items() if may_use(request, name)}
 
 
 @router.get("/health", response_class=Response, responses=OBJECT | documented(503))
@@ -76,7 +87,7 @@ async def metrics(serving: Served) -> Response:
 
 
 @router.get("/info", response_class=Response, responses=OBJECT | documented(422))
-async def info(serving: Served, verify: bool = False) -> Response:
+async def info(request: Request, serving: Served, verify: bool = False) -> Response:
     """The base and its limits. verify=true reads every weight again: `digest_now`."""
     encoder = serving.engine.encoder
     base: dict[str, Any] = {"digest": encoder.digest}
@@ -102,8 +113,8 @@ async def info(serving: Served, verify: bool = False) -> Response:
         "normalize": files.sentence.normalize,
         "prompts": dict(files.sentence.prompts or {}),
         "embedding_space": embedding_space(encoder.digest, None),
-        "adapters": sorted(serving.registry.names),
-        "broken": serving.registry.not_served,
+        "adapters": [n for n in sorted(serving.registry.names) if may_use(request, n)],
+        "broken": {n: why for n, why in serving.registry.not_served.items() if may_use(request, n)},
         "merged_bytes": serving.registry.merged_bytes,
     }
     return json_answer(answer, {})

@@ -15,7 +15,8 @@ from app.api.classifying import Labelling, labelled, refuse_unanswerable
 from app.api.embedding import Wish, prompts, space_header, wants
 from app.api.errors import documented, invalid
 from app.api.inputs import Inputs, Prompt
-from app.api.running import Texts, run
+from app.api.reading import Texts
+from app.api.running import run
 from app.api.serving import Served
 from app.engine.tokenizer import Direction
 from app.engine.words import Strategy
@@ -120,7 +121,7 @@ async def embed(
     request: Request, body: EmbedBody, query: ChosenByQuery, serving: Served
 ) -> Response:
     """Embeddings, each input through the adapter that was chosen for it."""
-    choice = await choose(serving, query.adapter, body.adapters, len(body.inputs.items))
+    choice = await choose(request, serving, query.adapter, body.adapters, len(body.inputs.items))
     raw = accepts_octets(request.headers.get("accept", ""))
     if raw and choice.fan_out:
         raise invalid(
@@ -144,13 +145,13 @@ async def classify(
     request: Request, body: ClassifyBody, query: ChosenByQuery, serving: Served
 ) -> Response:
     """Labels and scores from the heads that the chosen adapters bring along."""
-    choice = await choose(serving, query.adapter, body.adapters, len(body.inputs.items))
+    choice = await choose(request, serving, query.adapter, body.adapters, len(body.inputs.items))
     items = body.inputs.items
-    refuse_unanswerable(serving, choice, items)
+    refuse_unanswerable(request, serving, choice, items)
     texts = Texts(items, body.truncate, body.truncation_direction)
     ran = await run(request, serving, choice, texts, lambda _: Want("logits"))
     how = Labelling(body.raw_scores, body.top_k, body.threshold, body.aggregation_strategy)
-    answers = await asyncio.to_thread(labelled, serving, choice, items, ran, how)
+    answers = await asyncio.to_thread(labelled, request, serving, choice, items, ran, how)
     if body.inputs.single:
         answers = [line[0] for line in answers]
     return json_answer(_shaped(choice.fan_out, choice.lines, answers), ran.headers)

@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+DISTANCES = (1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1, 3)
 BATCH_TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -28,6 +29,10 @@ class Metrics:
     tokens: Counter = field(init=False)
     batch_tokens: Histogram = field(init=False)
     batch_sequences: Counter = field(init=False)
+    trial_requests: Counter = field(init=False)
+    trial_latency: Histogram = field(init=False)
+    shadow: Counter = field(init=False)
+    shadow_distance: Histogram = field(init=False)
 
     def __post_init__(self) -> None:
         def put(name: str, metric: object) -> None:
@@ -66,6 +71,31 @@ class Metrics:
         put(
             "batch_sequences",
             Counter("bert_lora_sequences", "Sequences run.", registry=at),
+        )
+
+        self._put_trials(put)
+
+    def _put_trials(self, put: Callable[[str, object], None]) -> None:
+        """What tells a trial's two versions apart."""
+        at, by = self.registry, ["adapter", "arm"]
+        what = "Requests for an adapter on trial, by who answered."
+        put(
+            "trial_requests",
+            Counter("bert_lora_trial_requests", what, [*by, "status"], registry=at),
+        )
+        what = "Their latency."
+        put(
+            "trial_latency",
+            Histogram("bert_lora_trial_seconds", what, by, registry=at, buckets=LATENCY_S),
+        )
+        what = "Inputs run by a shadow too: same, different, failed; and requests skipped."
+        put("shadow", Counter("bert_lora_shadow", what, ["adapter", "result"], registry=at))
+        what = "Relative L2 distance of a shadow's rows."
+        put(
+            "shadow_distance",
+            Histogram(
+                "bert_lora_shadow_distance", what, ["adapter"], registry=at, buckets=DISTANCES
+            ),
         )
 
     def watch(self, name: str, what: str, read: Callable[[], float]) -> None:

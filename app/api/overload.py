@@ -22,7 +22,7 @@ PRIORITY = "x-priority"
 
 
 async def asker_of(request: Request) -> Asker:
-    """client: the key that it sends, or its address. Raises Refusal for an unknown priority."""
+    """client: its key, what it sends as one, or its address. Raises Refusal for an unknown priority."""
     priority = request.headers.get(PRIORITY, "interactive")
     if priority not in ("interactive", "bulk"):
         raise invalid(PRIORITY, f"is {priority!r}; it may be interactive or bulk")
@@ -34,8 +34,9 @@ async def asker_of(request: Request) -> Asker:
 
 
 def _client(scope: Scope) -> Hashable:
-    said = Headers(scope=scope).get("authorization")
-    return said or (scope.get("client") or ("",))[0]
+    key = scope["state"].get("key")
+    said = key.name if key else Headers(scope=scope).get("authorization")
+    return hash(said) if said else (scope.get("client") or ("",))[0]
 
 
 def _source(scope: Scope) -> Hashable:

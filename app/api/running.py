@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,26 +12,19 @@ from fastapi import Request
 from torch import Tensor
 
 from app.api.choosing import Choice, Chosen
-from app.api.embedding import sentence_of
 from app.api.errors import Refusal
+from app.api.keys import key_of
 from app.api.overload import asker_of
+from app.api.reading import Texts, read
 from app.api.serving import Serving
+from app.api.shadowing import Answered, shadow
 from app.engine.engine import Answer, Ask
 from app.engine.queue import Asker
-from app.engine.tokenizer import Cut, Direction, Input, InputRefused, Tokens, tokenize
+from app.engine.quota import Charge
+from app.engine.tokenizer import Input, Tokens
 from app.model.batch import Want
 
 SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The inputs and how they are to be read. prompt: what goes before each, by adapter."""
-
-    items: Sequence[Input]
-    truncate: bool = True
-    direction: Direction = "right"
-    prompt: Callable[[Chosen], str] = lambda _: ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +50,10 @@ async def run(
 ) -> Ran:
     """Tokenise off the loop, run everything as one ticket, cut the rows back into lines.
 
-    Raises InputRefused, QueueFull, Refusal.
+    Raises InputRefused, QuotaExceeded, QueueFull, Refusal.
     """
     request.state.adapters = list(dict.fromkeys(c.name for c in choice.distinct))
+    request.state.arms = [(c.name, c.arm) for c in choice.distinct if c.arm]
     sequences = len(texts.items) * len(choice.lines)
     if sequences > serving.max_client_batch:
         times = f" through {len(choice.lines)} adapters" if choice.fan_out else ""
@@ -70,25 +65,39 @@ async def run(
         )
     started = time.perf_counter()
     if sum(map(_size, texts.items)) <= SHORT:
-        tokens = _tokenize(serving, choice, texts)
+        tokens = read(serving, choice, texts)
     else:
-        tokens = await asyncio.to_thread(_tokenize, serving, choice, texts)
+        tokens = await asyncio.to_thread(read, serving, choice, texts)
     tokenize_s = time.perf_counter() - started
     asks = [
         Ask(t, want(c), c.version)
         for line, row in zip(choice.lines, tokens, strict=True)
         for c, t in zip(line, row, strict=True)
     ]
+    serving.quotas.charge(_charges(request, serving, asks, choice))
     answer = await _unless_gone(request, serving, asks, await asker_of(request))
     count = len(texts.items)
     for ask, chosen in zip(asks, (c for line in choice.lines for c in line), strict=True):
         serving.metrics.tokens.labels(chosen.name).inc(len(ask.tokens.ids))
         serving.automerge.served[chosen.name] += len(ask.tokens.ids)
-    return Ran(
-        [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))],
-        tokens,
-        _headers(choice, tokenize_s, answer),
-    )
+    lines = [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))]
+    shadow(serving, Answered(choice, texts, want, lines))
+    return Ran(lines, tokens, _headers(choice, tokenize_s, answer))
+
+
+def _charges(
+    request: Request, serving: Serving, asks: Sequence[Ask], choice: Choice
+) -> list[Charge]:
+    """What the request counts for: its key, and each of its adapters."""
+    key, names = key_of(request), serving.registry.names
+    tokens: Counter[str] = Counter()
+    for ask, chosen in zip(asks, (c for line in choice.lines for c in line), strict=True):
+        tokens[chosen.name] += len(ask.tokens.ids)
+    charges = [Charge(f"this key ({key.name})", key.tokens_per_s, tokens.total())] if key else []
+    for name, count in tokens.items():
+        limit = names[name].tokens_per_s if name in names else None
+        charges.append(Charge(f"the adapter {name}", limit, count))
+    return charges
 
 
 def _headers(choice: Choice, tokenize_s: float, answer: Answer) -> dict[str, str]:
@@ -97,25 +106,6 @@ def _headers(choice: Choice, tokenize_s: float, answer: Answer) -> dict[str, str
         "X-Adapter": ", ".join(c.stamp for c in choice.distinct),
         "Server-Timing": ", ".join(f"{k};dur={1000 * s:.2f}" for k, s in steps.items()),
     }
-
-
-def _tokenize(serving: Serving, choice: Choice, texts: Texts) -> list[list[Tokens]]:
-    """Per line and input; inputs of one maximal length and prompt share the work."""
-    ways = {
-        c.stamp: (sentence_of(serving, c).max_length or 0, texts.prompt(c)) for c in choice.distinct
-    }
-    kinds = [[ways[c.stamp] for c in line] for line in choice.lines]
-    found: dict[tuple[int, str, int], Tokens] = {}
-    for length, prompt in dict.fromkeys(way for line in kinds for way in line):
-        way = (length, prompt)
-        places = sorted({i for line in kinds for i, w in enumerate(line) if w == way})
-        cut = Cut(length, texts.truncate, texts.direction)
-        try:
-            rows = tokenize(serving.tokenizer, [texts.items[i] for i in places], cut, prompt)
-        except InputRefused as error:
-            raise InputRefused(places[error.index], error.reason) from None
-        found |= {(*way, i): row for i, row in zip(places, rows, strict=True)}
-    return [[found[(*way, i)] for i, way in enumerate(line)] for line in kinds]
 
 
 def _size(item: Input) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -13,12 +14,13 @@ from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
 from app.engine.fetch import Fetcher
 from app.engine.install import Installer
+from app.engine.quota import Quotas
 from app.engine.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
 class Serving:
-    """max_client_batch: inputs of one request."""
+    """max_client_batch: inputs of one request. keyed: whether any key is needed for anything. shadows: comparisons that are running."""
 
     engine: Engine
     tokenizer: TextTokenizer
@@ -28,6 +30,9 @@ class Serving:
     automerge: AutoMerge
     metrics: Metrics
     max_client_batch: int
+    keyed: bool
+    quotas: Quotas = field(default_factory=Quotas)
+    shadows: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 async def _serving(request: Request) -> Serving:

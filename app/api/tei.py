@@ -14,7 +14,8 @@ from app.api.choosing import ChosenByQuery, choose
 from app.api.classifying import Labelling, adapter_of, labelled, refuse_unanswerable
 from app.api.errors import documented, invalid
 from app.api.inputs import InputList, Prompt, read_inputs
-from app.api.running import Texts, run
+from app.api.reading import Texts
+from app.api.running import run
 from app.api.serving import Served
 from app.engine.tokenizer import Direction
 from app.model.batch import Want
@@ -120,12 +121,12 @@ async def predict(
     """Labels for texts and pairs, in TEI's shapes; one adapter."""
     items = body.inputs.items
     _refuse_several(query.adapter)
-    choice = await choose(serving, query.adapter, None, len(items))
-    refuse_unanswerable(serving, choice, items)
+    choice = await choose(request, serving, query.adapter, None, len(items))
+    refuse_unanswerable(request, serving, choice, items)
     texts = Texts(items, body.truncate, body.truncation_direction)
     ran = await run(request, serving, choice, texts, lambda _: Want("logits"))
     found = await asyncio.to_thread(
-        labelled, serving, choice, items, ran, Labelling(body.raw_scores)
+        labelled, request, serving, choice, items, ran, Labelling(body.raw_scores)
     )
     return json_answer(found[0][0] if body.inputs.single else found[0], ran.headers)
 
@@ -136,8 +137,8 @@ async def rerank(
 ) -> Response:
     """The texts by how well each answers the query: one pair each, through a head of one label."""
     _refuse_several(query.adapter)
-    choice = await choose(serving, query.adapter, None, len(body.texts))
-    adapter = adapter_of(serving, choice.lines[0][0])
+    choice = await choose(request, serving, query.adapter, None, len(body.texts))
+    adapter = adapter_of(request, serving, choice.lines[0][0])
     if adapter.task != "classify" or len(adapter.labels) != 1:
         raise invalid("adapter", "does not rerank: its head has not exactly one label")
     if not all(body.texts):

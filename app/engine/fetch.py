@@ -13,11 +13,14 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from app.adapters.disk import StoreFull, StoreUnavailable, disk_errors
+from app.adapters.pointer import Pointer
 from app.adapters.registry import Name, Registry, UnknownAdapter
 from app.adapters.residents import Version
-from app.adapters.store import Pointer, Store, content_version
+from app.adapters.store import Store, content_version
 from app.adapters.upload import AdapterRejected
 from app.engine.golden import CertificateFailed
 from app.engine.load import Loader, from_store, load_version, to_store
@@ -37,7 +40,7 @@ class Fetcher:
     _certified: set[str] = field(default_factory=set)
 
     async def load_all(self) -> None:
-        """At start: every name of the store.
+        """At start: every name of the store; what a crash left beside them is removed.
 
         What was measured on this base before is known at once; versions are loaded for EAGER_S, the
         rest when first asked for or by warm(), and verified then.
@@ -66,6 +69,7 @@ class Fetcher:
                 )
             else:
                 found.append((pointer, self._known(pointer.version)))
+        self.store.sweep()
         return found
 
     def _known(self, digest: str | None) -> dict[str, Any] | None:
@@ -74,7 +78,9 @@ class Fetcher:
         return from_store(stored, self.loader.engine.encoder)
 
     async def warm(self) -> None:
-        """Load what the start left, while there is room; no faster than half of the time."""
+        """Load what the start left while there is room, and look at the files of what has none; no
+        faster than half of the time.
+        """
         for found in list(self.registry.names.values()):
             started = time.monotonic()
             await self._warm_one(found)
@@ -84,20 +90,24 @@ class Fetcher:
         residents = self.registry.residents
         if self.registry.names.get(found.name) is not found or found.digest in residents:
             return
-        if residents.has_room(int(found.report["resident_bytes"])):
-            with contextlib.suppress(UnknownAdapter):
+        with contextlib.suppress(UnknownAdapter, StoreUnavailable):
+            if residents.has_room(int(found.report["resident_bytes"])):
                 await self.ready(found)
+            elif not await asyncio.to_thread(self._whole, found.digest):
+                await self._load_name(await self.pointer(found.name))
 
     async def ready(self, found: Name) -> Version:
         """The name's version, from memory or mapped back from the store; others go on meanwhile.
 
-        Raises UnknownAdapter where it cannot be served, with the reason.
+        Raises UnknownAdapter where it cannot be served, with the reason; StoreUnavailable.
         """
         version = self.registry.ready(found)
         if version is not None:
             return version
         try:
             return await self.load_stored(found.digest)
+        except StoreUnavailable:  # for now
+            raise
         except Exception:  # the pointer's own way knows what to do: fall back, or call it broken
             pointer = await self.pointer(found.name)
         if pointer.version == found.digest and self.registry.names.get(found.name) is found:
@@ -135,7 +145,8 @@ class Fetcher:
         try:
             return await self.load_stored(pointer.version or ""), None
         except CertificateFailed as failed:
-            for earlier in dict.fromkeys(e.version for e in reversed(pointer.history)):
+            pointed = (e.version for e in reversed(pointer.history) if e.how != "stage")
+            for earlier in dict.fromkeys(pointed):
                 if earlier == pointer.version:
                     continue
                 try:
@@ -150,7 +161,7 @@ class Fetcher:
     async def load_stored(self, digest: str) -> Version:
         """A stored version, from memory where it is resident; loaded once for all who ask meanwhile.
 
-        Raises AdapterRejected.
+        Raises AdapterRejected, StoreUnavailable.
         """
         resident = self.registry.residents.get(digest)
         if resident is not None:
@@ -164,15 +175,14 @@ class Fetcher:
 
     async def _load_stored(self, digest: str) -> Version:
         folder, encoder = self.store.version_folder(digest), self.loader.engine.encoder
-        try:
-            said = await asyncio.to_thread(self.store.read_options, digest)
-            found = await asyncio.to_thread(content_version, folder, said)
-        except (OSError, ValueError, TypeError) as error:
+        if not await asyncio.to_thread(self._whole, digest):
+            aside = await asyncio.to_thread(self._set_aside, digest)
             raise AdapterRejected(
-                f"its files on disk are lost or damaged: {reason_of(error)}"
-            ) from None
-        if found != digest:
-            raise AdapterRejected("its files on disk are not the ones that were uploaded")
+                "its files on disk are lost, or are not the ones that were uploaded"
+                + (f"; they are put aside in {aside}" if aside else "")
+                + ": PUT it again"
+            )
+        said = await asyncio.to_thread(self.store.read_options, digest)
         known = await asyncio.to_thread(self._known, digest)
         version = await load_version(
             self.loader,
@@ -185,16 +195,39 @@ class Fetcher:
         )
         if known is None:
             report = to_store(version.report, encoder)
-            await asyncio.to_thread(self.store.write_report, digest, report)
+            with contextlib.suppress(StoreFull, StoreUnavailable):
+                await asyncio.to_thread(self.store.write_report, digest, report)
         self._certified.add(digest)
         self.registry.residents.put(version)
         self.registry.keep_old(digest)
         return version
 
+    def _whole(self, digest: str) -> bool:
+        """Whether the stored files are those of the upload. Blocks. Raises StoreUnavailable."""
+        try:
+            with disk_errors(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                said = self.store.read_options(digest)
+                return content_version(self.store.version_folder(digest), said) == digest
+        except (ValueError, TypeError):
+            pass  # its options are no JSON any more
+        return False
+
+    def _set_aside(self, digest: str) -> Path | None:
+        with contextlib.suppress(StoreFull, StoreUnavailable):
+            aside = self.store.set_aside(digest)
+            if aside is not None:
+                log.error("version %s is damaged: put aside in %s", digest, aside)
+            return aside
+        return None
+
     def serve(self, pointer: Pointer, version: Version) -> Name:
         """The name answers with the version from now on."""
         self.registry.residents.put(self.registry.residents.get(version.digest) or version)
         return self._point(pointer, version.digest, version.report)
+
+    def repoint(self, pointer: Pointer, served: Name) -> Name:
+        """What the name is served by stays; what is known beside it has changed."""
+        return self._point(pointer, served.digest, served.report)
 
     def _point(self, pointer: Pointer, digest: str, report: Mapping[str, Any]) -> Name:
         found = Name(
@@ -204,6 +237,8 @@ class Fetcher:
             pointer.created(digest),
             pointer.history,
             pointer.merge,
+            pointer.tokens_per_s,
+            pointer.trial,
         )
         self.registry.point(found)
         return found

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.adapters.archive import unpack
-from app.adapters.files import copy_adapter, looks_like_adapter
+from app.adapters.disk import StoreFull, StoreUnavailable
+from app.adapters.files import copy_adapter, folder_state, looks_like_adapter
+from app.adapters.pointer import (
+    Entry,
+    Pointer,
+    Trial,
+    current_index,
+    deleted,
+    moved,
+    now,
+    staged,
+    valid_name,
+)
 from app.adapters.recipe import Options
 from app.adapters.registry import (
     Name,
@@ -24,16 +36,12 @@ from app.adapters.registry import (
     version_before,
 )
 from app.adapters.residents import Version
-from app.adapters.store import (
-    Store,
-    StoreFull,
-    content_version,
-    valid_name,
-)
+from app.adapters.store import Store, content_version
 from app.adapters.upload import AdapterRejected
 from app.engine.export import export
 from app.engine.fetch import Fetcher, reason_of
 from app.engine.load import Loader, load_version, said_of, to_store
+from app.engine.trial import NoTrial
 from app.model.lora import merge_lora, merged_bytes
 
 log = logging.getLogger(__name__)
@@ -66,18 +74,25 @@ def _always(_: str | None) -> None:
 
 @dataclass(frozen=True)
 class How:
-    """What a PUT asks for beside the files. merge: whether traffic may merge it; None: as before."""
+    """What a PUT asks for beside the files, and who asks.
+
+    merge: whether traffic may merge it; tokens_per_s: what it may be asked for, 0: any; None: as
+    before. stage: hold the version beside the current one.
+    """
 
     options: Options = field(default_factory=Options)
     allow_noop: bool = False
     merge: Literal["auto", "off"] | None = None
+    tokens_per_s: float | None = None
+    stage: bool = False
     dry_run: bool = False
     precondition: Precondition = _always
+    by: str | None = None
 
 
 @dataclass(eq=False)
 class Installer:
-    """Sizes in bytes."""
+    """Sizes in bytes. keep_versions: of a name, for rollback."""
 
     store: Store
     registry: Registry
@@ -85,12 +100,14 @@ class Installer:
     fetcher: Fetcher
     max_adapter_bytes: int
     merge_memory_bytes: int
+    keep_versions: int
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def install_body(self, name: str, body: Path, content_type: str, how: How) -> Installed:
         """An uploaded body becomes the name's version.
 
-        Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, PreconditionFailed, StoreFull.
+        Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, PreconditionFailed, StoreFull,
+        StoreUnavailable; UnknownAdapter where a version is staged beside none.
         """
         folder = body.parent / "adapter"
         folder.mkdir()
@@ -108,11 +125,15 @@ class Installer:
     async def install_folder(self, name: str, source: Path) -> Installed | None:
         """A folder of ADAPTERS_DIR becomes the name's version when its content is new; else None.
 
-        Raises AdapterRejected, StoreFull.
+        None as well for one that is being written. Raises AdapterRejected, StoreFull,
+        StoreUnavailable.
         """
         with self.store.receiving() as tmp:
             folder = tmp / "adapter"
+            state = await asyncio.to_thread(folder_state, source)
             await asyncio.to_thread(copy_adapter, source, folder)
+            if await asyncio.to_thread(folder_state, source) != state:
+                return None
             content = await asyncio.to_thread(content_version, folder, {})
             pointer = await asyncio.to_thread(self.store.pointer, name)
             if pointer is not None and pointer.folder == content:
@@ -125,8 +146,10 @@ class Installer:
         digest = await asyncio.to_thread(content_version, folder, said)
         async with self._changing:
             pointer = await asyncio.to_thread(self.store.pointer, name)
-            current = pointer.version if pointer else None
-            how.precondition(self._shown(name, current))
+            before = pointer or Pointer(name)
+            how.precondition(self._shown(name, before.version))
+            if how.stage:
+                self.registry.get(name)
             version = await load_version(
                 self.loader, folder, digest, said, allow_noop=how.allow_noop
             )
@@ -134,38 +157,82 @@ class Installer:
             if how.dry_run:
                 return Installed(report, None)
             served = self.registry.names.get(name)
-            unchanged = served is not None and current == digest == served.digest
-            merge = how.merge if pointer is None or how.merge != pointer.merge else None
+            unchanged = served is not None and before.version == digest == served.digest
+            after = self._after(before, digest, content, how, unchanged)
             stored = to_store(report, self.loader.engine.encoder)
             await asyncio.to_thread(self.store.commit, folder, digest, said, stored)
-            if unchanged and content is None and merge is None:
+            if served is not None and after == before:
                 return Installed(report, served, unchanged=True)
             try:
-                moved = await asyncio.to_thread(
-                    self.store.point, name, digest, pointer, content, how.merge
-                )
-            except StoreFull:
+                kept = await asyncio.to_thread(self.store.move, pointer, after)
+            except (StoreFull, StoreUnavailable):
                 await asyncio.to_thread(self.store.drop_unheld, {digest})
                 raise
-            found = self.fetcher.serve(moved, version)
-            return Installed(report, found, current is None, unchanged)
+            if how.stage and served is not None:
+                return Installed(report, self.fetcher.repoint(kept, served))
+            found = self.fetcher.serve(kept, version)
+            return Installed(report, found, before.version is None, unchanged)
 
-    async def sync_folder(self, adapters_dir: Path) -> None:
-        """Serve each folder of ADAPTERS_DIR whose content is new, as if it had been PUT."""
-        refused: dict[str, str] = {}
-        for source in await asyncio.to_thread(_adapter_folders, adapters_dir):
-            name = source.name
+    def _after(
+        self, before: Pointer, digest: str, content: str | None, how: How, unchanged: bool
+    ) -> Pointer:
+        """Where an upload moves a name. What a folder brought and a client puts again is the client's."""
+        entry = Entry(digest, now(), how.by, "folder" if content else "put")
+        if how.stage:
+            return staged(before, replace(entry, how="stage"), self.keep_versions)
+        current = before.current
+        as_it_was = unchanged and (content or current is None or current.how != "folder")
+        after = before if as_it_was else moved(before, entry, self.keep_versions)
+        limit = before.tokens_per_s if how.tokens_per_s is None else how.tokens_per_s or None
+        return replace(
+            after,
+            folder=content or before.folder,
+            merge=how.merge or before.merge,
+            tokens_per_s=limit,
+        )
+
+    async def sync_folders(self, adapters_dir: Path, names: set[str]) -> None:
+        """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
+
+        A name that came from a folder which is gone is gone, too.
+        """
+        for name in sorted(names):
+            source = adapters_dir / name
+            self.registry.refused.pop(name, None)
             try:
+                if not await asyncio.to_thread(looks_like_adapter, source):
+                    await self._folder_gone(name)
+                    continue
                 if not valid_name(name):
                     raise AdapterRejected(f"{name!r} is no adapter name (a-z 0-9 . _ -)")
                 installed = await self.install_folder(name, source)
-            except Exception as error:  # nor a folder the others
+            except Exception as error:  # one folder must not keep the others from being served
                 log.error("folder %s is not served: %s", source, reason_of(error))
-                refused[name] = reason_of(error)
+                self.registry.refused[name] = reason_of(error)
                 continue
             if installed is not None:
                 log.info("folder %s is served as %s", source, installed.report["version"][:12])
-        self.registry.refused = refused
+
+    async def _folder_gone(self, name: str) -> None:
+        async with self._changing:
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            if pointer is None or pointer.folder is None:
+                return
+            with_it = pointer.current is not None and pointer.current.how == "folder"
+            after = replace(deleted(pointer) if with_it else pointer, folder=None)
+            await asyncio.to_thread(self.store.move, pointer, after)
+            if with_it:
+                self.registry.remove(name)
+                log.info("adapter %s is gone with its folder", name)
+
+    def from_folders(self) -> set[str]:
+        """The names whose version came from a folder."""
+        return {
+            name
+            for name, found in self.registry.names.items()
+            if (i := current_index(found.history, found.digest)) is not None
+            and found.history[i].how == "folder"
+        }
 
     async def remove(self, name: str, precondition: Precondition) -> None:
         """The name is gone at once; requests in flight finish on their version.
@@ -179,7 +246,7 @@ class Installer:
                 self.registry.get(name)
             precondition(self._shown(name, current))
             if pointer is not None:
-                await asyncio.to_thread(self.store.point, name, None, pointer)
+                await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
             self.registry.remove(name)
 
     async def files(self, name: str) -> bytes:
@@ -197,7 +264,9 @@ class Installer:
         served = self.registry.names.get(name)
         return stored if served is None or stored is None else served.digest
 
-    async def rollback(self, name: str, prefix: str | None, precondition: Precondition) -> Name:
+    async def rollback(
+        self, name: str, prefix: str | None, precondition: Precondition, by: str | None
+    ) -> Name:
         """Point the name at an earlier version of its own; none given: the one before.
 
         Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StoreFull.
@@ -207,13 +276,53 @@ class Installer:
             precondition(self._shown(name, pointer.version))
             history = pointer.history
             digest = (
-                version_before(name, history)
+                version_before(name, history, pointer.version or "")
                 if prefix is None
                 else find_version(name, history, prefix)
             )
             version = await self.fetcher.load_stored(digest)
-            moved = await asyncio.to_thread(self.store.point, name, digest, pointer)
-            return self.fetcher.serve(moved, version)
+            after = moved(pointer, Entry(digest, now(), by, "rollback"), self.keep_versions)
+            kept = await asyncio.to_thread(self.store.move, pointer, after)
+            return self.fetcher.serve(kept, version)
+
+    async def begin_trial(self, name: str, trial: Trial) -> Name:
+        """Let another version that the name holds take part; trial.version: 12 or more of its digits.
+
+        Raises UnknownAdapter, UnknownVersion, AdapterRejected, StoreFull, StoreUnavailable.
+        """
+        async with self._changing:
+            pointer = await self.fetcher.pointer(name)
+            served = self.registry.get(name)
+            digest = find_version(name, pointer.history, trial.version)
+            if digest == served.digest:
+                raise AdapterRejected(f"{digest[:12]} is what {name} is served by already")
+            version = await self.fetcher.load_stored(digest)
+            if served.report["has_head"] and version.adapter.head is None:
+                raise AdapterRejected(f"{digest[:12]} has no head, and the current version has one")
+            after = replace(pointer, trial=replace(trial, version=digest, since=now()))
+            return self.fetcher.repoint(
+                await asyncio.to_thread(self.store.move, pointer, after), served
+            )
+
+    async def end_trial(self, name: str, by: str | None, *, promote: bool) -> Name:
+        """Point the name at its trial's version, or leave it where it is.
+
+        Raises UnknownAdapter, NoTrial, AdapterRejected, StoreFull, StoreUnavailable.
+        """
+        async with self._changing:
+            pointer = await self.fetcher.pointer(name)
+            if pointer.trial is None:
+                raise NoTrial(f"{name} has no canary and no shadow")
+            if not promote:
+                after = replace(pointer, trial=None)
+                kept = await asyncio.to_thread(self.store.move, pointer, after)
+                return self.fetcher.repoint(kept, self.registry.get(name))
+            version = await self.fetcher.load_stored(pointer.trial.version)
+            entry = Entry(version.digest, now(), by, "promote")
+            after = moved(pointer, entry, self.keep_versions)
+            return self.fetcher.serve(
+                await asyncio.to_thread(self.store.move, pointer, after), version
+            )
 
     async def merge(self, name: str) -> Name:
         """Make the adapter's own copy of the layers it changes; others go on with the base.
@@ -250,7 +359,3 @@ class Installer:
 
 def _can_merge(version: Version) -> bool:
     return any(lora.rescales for lora in version.adapter.layers.values())
-
-
-def _adapter_folders(adapters_dir: Path) -> list[Path]:
-    return sorted(p for p in adapters_dir.glob("*") if looks_like_adapter(p))

@@ -1,6 +1,6 @@
 """Keeps what is served in step with ADAPTERS_DIR while the server runs.
 
-Knows when something changed; what to do about it is install.py's.
+Knows when a folder has changed and come to rest; what to do about it is install.py's.
 """
 
 from __future__ import annotations
@@ -8,42 +8,71 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from watchfiles import awatch
 
+from app.adapters.files import State, adapter_folders, folder_state
 from app.engine.install import Installer
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN_S = 5.0  # where the system sends no events: a network folder, a link, a folder made anew
+SETTLE_S = 2.0  # without a change, before a folder that is being copied is whole
 
-State = set[tuple[str, int, int]]
+Folders = Mapping[str, State]
 
 
-async def watch(installer: Installer, adapters_dir: Path) -> None:
-    """Serve new and changed folders until cancelled. A failing disk is logged and tried again."""
-    seen: State = set()
+def look(adapters_dir: Path) -> Folders:
+    """Every adapter's folder with the state of its files, through links."""
+    return {name: folder_state(adapters_dir / name) for name in adapter_folders(adapters_dir)}
+
+
+async def sync_at_start(installer: Installer, adapters_dir: Path, before: Folders) -> Folders:
+    """Serve the folders that have not changed since `before`, and drop the names of those that are
+    gone; what is left to be watched is everything but these.
+    """
+    now = await asyncio.to_thread(look, adapters_dir)
+    rest = {name: state for name, state in now.items() if before.get(name) == state}
+    gone = installer.from_folders() - set(now) if await _there(adapters_dir) else set()
+    await installer.sync_folders(adapters_dir, set(rest) | gone)
+    return rest
+
+
+async def watch(installer: Installer, adapters_dir: Path, seen: Folders) -> None:
+    """Serve what is new or changed since `seen` once it has come to rest, until cancelled.
+
+    A failing disk is logged and tried again. While ADAPTERS_DIR itself is missing nothing changes.
+    """
+    changed_at: dict[str, float] = {}
     while True:
         try:
-            async for _ in awatch(
-                adapters_dir, rust_timeout=int(1000 * LOOK_AGAIN_S), yield_on_timeout=True
-            ):
-                now = await asyncio.to_thread(_state, adapters_dir)
-                if now != seen:
-                    await installer.sync_folder(adapters_dir)
-                    seen = now
-        except FileNotFoundError:
-            pass  # not there yet, or no longer
+            await _next_event(adapters_dir, SETTLE_S / 4 if changed_at else LOOK_AGAIN_S)
+            if not await _there(adapters_dir):
+                continue
+            now, seen = await asyncio.to_thread(look, adapters_dir), dict(seen)
         except OSError as error:
             log.warning("watching %s failed: %s", adapters_dir, error)
-        await asyncio.sleep(LOOK_AGAIN_S)
+            await asyncio.sleep(LOOK_AGAIN_S)
+            continue
+        moment = time.monotonic()
+        changed_at |= {n: moment for n in now.keys() | seen.keys() if now.get(n) != seen.get(n)}
+        seen = now
+        due = {name for name, changed in changed_at.items() if moment - changed >= SETTLE_S}
+        changed_at = {name: t for name, t in changed_at.items() if name not in due}
+        await installer.sync_folders(adapters_dir, due)
 
 
-def _state(adapters_dir: Path) -> State:
-    """Name, time and size of every adapter's file, through links."""
-    found: State = set()
-    for path in [*adapters_dir.glob("*/*"), *adapters_dir.glob("*/*/config.json")]:
-        with contextlib.suppress(OSError):
-            stat = path.stat()
-            found.add((str(path), stat.st_mtime_ns, stat.st_size))
-    return found
+async def _there(adapters_dir: Path) -> bool:
+    return await asyncio.to_thread(adapters_dir.is_dir)
+
+
+async def _next_event(adapters_dir: Path, at_most_s: float) -> None:
+    """Until something happens there; a folder that sends no events is looked at all the same."""
+    events = awatch(adapters_dir, rust_timeout=int(1000 * at_most_s), yield_on_timeout=True)
+    try:
+        async with contextlib.aclosing(events):
+            await anext(events, None)
+    except FileNotFoundError:
+        await asyncio.sleep(at_most_s)

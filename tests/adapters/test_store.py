@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from app.adapters.store import StaleRevision, Store, StoreUnusable, content_version, valid_name
+from app.adapters.disk import StoreUnusable, alone
+from app.adapters.pointer import Entry, Pointer, deleted, moved, now, staged, valid_name
+from app.adapters.store import StaleRevision, Store, content_version
 
 
 @pytest.fixture
@@ -24,14 +30,19 @@ def commit(store: Store, content: bytes) -> str:
     return digest
 
 
+def point(store: Store, name: str, version: str, keep: int = 64) -> Pointer:
+    before = store.pointer(name)
+    return store.move(before, moved(before or Pointer(name), Entry(version, now()), keep))
+
+
 def test_a_name_moves_only_from_where_it_was_seen(store: Store) -> None:
     one, two = commit(store, b"one"), commit(store, b"two")
-    first = store.point("x", one, None)
-    store.point("x", two, first)
+    first = point(store, "x", one)
+    point(store, "x", two)
     with pytest.raises(StaleRevision):
-        store.point("x", one, first)
+        store.move(first, moved(first, Entry(one, now()), 64))
     with pytest.raises(StaleRevision):
-        store.point("x", one, None)
+        store.move(None, moved(Pointer("x"), Entry(one, now()), 64))
     pointer = store.pointer("x")
     assert pointer is not None
     assert (pointer.version, pointer.revision) == (two, 2)
@@ -40,23 +51,72 @@ def test_a_name_moves_only_from_where_it_was_seen(store: Store) -> None:
 
 def test_deleting_drops_versions_that_no_other_name_holds(store: Store) -> None:
     one, two = commit(store, b"one"), commit(store, b"two")
-    x = store.point("x", two, store.point("x", one, None))
-    store.point("y", two, None)
-    gone = store.point("x", None, x)
-    assert gone.version is None
+    point(store, "x", one)
+    x = point(store, "x", two)
+    point(store, "y", two)
+    store.move(x, deleted(x))
+    assert store.pointer("x") is None
     assert not store.version_folder(one).exists()
     assert store.version_folder(two).exists()
-    assert [p.name for p in store.pointers() if p.version] == ["y"]
+    assert store.names() == ["y"]
+
+
+def test_a_deleted_folders_content_is_remembered(store: Store) -> None:
+    x = point(store, "x", commit(store, b"one"))
+    x = store.move(x, replace(x, folder="content"))
+    store.move(x, deleted(x))
+    gone = store.pointer("x")
+    assert gone is not None
+    assert (gone.version, gone.folder, gone.history) == (None, "content", ())
+
+
+def test_of_many_versions_the_last_stay_and_what_is_in_use(store: Store) -> None:
+    versions = [commit(store, bytes([i])) for i in range(6)]
+    pointer = point(store, "x", versions[0], keep=2)
+    for version in versions[1:4]:
+        pointer = store.move(pointer, staged(pointer, Entry(version, now(), how="stage"), 2))
+    assert pointer.version == versions[0]
+    assert [e.version for e in pointer.history] == [versions[0], *versions[2:4]]
+    assert not store.version_folder(versions[1]).exists()
+    point(store, "x", versions[4], keep=2)
+    assert [v for v in versions if store.version_folder(v).exists()] == [
+        *versions[3:5],
+        versions[5],
+    ]
 
 
 def test_leftovers_of_a_crash_are_swept_at_start_and_the_rest_stays(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.point("x", commit(store, b"one"), None)
+    kept = point(store, "x", commit(store, b"one"))
+    left = commit(store, b"committed, and then killed")
     (tmp_path / "tmp" / "half").mkdir()
     (tmp_path / "tmp" / "half" / "body").write_bytes(b"...")
+    (tmp_path / "tmp" / "file").write_bytes(b"...")
     again = Store(tmp_path)
+    again.sweep()
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert again.pointer("x") == store.pointer("x")
+    assert again.pointer("x") == kept
+    assert not again.version_folder(left).exists()
+    assert again.version_folder(kept.version or "").exists()
+
+
+def test_beside_a_damaged_name_no_version_is_swept(store: Store) -> None:
+    version = point(store, "x", commit(store, b"one")).version
+    (store.root / "names" / "x.json").write_text("{")
+    assert store.pointer("x") is None
+    store.sweep()
+    assert store.version_folder(version or "").exists()
+
+
+def test_a_store_has_one_server(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path),
+        pytest.raises(StoreUnusable, match="in use by process"),
+        alone(tmp_path),
+    ):
+        pass
+    with alone(tmp_path):
+        pass
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
@@ -83,3 +143,11 @@ def test_good_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "base", "a" * 64, "A", ".x", "-x", "a/b", "a\n", "ä", ".."])
 def test_bad_names(name: str) -> None:
     assert not valid_name(name)
+
+
+def test_killed_at_any_step_the_old_state_is_there_or_the_new(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.adapters.crashing", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(ran.stdout)
+    assert found["faults"] == []
+    assert sum(found["kills"].values()) > 200, found["kills"]

@@ -189,7 +189,7 @@ def test_a_put_after_a_folder_wins_and_a_new_folder_after_that(
     client = serve(model=str(tiny_bert), adapters_dir=dropped).client
     uploaded = put(client, "x", folders["b"])["version"]
     (dropped / "x" / "unrelated.txt").write_text("touched")
-    time.sleep(1)
+    time.sleep(3.5)  # longer than a folder takes to settle
     assert client.get("/adapters/x").json()["version"] == uploaded
     make_adapter(tiny_bert, dropped / "x", 9, scale=4)
     assert eventually(lambda: client.get("/adapters/x").json()["version"] != uploaded)
@@ -295,3 +295,35 @@ def test_a_folder_that_is_made_anew_or_removed_is_noticed(
     shutil.copytree(folders["a"], dropped / "fresh")
     assert eventually(lambda: client.get("/adapters/fresh").status_code == 200)
     assert client.get("/readyz").json()["broken"] == {}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_folder_that_is_copied_slowly_is_served_once_and_goes_with_its_removal(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path], backwards: bool
+) -> None:
+    dropped = tmp_path / "dropped"
+    (dropped / "slow").mkdir(parents=True)
+    source = shutil.copytree(folders["c"], tmp_path / "source")
+    (source / "config.json").write_text('{"id2label": {"0": "x", "1": "y", "2": "z"}}')
+    client = serve(model=str(tiny_bert), adapters_dir=dropped).client
+    names = ("adapter_model.safetensors", "adapter_config.json", "config.json")
+    for name in sorted(names, reverse=backwards):
+        content = (source / name).read_bytes()
+        for piece in (content[: len(content) // 2], content[len(content) // 2 :]):
+            with (dropped / "slow" / name).open("ab") as file:
+                file.write(piece)
+            time.sleep(0.5)
+            assert client.get("/adapters/slow").status_code == 404
+    assert eventually(lambda: client.get("/adapters/slow").status_code == 200)
+    assert client.get("/adapters/slow").json()["labels"] == ["x", "y", "z"]
+    assert [e["how"] for e in client.get("/adapters/slow/versions").json()] == ["folder"]
+    assert client.get("/readyz").json()["broken"] == {}
+    shutil.rmtree(dropped / "slow")
+    assert eventually(lambda: client.get("/adapters/slow").status_code == 404)
+    put(client, "slow", folders["a"])
+    shutil.copytree(folders["b"], dropped / "slow")
+    assert eventually(lambda: len(client.get("/adapters/slow/versions").json()) == 2)
+    put(client, "slow", folders["b"])  # what the folder brought is now the client's as well
+    shutil.rmtree(dropped / "slow")
+    time.sleep(3.5)
+    assert client.get("/adapters/slow").status_code == 200

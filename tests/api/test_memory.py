@@ -45,6 +45,7 @@ def test_what_falls_out_of_memory_comes_back_with_the_same_answers(
     reports = {name: put(server.client, name, folder) for name, folder in many.items()}
     wanted = {name: embed(server, name) for name in many}
     size = reports["a0"]["resident_bytes"]
+    server.stop()
     small = serve(
         model=str(tiny_bert), store=server_store(server), adapter_memory_bytes=2 * size + 1
     )
@@ -80,6 +81,7 @@ def test_a_start_serves_every_name_before_it_has_loaded_them(
     wanted = {name: embed(first, name) for name in many}
     monkeypatch.setattr(fetch, "EAGER_S", 0)
     monkeypatch.setattr(fetch.Fetcher, "warm", nothing)
+    first.stop()
     second = serve(model=str(tiny_bert), store=server_store(first))
     assert second.client.get("/readyz").json()["adapters"] == len(many)
     assert resident(second) == set()

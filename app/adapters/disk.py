@@ -1,0 +1,84 @@
+"""The disk under the store: what it refuses, by name; what is written, durably; one writer.
+
+Knows paths; knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class StoreFull(Exception):
+    """The disk took no more; nothing half-written stays."""
+
+
+class StoreUnavailable(Exception):
+    """The disk is read-only, or fails; what is there goes on being served."""
+
+
+class StoreUnusable(Exception):
+    """The store's folder cannot be made, read or had alone; found at start."""
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raises StoreFull and StoreUnavailable in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise StoreFull(
+                f"the store takes no more ({error.strerror}): make room on its disk"
+            ) from None
+        what = "is read-only" if error.errno in READ_ONLY else "fails"
+        log.error("the store's disk: %s", error)
+        raise StoreUnavailable(
+            f"the store's disk {what} ({error.strerror}); what it holds is served, and nothing "
+            "can be changed until that is mended"
+        ) from None
+
+
+def fsync(path: Path) -> None:
+    """A file's content, or which names a folder holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Keep every other server off the store; a killed one's hold is gone with it.
+
+    Raises StoreUnusable where another one has it. A store that cannot be written needs no lock.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / "lock").open("a+")
+    except OSError:
+        yield
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise StoreUnusable(
+                f"the store {root} is in use by process {lock.read().strip() or '?'}: stop that "
+                "server, or give this one its own STORE"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,76 @@
+"""Running a trial's version beside the one that answered, and comparing; never in anybody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from app.api.choosing import Choice, Chosen
+from app.api.reading import Texts, read
+from app.api.serving import Serving
+from app.engine.engine import Ask
+from app.engine.queue import Asker, QueueFull
+from app.engine.trial import distance, same
+from app.model.batch import Want
+
+log = logging.getLogger(__name__)
+AT_ONCE = 4  # comparisons; what comes beyond, or while a batch is waiting, is skipped
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """What a client was answered: the inputs and, by line and input, the rows."""
+
+    choice: Choice
+    texts: Texts
+    want: Callable[[Chosen], Want]
+    lines: Sequence[Sequence[Tensor]]
+
+
+def shadow(serving: Serving, answered: Answered) -> None:
+    """Begin to run what was answered through the shadows that take part; nobody waits for it."""
+    for chosen in answered.choice.distinct:
+        if chosen.shadow is None:
+            continue
+        queue = serving.engine.queue
+        if len(serving.shadows) >= AT_ONCE or queue.tokens > serving.engine.max_batch_tokens:
+            serving.metrics.shadow.labels(chosen.name, "skipped").inc()
+            continue
+        task = asyncio.create_task(_compare(serving, answered, chosen, chosen.shadow))
+        serving.shadows.add(task)
+        task.add_done_callback(serving.shadows.discard)
+
+
+async def _compare(serving: Serving, answered: Answered, chosen: Chosen, digest: str) -> None:
+    counted, texts = serving.metrics.shadow, answered.texts
+    at = [
+        (k, i)
+        for k, line in enumerate(answered.choice.lines)
+        for i, c in enumerate(line)
+        if c.stamp == chosen.stamp
+    ]
+    try:
+        version = await serving.fetcher.load_stored(digest)
+        other = replace(chosen, digest=digest, version=version)
+        choice = Choice([[other] * len(at)], False)
+        inputs = replace(texts, items=[texts.items[i] for _, i in at])
+        tokens = (await asyncio.to_thread(read, serving, choice, inputs))[0]
+        want = answered.want(other)
+        asks = [Ask(t, want, version) for t in tokens]
+        found = await serving.engine.run(asks, Asker(client="shadow", source="shadow", bulk=True))
+    except QueueFull:
+        counted.labels(chosen.name, "skipped").inc()
+        return
+    except Exception as error:  # the client has its answer, and nobody else is to learn of this
+        log.warning("shadow %s of %s: %s", digest[:12], chosen.name, error)
+        counted.labels(chosen.name, "failed").inc(len(at))
+        return
+    rows = [answered.lines[k][i] for k, i in at]
+    for row, shadowed in zip(rows, found.rows, strict=True):
+        result = "same" if same(row, shadowed, want.kind) else "different"
+        counted.labels(chosen.name, result).inc()
+    serving.metrics.shadow_distance.labels(chosen.name).observe(distance(rows, found.rows))
