@@ -8,6 +8,7 @@ import gc
 import logging
 import logging.config
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -26,6 +27,8 @@ from app.adapters.registry import Registry
 from app.adapters.residents import Residents
 from app.adapters.store import Store
 from app.api import adapters, dialects, health, inference, tei
+from app.api.connection import BoundedProtocol, listen
+from app.api.draining import Drain, Server
 from app.api.errors import install_errors
 from app.api.guard import Guard
 from app.api.keys import Door, Key, KeysRefused, is_loopback, read_keys
@@ -39,6 +42,7 @@ from app.engine.install import Installer
 from app.engine.load import make_loader
 from app.engine.tokenizer import load_tokenizer
 from app.engine.watch import Folders, look, sync_at_start, watch
+from app.engine.watchdog import watch_forwards
 from app.logs import log_config
 from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
@@ -50,7 +54,7 @@ log = logging.getLogger(__name__)
 CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs latency
 CPU_BATCHES = 4  # at the same time, where there are as many cores (docs/decisions/0006)
 GPU_BATCH_TOKENS = 16_384
-DRAIN_S = 30
+LAST_WORDS_S = 2  # for answers on their way out, and what the deadline cut off
 FULL_COLLECTIONS = 1000  # one in so many: it stops everything for 0.15 s while a backlog waits
 
 
@@ -64,15 +68,16 @@ def build(settings: Settings) -> FastAPI:
     The lifespan raises StartRefused.
     """
     metrics = Metrics(CollectorRegistry())
-    keys = _keys(settings)
+    keys, drain = _keys(settings), Drain()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with _alone(settings.store):
             folders = await asyncio.to_thread(look, settings.adapters_dir)
-            serving = await asyncio.to_thread(_load, settings, metrics, keyed=bool(keys))
+            serving = await asyncio.to_thread(_load, settings, metrics, drain, keyed=bool(keys))
             app.state.serving = serving
             serving.engine.start()
+            unwatch = watch_forwards(serving.engine, settings.max_forward_seconds)
             try:
                 await serving.fetcher.load_all()
                 async with _beside(serving, settings.adapters_dir, folders):
@@ -86,6 +91,7 @@ def build(settings: Settings) -> FastAPI:
                     yield
             finally:
                 await asyncio.to_thread(serving.engine.stop)
+                unwatch()
 
     app = FastAPIOffline(
         title="bert-lora-server",
@@ -100,6 +106,7 @@ def build(settings: Settings) -> FastAPI:
     app.add_middleware(
         Guard,
         metrics=metrics,
+        drain=drain,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_adapter_bytes,
     )
@@ -108,6 +115,7 @@ def build(settings: Settings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
+    app.state.drain = drain
     return app
 
 
@@ -158,7 +166,7 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
             await task
 
 
-def _load(settings: Settings, metrics: Metrics, *, keyed: bool) -> Serving:
+def _load(settings: Settings, metrics: Metrics, drain: Drain, *, keyed: bool) -> Serving:
     """Store, base, tokenizer, engine, installer. Blocks. Raises StartRefused."""
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
@@ -225,6 +233,7 @@ def _load(settings: Settings, metrics: Metrics, *, keyed: bool) -> Serving:
         metrics,
         settings.max_client_batch,
         keyed=keyed,
+        drain=drain,
     )
 
 
@@ -249,26 +258,41 @@ def serve(settings: Settings) -> None:
     machine.keep_memory()
     for caught in (signal.SIGTERM, signal.SIGINT):
         signal.signal(caught, lambda *_: sys.exit(0))
+    sockets = _listen(settings)  # before what takes seconds, and answered after it
     app = build(settings)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        http=BoundedProtocol,
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=DRAIN_S,
+        timeout_graceful_shutdown=LAST_WORDS_S,
     )
+    server = Server(config, app.state.drain, settings.drain_seconds)
     with asyncio.Runner(
         loop_factory=config.get_loop_factory()
     ) as runner:  # uvloop's where there is one
-        runner.run(_serve(app, config))
+        runner.run(_serve(app, server, sockets))
 
 
-async def _serve(app: FastAPI, config: uvicorn.Config) -> None:
+def _listen(settings: Settings) -> list[socket.socket]:
+    """Raises StartRefused for an address that cannot be had."""
+    try:
+        return listen(settings.host, settings.port)
+    except OSError as error:
+        raise StartRefused(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): stop what "
+            "listens there, or set another HOST or PORT"
+        ) from None
+
+
+async def _serve(app: FastAPI, server: Server, sockets: list[socket.socket]) -> None:
     """The lifespan is ours and not uvicorn's, so that a refusal to start is one line."""
     async with app.router.lifespan_context(app):
         gc.collect()
         gc.freeze()  # torch's and transformers' objects are here to stay: looking at them takes 0.2 s
         gc.set_threshold(700, 10, FULL_COLLECTIONS)
-        await uvicorn.Server(config).serve()
+        for listening in sockets:
+            log.info("listening on http://%s:%d", *listening.getsockname()[:2])
+        await server.serve(sockets)

@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     merge_memory_bytes: int = Field(
         2 << 30, ge=0, description="Memory for the copies that merged adapters keep; above: 507."
     )
+    drain_seconds: float = Field(
+        30, ge=0, description="After SIGTERM, for what is in flight to be answered."
+    )
+    max_forward_seconds: float = Field(
+        60, gt=0, description="Without progress of a forward, before the process ends itself."
+    )
     api_keys: SecretStr | None = Field(
         None, description="Inference keys, comma-separated; unset: nobody needs one."
     )

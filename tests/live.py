@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from app.api.connection import BoundedProtocol
 from app.main import build
 from app.settings import Settings
 
@@ -45,7 +46,9 @@ def live_server(**settings: Any) -> LiveServer:
     listening = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle on: 40 ms each
     listening.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=10)
+    config = uvicorn.Config(
+        app, http=BoundedProtocol, lifespan="off", log_config=None, timeout_graceful_shutdown=10
+    )
     server = uvicorn.Server(config)
     ready = threading.Event()
     errors: list[BaseException] = []

@@ -25,6 +25,7 @@ class Process:
     url: str
     client: httpx.Client
     log: Path
+    environ: dict[str, str]
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -71,7 +72,7 @@ def start(
             stderr=subprocess.STDOUT,
         )
     url = f"http://127.0.0.1:{port}"
-    process = Process(child, url, httpx.Client(base_url=url, timeout=60), log)
+    process = Process(child, url, httpx.Client(base_url=url, timeout=60), log, environ)
     if wait:
         until_ready(process)
     return process

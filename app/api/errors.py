@@ -22,6 +22,7 @@ from app.adapters.disk import StoreFull, StoreUnavailable
 from app.adapters.registry import UnknownAdapter, UnknownVersion
 from app.adapters.store import StaleRevision
 from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.engine.engine import ForwardFailed, NotFinite, OutOfMemory
 from app.engine.install import MergeMemoryFull, PreconditionFailed
 from app.engine.queue import QueueFull
 from app.engine.quota import QuotaExceeded
@@ -43,6 +44,9 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     InputRefused: (422, "validation"),
     QueueFull: (429, "overloaded"),
     QuotaExceeded: (429, "quota_exceeded"),
+    NotFinite: (422, "not_finite"),
+    OutOfMemory: (503, "out_of_memory"),
+    ForwardFailed: (500, "forward_failed"),
     StoreFull: (507, "store_full"),
     StoreUnavailable: (503, "store_unavailable"),
     MergeMemoryFull: (507, "merge_memory_full"),

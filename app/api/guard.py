@@ -1,4 +1,4 @@
-"""Around every request: its id, its body's cap, its count and its latency.
+"""Around every request: its id, its body's cap, its count and its latency; none when draining.
 
 Plain ASGI, because Starlette's BaseHTTPMiddleware hides a client's going away.
 """
@@ -10,12 +10,20 @@ import uuid
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import BodyTooLarge
+from app.api.draining import PROBES, Drain
+from app.api.errors import BodyTooLarge, Refusal, respond
 from app.api.metrics import Metrics
 
 MAX_ID_LENGTH = 128
+DRAINING = Refusal(
+    503,
+    "draining",
+    "this server is about to end: send the request again, to another one or in a while",
+    headers={"Retry-After": "1", "retry-after-ms": "1000"},
+)
 PAGE = {  # the page's script is in the page itself
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
@@ -31,6 +39,7 @@ class Guard:
 
     app: ASGIApp
     metrics: Metrics
+    drain: Drain
     max_body_bytes: int
     max_upload_bytes: int
 
@@ -43,6 +52,7 @@ class Guard:
         request_id = _request_id(headers)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        state["began"] = started
         upload = scope["method"] == "PUT" and scope["path"].startswith("/adapters/")
         cap = self.max_upload_bytes if upload else self.max_body_bytes
         received = 0
@@ -65,16 +75,22 @@ class Guard:
                 answer = MutableHeaders(scope=message)
                 answer["X-Request-Id"] = request_id
                 answer["X-Content-Type-Options"] = "nosniff"
+                if self.drain.draining:
+                    answer["Connection"] = "close"
                 if answer.get("content-type", "").startswith("text/html"):
                     answer.update(PAGE)
             await send(message)
 
+        counts = scope["path"] not in PROBES
+        app = _sent_elsewhere if counts and self.drain.draining else self.app
+        self.drain.in_flight += counts
         try:
-            await self.app(scope, capped_receive, stamped_send)
+            await app(scope, capped_receive, stamped_send)
         except Exception:
             status = 500  # answered outside of this guard
             raise
         finally:
+            self.drain.in_flight -= counts
             self._count(scope, status, time.perf_counter() - started)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
@@ -85,6 +101,10 @@ class Guard:
         for adapter, arm in scope["state"].get("arms", []):
             self.metrics.trial_requests.labels(adapter, arm, str(status)).inc()
             self.metrics.trial_latency.labels(adapter, arm).observe(seconds)
+
+
+async def _sent_elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+    await respond(Request(scope), DRAINING)(scope, receive, send)
 
 
 def _request_id(headers: Headers) -> str:

@@ -40,9 +40,11 @@ async def root() -> Response:
     return RedirectResponse("/docs")
 
 
-@router.get("/livez", response_class=Response, responses=OBJECT)
-async def livez() -> Response:
-    """The process answers."""
+@router.get("/livez", response_class=Response, responses=OBJECT | documented(503))
+async def livez(serving: Served) -> Response:
+    """The process answers, and no forward hangs."""
+    if serving.engine.hung:
+        raise Refusal(503, "hung", "a forward hangs: this process is about to end")
     return json_answer({"status": "alive"}, {})
 
 
@@ -76,6 +78,10 @@ async def health(serving: Served) -> Response:
 
 
 def _check(serving: Serving) -> None:
+    if serving.drain.draining:
+        raise Refusal(503, "draining", "this server is about to end")
+    if serving.engine.hung:
+        raise Refusal(503, "not_ready", "a forward hangs: this process is about to end")
     if not serving.engine.turning:
         raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
 

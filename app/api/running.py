@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from fastapi import Request
 from torch import Tensor
 
 from app.api.choosing import Choice, Chosen
-from app.api.errors import Refusal
+from app.api.errors import Refusal, invalid
 from app.api.keys import key_of
 from app.api.overload import asker_of
 from app.api.reading import Texts, read
@@ -24,6 +25,7 @@ from app.engine.quota import Charge
 from app.engine.tokenizer import Input, Tokens
 from app.model.batch import Want
 
+TIMEOUT = "x-request-timeout"
 SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
 
 
@@ -50,7 +52,7 @@ async def run(
 ) -> Ran:
     """Tokenise off the loop, run everything as one ticket, cut the rows back into lines.
 
-    Raises InputRefused, QuotaExceeded, QueueFull, Refusal.
+    Raises InputRefused, QuotaExceeded, QueueFull, ForwardFailed, Refusal.
     """
     request.state.adapters = list(dict.fromkeys(c.name for c in choice.distinct))
     request.state.arms = [(c.name, c.arm) for c in choice.distinct if c.arm]
@@ -63,6 +65,7 @@ async def run(
             f"{len(texts.items)} inputs{times} are over the {serving.max_client_batch} of one "
             "request (MAX_CLIENT_BATCH): send several requests",
         )
+    left_s = _time_left(request)
     started = time.perf_counter()
     if sum(map(_size, texts.items)) <= SHORT:
         tokens = read(serving, choice, texts)
@@ -75,7 +78,8 @@ async def run(
         for c, t in zip(line, row, strict=True)
     ]
     serving.quotas.charge(_charges(request, serving, asks, choice))
-    answer = await _unless_gone(request, serving, asks, await asker_of(request))
+    asker = await asker_of(request)
+    answer = await _unless_gone(request, serving, asks, asker, left_s)
     count = len(texts.items)
     for ask, chosen in zip(asks, (c for line in choice.lines for c in line), strict=True):
         serving.metrics.tokens.labels(chosen.name).inc(len(ask.tokens.ids))
@@ -113,14 +117,44 @@ def _size(item: Input) -> int:
     return sum(map(len, item)) if isinstance(item, tuple) else len(item)
 
 
-async def _unless_gone(request: Request, serving: Serving, asks: list[Ask], asker: Asker) -> Answer:
-    """The engine's answer; what waits of it is dropped once the client has gone."""
+def _time_left(request: Request) -> Callable[[], float | None]:
+    """Seconds until what the client set with X-Request-Timeout, from the request's first byte.
+
+    Raises Refusal for what is no number of seconds.
+    """
+    said = request.headers.get(TIMEOUT)
+    if said is None:
+        return lambda: None
+    try:
+        timeout_s = float(said)
+    except ValueError:
+        timeout_s = -1.0
+    if not 0 < timeout_s < math.inf:
+        raise invalid(TIMEOUT, f"is {said!r}; it is a number of seconds, above 0")
+    deadline = request.state.began + timeout_s
+    return lambda: max(0.0, deadline - time.perf_counter())
+
+
+async def _unless_gone(
+    request: Request,
+    serving: Serving,
+    asks: list[Ask],
+    asker: Asker,
+    left_s: Callable[[], float | None],
+) -> Answer:
+    """The engine's answer; what waits of it is dropped once the client has gone or its time is over."""
     running = asyncio.ensure_future(serving.engine.run(asks, asker))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {running, gone}, timeout=left_s(), return_when=asyncio.FIRST_COMPLETED
+        )
         if running.done():
             return running.result()
+        if not done:
+            raise Refusal(
+                504, "deadline_exceeded", f"not answered within the {TIMEOUT} that was asked for"
+            )
         raise Refusal(499, "client_gone", "the client went away")  # nobody reads this
     finally:
         gone.cancel()

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.adapters.registry import Registry
+from app.api.draining import Drain
 from app.api.metrics import Metrics
 from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
@@ -31,6 +32,7 @@ class Serving:
     metrics: Metrics
     max_client_batch: int
     keyed: bool
+    drain: Drain
     quotas: Quotas = field(default_factory=Quotas)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
 

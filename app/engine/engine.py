@@ -27,6 +27,8 @@ from app.model.encoder import Encoder
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 AHEAD_TOKENS = 256  # that may run between two layers of another batch
+NOT_FINITE = "the answer is NaN or infinite; the adapter's weights, or DTYPE, are too large for it"
+SHORT_OF_MEMORY = "the device has no memory for it now; send it again, or a shorter one"
 QUIET_S = 0.1  # without work for the other threads, before one takes their cores as well
 
 
@@ -46,6 +48,18 @@ class Answer:
     rows: list[Tensor]
     queue_s: float
     inference_s: float
+
+
+class ForwardFailed(Exception):
+    """The model failed on this very input, alone as well."""
+
+
+class OutOfMemory(ForwardFailed):
+    """The device has no memory even for this input alone."""
+
+
+class NotFinite(ForwardFailed):
+    """The answer to this input holds NaN or infinity."""
 
 
 class Abandoned(Exception):
@@ -73,6 +87,9 @@ class Engine:
         self.queue = Queue(max_queue_tokens, floor_tokens=4 * max_batch_tokens, takers=threads)
         self.on_batch: Callable[[int, int], None] = lambda tokens, sequences: None
         self._cores = cores
+        self._beats = [0] * threads  # of each thread; while one is at work its beats go on
+        self._at_work: set[int] = set()
+        self.hung = False  # the watchdog's word
         self._spare_ran_at = 0.0
         self._threads = [
             threading.Thread(target=self._loop, args=(i,), name=f"model-{i}", daemon=True)
@@ -83,20 +100,28 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Answer what is waiting, then end."""
+    def stop(self, at_most_s: float = 5) -> None:
+        """Answer what is waiting, then end; a forward that hangs is left behind."""
         self.queue.close()
+        end = time.monotonic() + at_most_s
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            log.error("a forward did not end within %g s", at_most_s)
 
     @property
     def turning(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 
+    @property
+    def pulse(self) -> dict[int, int]:
+        """Of each thread that is at work, a number that changes as it gets on, layer by layer."""
+        return {number: self._beats[number] for number in tuple(self._at_work)}
+
     async def run(self, asks: Sequence[Ask], asker: Asker = Asker()) -> Answer:  # noqa: B008
         """Run the sequences, perhaps beside others', over one batch or several.
 
-        Raises QueueFull at once; an exception of the forward as it is. Cancelling drops what waits.
+        Raises QueueFull at once; ForwardFailed for what the model fails on. Cancelling drops what waits.
         """
         loop = asyncio.get_running_loop()
         finished = asyncio.Event()
@@ -157,6 +182,8 @@ class Engine:
             work = self.queue.take(self.max_batch_tokens, spare=spare)
             if work is None:
                 return
+            self._beats[number] += 1
+            self._at_work.add(number)
             if callable(work):
                 work()
             else:
@@ -169,18 +196,20 @@ class Engine:
                 if wanted != cores:
                     torch.set_num_threads(wanted)
                     cores = wanted
-                self._timed_step(batch, self._between(batch))
+                self._timed_step(batch, self._between(batch, number))
+            self._at_work.discard(number)
             if spare:
                 self._spare_ran_at = time.perf_counter()
             self.queue.over()
 
-    def _between(self, batch: list[Waiting]) -> Callable[[], None]:
+    def _between(self, batch: list[Waiting], number: int) -> Callable[[], None]:
         """What a batch does before each of its layers; a short one is not worth interrupting."""
         seen = self.queue.changes
         long = _tokens(batch) > AHEAD_TOKENS
 
         def between() -> None:
             nonlocal seen
+            self._beats[number] += 1
             if all(w.ticket.cancelled for w in batch):
                 raise Abandoned
             while long and seen != (seen := self.queue.changes):
@@ -210,17 +239,39 @@ class Engine:
         except Abandoned:
             return
         except Exception as error:
-            if len(batch) > 1:
-                for waiting in batch:
-                    self._step([waiting], between)
-            else:
-                log.exception("a forward failed")
-                _fail(batch[0].ticket, error)
+            self._again(batch, between, error)
             return
         finished = time.perf_counter()
         self.on_batch(_tokens(batch), len(batch))
         for waiting, place in zip(batch, places, strict=True):
-            _deliver(waiting.ticket, waiting.index, rows[place], finished)
+            if torch.isfinite(rows[place]).all():
+                _deliver(waiting.ticket, waiting.index, rows[place], finished)
+            else:
+                _fail(waiting.ticket, NotFinite(f"inputs[{waiting.index}]: {NOT_FINITE}"))
+
+    def _again(self, batch: list[Waiting], between: Callable[[], None], error: Exception) -> None:
+        """A failed batch in parts: halves where memory was short, else one by one."""
+        short = isinstance(error, torch.OutOfMemoryError)
+        if len(batch) == 1:
+            log.error("a forward failed", exc_info=error)
+            where = f"inputs[{batch[0].index}]"
+            told = (
+                OutOfMemory(f"{where}: {SHORT_OF_MEMORY}")
+                if short
+                else ForwardFailed(
+                    f"{where}: the model failed on it; this is a bug, please report it"
+                )
+            )
+            _fail(batch[0].ticket, told)
+            return
+        if short:
+            torch.cuda.empty_cache()
+            smaller = max(self.encoder.max_length, self.max_batch_tokens // 2)
+            log.warning("out of memory: a batch is at most %d tokens from now on", smaller)
+            self.max_batch_tokens = smaller
+        size = (len(batch) + 1) // 2 if short else 1
+        for start in range(0, len(batch), size):
+            self._step(batch[start : start + size], between)
 
 
 def _tokens(batch: list[Waiting]) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from app.engine.engine import Ask, Engine
+from app.engine.engine import Ask, Engine, ForwardFailed, NotFinite, OutOfMemory
 from app.engine.queue import Asker
 from app.engine.tokenizer import Tokens
+from app.engine.watchdog import Looks
 from app.model.batch import Item, Want
 
 
@@ -46,7 +47,7 @@ def test_a_sequence_that_fails_takes_no_other_of_its_batch_with_it() -> None:
 
     first, failed, both, again = asyncio.run(run())
     assert [r.item() for r in first.rows] == [2]  # type: ignore[attr-defined]
-    assert isinstance(failed, RuntimeError)
+    assert isinstance(failed, ForwardFailed)
     assert [r.item() for r in both.rows] == [1, 3]  # type: ignore[attr-defined]
     assert [r.item() for r in again.rows] == [4]  # type: ignore[attr-defined]
 
@@ -134,3 +135,61 @@ def test_what_is_asked_twice_in_a_batch_is_computed_once() -> None:
         return encoder.ran, [row.item() for row in rows]
 
     assert asyncio.run(run()) == ([[2, 1, 2]], [2, 1, 2, 2])
+
+
+class ForgetfulEncoder(FailingEncoder):
+    """Has no memory for more than four sequences, nor for one with token 13; notes the sizes it ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+
+    def run(self, items: list[Item], between: object) -> list[torch.Tensor]:
+        if len(items) > 4 or any(13 in item.ids for item in items):
+            raise torch.OutOfMemoryError("no more")
+        self.ran.append(len(items))
+        return [torch.tensor([float(i.ids[0]) if i.ids[0] < 90 else float("nan")]) for i in items]
+
+
+def test_where_memory_is_short_a_batch_is_halved_and_stays_smaller() -> None:
+    encoder = ForgetfulEncoder()
+
+    async def run() -> list[object]:
+        engine = Engine(encoder, 1000, 1000)  # type: ignore[arg-type]
+        waiting = [
+            asyncio.create_task(engine.run(a))
+            for a in ([ask(i) for i in range(1, 9)], [ask(13)], [ask(14)])
+        ]
+        await asyncio.sleep(0)
+        engine.start()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert engine.max_batch_tokens < 1000
+        await asyncio.to_thread(engine.stop)
+        return list(found)
+
+    eight, failed, one = asyncio.run(run())
+    assert [r.item() for r in eight.rows] == list(range(1, 9))  # type: ignore[attr-defined]
+    assert isinstance(failed, OutOfMemory)
+    assert [r.item() for r in one.rows] == [14]  # type: ignore[attr-defined]
+    assert max(encoder.ran) > 1  # halves, and not one by one
+
+
+def test_an_answer_that_is_no_number_is_an_error_and_its_neighbours_are_none() -> None:
+    async def run() -> list[object]:
+        engine = Engine(ForgetfulEncoder(), 1000, 1000)  # type: ignore[arg-type]
+        waiting = [asyncio.create_task(engine.run([ask(i)])) for i in (5, 99, 6)]
+        await asyncio.sleep(0)
+        engine.start()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.to_thread(engine.stop)
+        return list(found)
+
+    five, failed, six = asyncio.run(run())
+    assert isinstance(failed, NotFinite)
+    assert [a.rows[0].item() for a in (five, six)] == [5, 6]  # type: ignore[attr-defined]
+
+
+def test_who_gets_on_is_not_taken_for_hung() -> None:
+    looks = Looks()
+    assert [looks.look({0: beat}) for beat in (1, 1, 1, 2, 2)] == [0, 1, 2, 0, 1]
+    assert looks.look({}) == 0
+    assert [looks.look({0: 5, 1: beat}) for beat in (1, 2, 3)] == [0, 1, 2]

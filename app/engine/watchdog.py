@@ -1,0 +1,63 @@
+"""Notices a forward that hangs, says so, and ends the process for its supervisor.
+
+A thread of its own: what hangs may hold the event loop too. Time is counted in looks, so that a process
+that was stopped and goes on, or a machine that slept, is not taken for hung.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+
+from app.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+LOOK_S = 1.0
+TELL_S = 5.0  # for /livez to be asked, before the process ends
+EXIT_CODE = 70  # EX_SOFTWARE
+
+
+class Looks:
+    """How many looks in a row a thread was seen without getting on."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, int]] = {}
+
+    def look(self, pulse: Mapping[int, int]) -> int:
+        """The most looks that any thread has stood still."""
+        before = self._seen
+        self._seen = {
+            number: (beat, before[number][1] + 1 if before.get(number, (-1,))[0] == beat else 0)
+            for number, beat in pulse.items()
+        }
+        return max((still for _, still in self._seen.values()), default=0)
+
+
+def watch_forwards(
+    engine: Engine, max_still_s: float, end: Callable[[int], object] = os._exit
+) -> Callable[[], None]:
+    """Start watching; the function that is returned ends it.
+
+    A forward that does not get on for max_still_s sets engine.hung, is logged with every thread's
+    stack, and ends the process TELL_S later.
+    """
+    over = threading.Event()
+
+    def run() -> None:
+        looks = Looks()
+        while not over.wait(LOOK_S):
+            if looks.look(engine.pulse) * LOOK_S < max_still_s:
+                continue
+            engine.hung = True
+            log.critical("a forward has stood still for %g s: this process ends", max_still_s)
+            faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+            over.wait(TELL_S)
+            end(EXIT_CODE)
+            return
+
+    threading.Thread(target=run, name="watchdog", daemon=True).start()
+    return over.set

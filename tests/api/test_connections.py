@@ -1,0 +1,216 @@
+"""Slow, stalled, endless and hostile connections: each is closed in time, and nobody else waits."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.api import connection
+from tests.live import LiveServer, live_server
+
+BODY = b'{"inputs": "the good film"}'
+HEAD = b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+WHOLE = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@pytest.fixture(scope="module")
+def server(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """With short times."""
+    patch = pytest.MonkeyPatch()
+    for name in ("HEAD_S", "BODY_S", "STALLED_S", "LINGER_S"):
+        patch.setattr(connection, name, 0.5)
+    patch.setattr(connection, "MAX_CONNECTIONS", 150)
+    folder = tmp_path_factory.mktemp("connections")
+    running = live_server(
+        model=str(tiny_bert),
+        store=folder / "store",
+        adapters_dir=folder / "none",
+        max_body_bytes=2 << 20,
+    )
+    yield running
+    running.stop()
+    patch.undo()
+
+
+Connect = Callable[[], socket.socket]
+
+
+@pytest.fixture
+def connect(server: LiveServer) -> Iterator[Connect]:
+    """connect(): a raw connection with a small window, closed after the test."""
+    host, port = server.url.removeprefix("http://").split(":")
+    opened: list[socket.socket] = []
+
+    def new() -> socket.socket:
+        opened.append(socket.socket())
+        opened[-1].settimeout(10)
+        opened[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        opened[-1].connect((host, int(port)))
+        return opened[-1]
+
+    yield new
+    for one in opened:
+        one.close()
+
+
+def answer(opened: socket.socket) -> bytes:
+    """All that comes until the server closes; a reset counts as that."""
+    found = b""
+    try:
+        while piece := opened.recv(65536):
+            found += piece
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def error_of(found: bytes) -> tuple[int, str]:
+    head, _, body = found.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error_type"]
+
+
+def still_serves(server: LiveServer) -> None:
+    started = time.perf_counter()
+    got = server.client.post("/embed", content=BODY, headers={"Content-Type": "application/json"})
+    assert got.status_code == 200
+    assert time.perf_counter() - started < 5
+
+
+def test_whoever_says_nothing_or_half_a_head_is_let_go(
+    server: LiveServer, connect: Connect
+) -> None:
+    silent, half = connect(), connect()
+    half.sendall(HEAD)
+    assert answer(silent) == b""
+    assert error_of(answer(half)) == (408, "too_slow")
+
+
+def test_a_head_that_trickles_is_let_go(server: LiveServer, connect: Connect) -> None:
+    opened = connect()
+    began = time.monotonic()
+    with pytest.raises(OSError):
+        for _ in range(100):
+            opened.sendall(b"G")
+            time.sleep(0.1)
+    assert time.monotonic() - began < 5
+
+
+def test_empty_lines_keep_no_connection_open(server: LiveServer, connect: Connect) -> None:
+    opened = connect()
+    began = time.monotonic()
+    with pytest.raises(OSError):
+        for _ in range(100):
+            opened.sendall(b"\r\n")
+            time.sleep(0.1)
+    assert time.monotonic() - began < 5
+
+
+def test_a_huge_head_is_refused(server: LiveServer, connect: Connect) -> None:
+    opened = connect()
+    opened.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+    try:
+        for i in range(4000):
+            opened.sendall(b"X-%d: %s\r\n" % (i, b"y" * 1000))
+    except OSError:
+        pass
+    found = answer(opened)
+    assert not found or error_of(found) == (431, "headers_too_large")
+    still_serves(server)
+
+
+def test_one_huge_header_is_refused(server: LiveServer, connect: Connect) -> None:
+    opened = connect()
+    opened.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 70_000)
+    assert error_of(answer(opened)) == (431, "headers_too_large")
+
+
+def test_what_is_no_http_gets_the_errors_shape(server: LiveServer, connect: Connect) -> None:
+    opened = connect()
+    opened.sendall(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
+    assert error_of(answer(opened)) == (400, "malformed")
+
+
+def test_a_body_that_stops_is_refused_and_its_request_ends(
+    server: LiveServer, connect: Connect
+) -> None:
+    opened = connect()
+    opened.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + BODY)
+    assert error_of(answer(opened)) == (408, "too_slow")
+    assert server.app.state.drain.in_flight == 0
+
+
+def test_a_body_without_end_is_refused_and_closed(server: LiveServer, connect: Connect) -> None:
+    opened = connect()
+    opened.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    sent = 0
+    with pytest.raises(OSError):
+        while sent < 400 << 20:
+            opened.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+            sent += 0x10000
+            time.sleep(0.001)
+    assert server.app.state.drain.in_flight == 0
+    still_serves(server)
+
+
+def test_who_takes_nothing_of_the_answer_is_dropped(server: LiveServer, connect: Connect) -> None:
+    body = json.dumps({"inputs": ["good film"] * 1000}).encode()
+    opened = connect()
+    head = HEAD + b"Content-Length: %d\r\n\r\n" % len(body)
+    try:
+        for _ in range(50):  # pipelined
+            opened.sendall(head + body)
+    except OSError:
+        pass
+    for _ in range(100):
+        if server.app.state.drain.in_flight == 0:
+            break
+        time.sleep(0.1)
+    assert server.app.state.drain.in_flight == 0
+    still_serves(server)
+
+
+def test_hundreds_of_stalled_connections_keep_nobody_else_out_for_long(
+    server: LiveServer, connect: Connect
+) -> None:
+    stalled = [connect() for _ in range(140)]
+    for opened in stalled:
+        opened.sendall(HEAD)
+    still_serves(server)
+    more = [connect() for _ in range(60)]
+    refused = [answer(opened) for opened in more]
+    assert any(found and error_of(found) == (503, "overloaded") for found in refused)
+    assert all(error_of(answer(opened)) == (408, "too_slow") for opened in stalled)
+    still_serves(server)
+
+
+def test_pipelining_keep_alive_and_expect_work_as_before(
+    server: LiveServer, connect: Connect
+) -> None:
+    opened = connect()
+    opened.sendall(WHOLE + WHOLE)
+    time.sleep(1)
+    opened.sendall(WHOLE.replace(b"Host: x\r\n", b"Host: x\r\nConnection: close\r\n"))
+    assert answer(opened).count(b"HTTP/1.1 200 OK") == 3
+    opened = connect()
+    opened.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
+    assert opened.recv(100).startswith(b"HTTP/1.1 100 Continue")
+    opened.sendall(BODY)
+    assert b"200 OK" in opened.recv(1000)
+
+
+def test_a_slow_body_that_gets_on_is_read(server: LiveServer, connect: Connect) -> None:
+    """Faster than BODY_BYTES_PER_S, over several times BODY_S."""
+    body = json.dumps({"inputs": "good " * 20_000}).encode()
+    opened = connect()
+    head = HEAD.replace(b"Host: x\r\n", b"Host: x\r\nConnection: close\r\n")
+    opened.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
+    step = len(body) // 8
+    for start in range(0, len(body), step):
+        opened.sendall(body[start : start + step])
+        time.sleep(0.2)
+    assert b"200 OK" in answer(opened)

@@ -1,0 +1,41 @@
+"""The server with a model that fails when it is asked to: `python -m tests.faulty serve`.
+
+Sequences of certain token ids make the forward raise, run out of memory, or hang; all else is the
+server as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from app.cli import cli
+from app.model.batch import Item
+from app.model.encoder import Encoder
+
+CRASH = [2, 11, 11, 12, 3]
+NO_MEMORY = [2, 12, 12, 11, 3]
+HANG = [2, 13, 12, 13, 3]
+
+_run = Encoder.run
+
+
+def run(
+    self: Encoder, items: Sequence[Item], between: Callable[[], None] = lambda: None
+) -> list[torch.Tensor]:
+    """Encoder.run, with faults."""
+    asked = [list(item.ids) for item in items]
+    if HANG in asked:
+        threading.Event().wait()
+    if CRASH in asked:
+        raise RuntimeError("a fault that was asked for")
+    if NO_MEMORY in asked:
+        raise torch.OutOfMemoryError("a fault that was asked for")
+    return _run(self, items, between)
+
+
+if __name__ == "__main__":
+    Encoder.run = run  # type: ignore[method-assign]
+    cli()
