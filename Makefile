@@ -1,4 +1,4 @@
-# The four commands: serve, test, check, bench. Each installs what it needs, once.
+# serve, test, check, bench, soak; sbom, audit and lock for what is shipped. Each installs what it needs, once.
 
 VENV ?= .venv
 PORT ?= 8080
@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: serve test check bench clean
+.PHONY: serve test check bench soak sbom audit lock clean
 
 serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
@@ -24,6 +24,37 @@ check: $(VENV)/developed
 
 bench: $(VENV)/developed
 	$(VENV)/bin/python -m benchmarks.forward
+
+# Ten minutes of everything at once, kills included, every answer compared with PEFT's.
+soak: $(VENV)/developed
+	$(VENV)/bin/python -m tests.soak --seconds 600
+
+# What the image installs, pinned with hashes. gpu.lock is all of it; cpu.lock leaves torch and CUDA to
+# PyTorch's own index, which has the CPU build.
+COMPILE = build/tools/bin/uv pip compile --quiet --no-header --no-annotate --generate-hashes \
+	--python-version 3.11 --python-platform x86_64-unknown-linux-gnu --upgrade
+lock: build/tools/ready
+	$(COMPILE) pyproject.toml -o requirements/gpu.lock
+	$(COMPILE) pyproject.toml -o requirements/cpu.lock \
+		$$(grep -oE '^(torch|triton|nvidia|cuda)[^=]*' requirements/gpu.lock | sed 's/^/--no-emit-package /')
+	sed -n 's/^PACKAGE = "\(.*\)"/\1/p' app/model/embedded.py > build/base.in
+	$(COMPILE) --no-deps build/base.in -o build/base.lock
+	cat build/base.lock >> requirements/gpu.lock
+	cat build/base.lock >> requirements/cpu.lock
+
+# The software bill of materials (CycloneDX), from what is pinned.
+sbom: build/tools/ready
+	build/tools/bin/cyclonedx-py requirements requirements/gpu.lock --of JSON -o build/sbom.cdx.json
+
+# Known vulnerabilities in what is pinned; asks PyPI.
+audit: build/tools/ready
+	build/tools/bin/pip-audit --require-hashes --disable-pip -r requirements/gpu.lock
+
+build/tools/ready:
+	test -n "$(PYTHON)"
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip --disable-pip-version-check install uv==0.13.* pip-audit==2.10.* cyclonedx-bom==7.*
+	@touch $@
 
 clean:
 	rm -rf $(VENV) data build *.egg-info

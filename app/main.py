@@ -25,6 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app.adapters.disk import StoreUnusable, alone
 from app.adapters.registry import Registry
 from app.adapters.residents import Residents
+from app.adapters.source import Sources
 from app.adapters.store import Store
 from app.api import adapters, dialects, health, inference, tei
 from app.api.connection import BoundedProtocol, listen
@@ -110,13 +111,16 @@ def build(settings: Settings) -> FastAPI:
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_adapter_bytes,
     )
-    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
-    if origins:
+    if origins := _listed(settings.cors_origins):
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
     app.state.drain = drain
     return app
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _keys(settings: Settings) -> list[Key]:
@@ -203,6 +207,7 @@ def _load(settings: Settings, metrics: Metrics, drain: Drain, *, keyed: bool) ->
         settings.max_adapter_bytes,
         settings.merge_memory_bytes,
         settings.keep_versions,
+        Sources(tuple(map(Path, _listed(settings.source_dirs))), settings.allow_hub),
     )
     queue = engine.queue
     metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: queue.tokens)

@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(None, description="More inference keys, one a line.")
     admin_keys_file: Path | None = Field(None, description="More admin keys, one a line.")
+    source_dirs: str = Field(
+        "", description='Folders that PUT {"source": "/folder"} may read below, comma-separated.'
+    )
+    allow_hub: bool = Field(
+        False, description='Whether PUT {"source": "hf:org/repo@revision"} may download.'
+    )
     cors_origins: str = Field(
         "",
         description="Origins of pages that may ask from a browser, comma-separated; unset: none.",

@@ -60,7 +60,7 @@ def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[
     kind = content_type.split(";", maxsplit=1)[0].strip().lower()
     if kind == "multipart/form-data":
         return unpack_form(body, content_type, folder)
-    if kind == "application/json" or kind.startswith(("text/", "image/", "audio/", "video/")):
+    if kind.startswith(("text/", "image/", "audio/", "video/")):
         raise UnsupportedMedia(
             f"an adapter does not come as {kind}: send the .safetensors bytes "
             "(application/octet-stream), multipart/form-data, or a tar or zip of a PEFT folder"

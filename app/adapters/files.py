@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from app.adapters.upload import AdapterRejected
@@ -21,13 +22,18 @@ ALIASES = {"adapter.safetensors": WEIGHTS}  # AdapterHub's name for it
 MODULE_FOLDER = re.compile(r"\d+_\w+")
 
 
-def copy_adapter(source: Path, folder: Path) -> None:
-    """A new `folder` with the adapter files of an existing one. Raises OSError, AdapterRejected."""
+def copy_adapter(
+    source: Path, folder: Path, copy: Callable[[Path, Path], object] = shutil.copyfile
+) -> None:
+    """A new `folder` with the adapter files of an existing one.
+
+    Raises OSError, AdapterRejected, and what `copy` raises.
+    """
     folder.mkdir()
     for name in ADAPTER_FILES:
         found = next((source / n for n in _spellings(name) if (source / n).is_file()), None)
         if found is not None:
-            shutil.copyfile(found, place(folder, name))
+            copy(found, place(folder, name))
     refuse_if_only_pickle(folder, sorted(path.name for path in source.iterdir()))
 
 

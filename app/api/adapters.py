@@ -103,6 +103,14 @@ REPORT: dict[str, Any] = {
     "description": "The adapter, as it was matched and measured against the base.",
     "content": {"application/json": {"schema": {"type": "object"}, "example": REPORT_EXAMPLE}},
 }
+SOURCE = {
+    "type": "object",
+    "required": ["source"],
+    "properties": {
+        "source": {"type": "string", "examples": ["/models/sentiment", "hf:org/repo@main"]}
+    },
+    "additionalProperties": False,
+}
 UPLOAD: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -115,11 +123,16 @@ UPLOAD: dict[str, Any] = {
                 "application/gzip",
                 "application/zip",
             )
-        },
+        }
+        | {"application/json": {"schema": SOURCE}},
     }
 }
 Answers = dict[int | str, dict[str, Any]]
-PUT_ANSWERS: Answers = {200: REPORT, 201: REPORT, **documented(400, 412, 413, 415, 422, 507)}
+PUT_ANSWERS: Answers = {
+    200: REPORT,
+    201: REPORT,
+    **documented(400, 403, 404, 412, 413, 415, 422, 503, 507),
+}
 ONE: Answers = {200: REPORT, **documented(404, 422)}
 LIST: Answers = {
     200: {

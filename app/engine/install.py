@@ -36,6 +36,7 @@ from app.adapters.registry import (
     version_before,
 )
 from app.adapters.residents import Version
+from app.adapters.source import Sources, fetch_source
 from app.adapters.store import Store, content_version
 from app.adapters.upload import AdapterRejected
 from app.engine.export import export
@@ -101,17 +102,24 @@ class Installer:
     max_adapter_bytes: int
     merge_memory_bytes: int
     keep_versions: int
+    sources: Sources
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def install_body(self, name: str, body: Path, content_type: str, how: How) -> Installed:
-        """An uploaded body becomes the name's version.
+        """An uploaded body, or what it points at, becomes the name's version.
 
-        Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, PreconditionFailed, StoreFull,
+        Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, SourceForbidden,
+        PreconditionFailed, StoreFull,
         StoreUnavailable; UnknownAdapter where a version is staged beside none.
         """
         folder = body.parent / "adapter"
         folder.mkdir()
-        left = await asyncio.to_thread(unpack, body, content_type, folder, self.max_adapter_bytes)
+        left: list[str] = []
+        size = self.max_adapter_bytes
+        if content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json":
+            await asyncio.to_thread(fetch_source, body, self.sources, folder, size)
+        else:
+            left = await asyncio.to_thread(unpack, body, content_type, folder, size)
         installed = await self._install(name, folder, None, how)
         left_aside = [f"{file!r}: not part of an adapter, left aside" for file in left]
         warnings = [*installed.report["warnings"], *left_aside]

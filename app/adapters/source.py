@@ -1,0 +1,136 @@
+"""An upload that says where its files are: a folder of this machine, or a repository of the hub.
+
+Both are off until the server's settings allow them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from app.adapters.files import ADAPTER_FILES, ALIASES, copy_adapter
+from app.adapters.upload import AdapterRejected, UploadTooLarge
+
+HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+HUB_FILES = [*ADAPTER_FILES, *ALIASES, "0_Transformer/*"]
+
+
+class SourceForbidden(Exception):
+    """The settings do not allow this source."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """folders: below which a source may lie. hub: whether hf:org/repo@revision may be asked for."""
+
+    folders: tuple[Path, ...] = ()
+    hub: bool = False
+
+
+def fetch_source(body: Path, allowed: Sources, folder: Path, max_bytes: int) -> None:
+    """Put the adapter files that `body`, {"source": …}, points at into `folder`.
+
+    Raises SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
+    """
+    try:
+        asked = json.loads(body.read_bytes())
+        source = asked["source"]
+        if not isinstance(source, str) or len(asked) != 1:
+            raise TypeError
+    except (ValueError, TypeError, LookupError):
+        raise AdapterRejected(
+            'JSON is taken as {"source": "/folder"} or {"source": "hf:org/repo@revision"} only; '
+            "an adapter itself is sent as safetensors, multipart, tar or zip"
+        ) from None
+    folder.rmdir()
+    if source.startswith("hf:"):
+        _from_hub(source, allowed, folder, max_bytes)
+    else:
+        _from_folder(source, allowed, folder, max_bytes)
+
+
+def _from_folder(source: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
+    roots = [root.resolve() for root in allowed.folders]
+    try:
+        asked = Path(source)
+        real = asked.resolve()
+    except (ValueError, OSError, RuntimeError):
+        raise AdapterRejected(f"{source!r} is no path") from None
+    if not asked.is_absolute() or not _below(real, roots):
+        raise SourceForbidden(
+            f"{source!r} is not below a folder that this server may read (SOURCE_DIRS)"
+        )
+    if not real.is_dir():
+        raise AdapterRejected(f"{source!r} is no folder")
+    left = max_bytes
+
+    def copy(path: Path, target: Path) -> None:
+        nonlocal left
+        left -= _copy_below(path, target, roots)
+        if left < 0:
+            raise UploadTooLarge(max_bytes)
+
+    copy_adapter(real, folder, copy)
+
+
+def _below(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
+
+
+def _copy_below(path: Path, target: Path, roots: Sequence[Path]) -> int:
+    """Copy one file, wherever its links lead below the roots; its size."""
+    real = path.resolve()
+    if not _below(real, roots):
+        raise SourceForbidden(f"{path.name} is a link to outside of SOURCE_DIRS")
+    # What is checked is what is read: not a link that took the file's place meanwhile, and no pipe.
+    descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise AdapterRejected(f"{path.name} is no plain file")
+        with target.open("wb") as copied:
+            shutil.copyfileobj(file, copied)
+    return found.st_size
+
+
+def _from_hub(source: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
+    if not allowed.hub:
+        raise SourceForbidden("this server takes nothing from the hub (ALLOW_HUB)")
+    matched = HUB.fullmatch(source)
+    if matched is None:
+        raise AdapterRejected(f"{source!r} is not hf:organisation/repository@revision")
+    repository, revision = matched.groups()
+    downloaded = folder.with_name("hub")
+    try:
+        files = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
+        wanted = [f for f in files if isinstance(f, RepoFile) and _wanted(f.path)]
+        if sum(file.size for file in wanted) > max_bytes:
+            raise UploadTooLarge(max_bytes)
+        snapshot_download(
+            repository,
+            revision=revision,
+            local_dir=downloaded,
+            allow_patterns=[f.path for f in wanted] or list(ADAPTER_FILES),
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise AdapterRejected(f"the hub did not give {source}: {lines[0]}") from None
+    downloaded.mkdir(exist_ok=True)
+    copy_adapter(downloaded, folder)
+    with contextlib.suppress(OSError):
+        shutil.rmtree(downloaded)
+
+
+def _wanted(path: str) -> bool:
+    return path in HUB_FILES or path.startswith("0_Transformer/")
