@@ -100,7 +100,7 @@ def summary(parts: Parts, recipe: Recipe, base: Base, problems: list[Problem]) -
     widths = {
         module["A"].shape[-1]
         for path, module in parts.modules.items()
-        if SELF_INPUT.search(path) and "A" in module
+        if SELF_INPUT.search(path) and "A" in module and module["A"].dim() == 2
         if recipe.blocks is None and recipe.layout in (None, "peft")
     }
     numbers = [int(n) for path in parts.modules for n in LAYER.findall(path)]
