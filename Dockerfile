@@ -8,6 +8,7 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # All that is installed is pinned with its hash (make lock), but for PyTorch's CPU build, which comes from
 # PyTorch's own index by its version.
+WORKDIR /src
 COPY requirements requirements
 # hadolint ignore=DL3013
 RUN if [ -n "$TORCH_INDEX_URL" ]; then \
@@ -16,7 +17,6 @@ RUN if [ -n "$TORCH_INDEX_URL" ]; then \
     else \
         pip install --no-deps --require-hashes -r requirements/gpu.lock; \
     fi
-WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 RUN pip install --no-deps --no-build-isolation . \

@@ -136,7 +136,14 @@ def _compare(
         return
     for name, version in stamps.items():
         if name != "base" and version not in soak.may_answer(name, begun):
-            soak.wrong.append(f"{name} was answered by {version[:12]}, which it did not point at")
+            told = [
+                f"{c.version and c.version[:6]} {c.begun:.3f}-{c.ended:.3f}"
+                for c in soak.changes[name]
+            ]
+            soak.wrong.append(
+                f"{name} was answered by {version[:12]}, asked {begun:.3f} and answered "
+                f"{time.monotonic():.3f}, and was told {told[-6:]}"
+            )
     for (name, text), row in zip(asked, rows, strict=True):
         wanted = soak.wanted["base" if name == "base" else stamps[name]][text]
         apart = float(np.abs(np.asarray(row, np.float32) - wanted).max())
@@ -183,7 +190,6 @@ async def _put_or_delete(
     noted.ended = time.monotonic()
     if status in (200, 201, 204):
         soak.held[name] = soak.held[name] | {version} if version else set()
-        soak.trials[name] = soak.trials[name] if version else set()
     elif status is not None:
         soak.changes[name].remove(noted)
     return status
@@ -320,6 +326,7 @@ async def run(soak: Soak, folder: Path, model: Path, seconds: float) -> bool:
             if kills and time.monotonic() - started > kills[0] * seconds:
                 kills.pop(0)
                 await kill(soak, folder, model)
+                await flood(soak, http)  # what it grows to is known from here on
             if not kills:
                 samples.append(usage(soak.process.child.pid))
             failed = [w for w in works if w.done() and w.exception()]
