@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ def _serve(**flags: Any) -> None:
     except SettingsRefused as error:
         typer.echo(f"bert-lora: {error}", err=True)
         raise typer.Exit(2) from None
+    for caught in (signal.SIGTERM, signal.SIGINT):  # until it serves
+        signal.signal(caught, lambda *_: sys.exit(0))
     from app.main import StartRefused, serve  # torch and transformers: seconds
 
     try:

@@ -7,9 +7,7 @@ import contextlib
 import gc
 import logging
 import logging.config
-import signal
 import socket
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -32,7 +30,7 @@ from app.api.connection import BoundedProtocol, listen
 from app.api.draining import Drain, Server
 from app.api.errors import install_errors
 from app.api.guard import Guard
-from app.api.keys import Door, Key, KeysRefused, is_loopback, read_keys
+from app.api.keys import Door, Key, KeysRefused, is_loopback, read_keys, refuse_twice
 from app.api.metrics import Metrics
 from app.api.overload import Gate
 from app.api.serving import Serving
@@ -56,6 +54,7 @@ CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs lat
 CPU_BATCHES = 4  # at the same time, where there are as many cores (docs/decisions/0006)
 GPU_BATCH_TOKENS = 16_384
 LAST_WORDS_S = 2  # for answers on their way out, and what the deadline cut off
+BACKLOG = 2048
 FULL_COLLECTIONS = 1000  # one in so many: it stops everything for 0.15 s while a backlog waits
 
 
@@ -73,9 +72,11 @@ def build(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _alone(settings.store):
+        with _alone(settings.store) as held:
             folders = await asyncio.to_thread(look, settings.adapters_dir)
-            serving = await asyncio.to_thread(_load, settings, metrics, drain, keyed=bool(keys))
+            serving = await asyncio.to_thread(
+                _load, settings, metrics, drain, keyed=bool(keys), may_write=held
+            )
             app.state.serving = serving
             serving.engine.start()
             unwatch = watch_forwards(serving.engine, settings.max_forward_seconds)
@@ -126,29 +127,39 @@ def _listed(text: str) -> list[str]:
 def _keys(settings: Settings) -> list[Key]:
     """Of the settings and their files. Raises StartRefused."""
     found: list[Key] = []
-    for kind, said, file in (
-        ("api", settings.api_keys, settings.api_keys_file),
-        ("admin", settings.admin_keys, settings.admin_keys_file),
-    ):
-        try:
+    try:
+        for kind, said, file in (
+            ("api", settings.api_keys, settings.api_keys_file),
+            ("admin", settings.admin_keys, settings.admin_keys_file),
+        ):
+            place = f"{kind.upper()}_KEYS"
             if said is not None:
-                found += read_keys(said.get_secret_value().split(","), kind, f"{kind.upper()}_KEYS")
+                entries = said.get_secret_value().split(",")
+                found += read_keys(entries, kind, place, options=False)
             if file is not None:
-                keys = list(read_keys(file.read_text().splitlines(), kind, str(file)))
+                keys = list(read_keys(_lines_of(file, place), kind, str(file), options=True))
                 if not keys:
-                    raise KeysRefused(f"{file} holds no key")
+                    raise KeysRefused(f"{file} holds no key: put one in, or unset {place}_FILE")
                 found += keys
-        except (KeysRefused, OSError, UnicodeDecodeError) as error:
-            raise StartRefused(f"keys: {error}") from None
+        refuse_twice(found)
+    except KeysRefused as error:
+        raise StartRefused(f"keys: {error}") from None
     return found
 
 
-@contextlib.contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """Raises StartRefused where another server has the store."""
+def _lines_of(file: Path, place: str) -> list[str]:
     try:
-        with alone(store):
-            yield
+        return file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeysRefused(f"{place}_FILE={file} cannot be read: {error}") from None
+
+
+@contextlib.contextmanager
+def _alone(store: Path) -> Iterator[bool]:
+    """As disk.alone. Raises StartRefused where another server has the store."""
+    try:
+        with alone(store) as held:
+            yield held
     except StoreUnusable as error:
         raise StartRefused(str(error)) from error
 
@@ -170,7 +181,9 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
             await task
 
 
-def _load(settings: Settings, metrics: Metrics, drain: Drain, *, keyed: bool) -> Serving:
+def _load(
+    settings: Settings, metrics: Metrics, drain: Drain, *, keyed: bool, may_write: bool
+) -> Serving:
     """Store, base, tokenizer, engine, installer. Blocks. Raises StartRefused."""
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
@@ -179,7 +192,7 @@ def _load(settings: Settings, metrics: Metrics, drain: Drain, *, keyed: bool) ->
     compiling = threading.Thread(target=kernel.prepare)  # seconds, at an installation's first start
     compiling.start()
     try:
-        store = Store(settings.store)
+        store = Store(settings.store, may_write=may_write)
         files = find_base(settings.model, settings.model_revision)
         encoder = load_encoder(files, device, dtype)
         tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
@@ -246,7 +259,10 @@ def _device(asked: str) -> torch.device:
     """Raises StartRefused for a GPU that is not there."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(asked)
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise StartRefused(f"DEVICE={asked} is no device: auto, cpu, cuda or cuda:n") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise StartRefused(f"DEVICE={asked}, but torch sees {torch.cuda.device_count()} GPUs")
     return device
@@ -261,8 +277,6 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what is being answered then is finished. Raises StartRefused."""
     logging.config.dictConfig(log_config(settings.log_format))
     machine.keep_memory()
-    for caught in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(caught, lambda *_: sys.exit(0))
     sockets = _listen(settings)  # before what takes seconds, and answered after it
     app = build(settings)
     config = uvicorn.Config(
@@ -285,11 +299,16 @@ def _listen(settings: Settings) -> list[socket.socket]:
     """Raises StartRefused for an address that cannot be had."""
     try:
         return listen(settings.host, settings.port)
-    except OSError as error:
-        raise StartRefused(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): stop what "
-            "listens there, or set another HOST or PORT"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        raise _cannot_listen(settings.host, settings.port, error) from None
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> StartRefused:
+    why = getattr(error, "strerror", None) or error
+    return StartRefused(
+        f"{host}:{port} cannot be listened on ({why}): stop what listens there, or set another "
+        "HOST or PORT"
+    )
 
 
 async def _serve(app: FastAPI, server: Server, sockets: list[socket.socket]) -> None:
@@ -299,5 +318,10 @@ async def _serve(app: FastAPI, server: Server, sockets: list[socket.socket]) -> 
         gc.freeze()  # torch's and transformers' objects are here to stay: looking at them takes 0.2 s
         gc.set_threshold(700, 10, FULL_COLLECTIONS)
         for listening in sockets:
-            log.info("listening on http://%s:%d", *listening.getsockname()[:2])
+            host, port = listening.getsockname()[:2]
+            try:
+                listening.listen(BACKLOG)  # two that bound at once learn of each other here
+            except OSError as error:
+                raise _cannot_listen(host, port, error) from None
+            log.info("listening on http://%s:%d", host, port)
         await server.serve(sockets)

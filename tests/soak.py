@@ -67,6 +67,16 @@ class Soak:
     furthest: float = 0.0
     up: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def settle(self, name: str, noted: Change, *, done: bool | None) -> None:
+        """What came of a change; None: nobody knows, and either may answer until the next one."""
+        if done is None:
+            return
+        if done:
+            for unknown in self.changes[name]:
+                unknown.ended = min(unknown.ended, time.monotonic())
+        else:
+            self.changes[name].remove(noted)
+
     @property
     def over(self) -> bool:
         return time.monotonic() > self.end
@@ -187,11 +197,9 @@ async def _put_or_delete(
     path = f"/adapters/{name}"
     request = http.put(path, data=_form(soak.folders[number])) if puts else http.delete(path)
     status, _ = await _send(request)
-    noted.ended = time.monotonic()
+    soak.settle(name, noted, done=None if status is None else status in (200, 201, 204))
     if status in (200, 201, 204):
         soak.held[name] = soak.held[name] | {version} if version else set()
-    elif status is not None:
-        soak.changes[name].remove(noted)
     return status
 
 
@@ -200,9 +208,7 @@ async def _rollback(soak: Soak, http: aiohttp.ClientSession, name: str) -> int |
     noted = Change(version, time.monotonic())
     soak.changes[name].append(noted)
     status, _ = await _send(http.post(f"/adapters/{name}/rollback", json={"version": version}))
-    noted.ended = time.monotonic()
-    if status not in (200, None):
-        soak.changes[name].remove(noted)
+    soak.settle(name, noted, done=None if status is None else status == 200)
     return status
 
 

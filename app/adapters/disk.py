@@ -5,6 +5,7 @@ Knows paths; knows nothing of adapters.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -58,16 +59,17 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> Iterator[bool]:
     """Keep every other server off the store; a killed one's hold is gone with it.
 
-    Raises StoreUnusable where another one has it. A store that cannot be written needs no lock.
+    Gives whether it is held: a store that cannot be written cannot be, and is not to be written later.
+    Raises StoreUnusable where another server has it.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / "lock").open("a+")
     except OSError:
-        yield
+        yield False
         return
     with lock:
         try:
@@ -78,7 +80,7 @@ def alone(root: Path) -> Iterator[None]:
                 f"the store {root} is in use by process {lock.read().strip() or '?'}: stop that "
                 "server, or give this one its own STORE"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
+        with contextlib.suppress(OSError):  # on a full disk nobody is told who it is
+            lock.truncate(0)
+            os.write(lock.fileno(), str(os.getpid()).encode())
+        yield True

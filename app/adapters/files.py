@@ -44,14 +44,18 @@ def _spellings(name: str) -> list[str]:
 
 
 def looks_like_adapter(folder: Path) -> bool:
-    """Whether the folder is meant to be an adapter's, be it half copied or a pickle."""
+    """Whether the folder is meant to be an adapter's, be it half copied, a pickle or unreadable."""
     names = [*_spellings(WEIGHTS), *_spellings(CONFIG), "adapter_model.bin"]
-    return any((folder / name).is_file() for name in names)
+    try:
+        return any((folder / name).is_file() for name in names)
+    except PermissionError:
+        return True
 
 
 def adapter_folders(adapters_dir: Path) -> set[str]:
-    """Names of the folders of ADAPTERS_DIR that are meant to be adapters."""
-    return {path.name for path in adapters_dir.glob("*") if looks_like_adapter(path)}
+    """Names of the folders of ADAPTERS_DIR that are meant to be adapters; hidden ones are not."""
+    found = (path for path in adapters_dir.glob("*") if not path.name.startswith("."))
+    return {path.name for path in found if looks_like_adapter(path)}
 
 
 State = frozenset[tuple[str, int, int, int, int]]

@@ -5,6 +5,8 @@ Knows no files; store.py keeps them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 RESERVED = ("base",)
+ENTRIES_PER_VERSION = 4  # of a history, on average: whoever goes to and fro fills no disk
 
 How = Literal["put", "folder", "rollback", "promote", "stage"]
 
@@ -69,10 +72,15 @@ class Pointer:
         return next(found, None) or now()
 
     @property
-    def current(self) -> Entry | None:
-        """How the name came to point where it points."""
-        index = current_index(self.history, self.version)
-        return None if index is None else self.history[index]
+    def versions(self) -> set[str]:
+        """All that the name holds."""
+        used = {self.version, self.trial.version if self.trial else None} - {None}
+        return {e.version for e in self.history} | {version for version in used if version}
+
+    @property
+    def from_folder(self) -> bool:
+        """Whether what it holds came from a folder last, and not from a client."""
+        return came_from_folder(self.history)
 
 
 def current_index(history: tuple[Entry, ...], version: str | None) -> int | None:
@@ -81,8 +89,14 @@ def current_index(history: tuple[Entry, ...], version: str | None) -> int | None
     return max(found, default=None)
 
 
+def came_from_folder(history: tuple[Entry, ...]) -> bool:
+    """Going back to an earlier version does not make the name anybody else's."""
+    brought = [e.how for e in history if e.how in ("put", "folder", "promote")]
+    return brought[-1:] == ["folder"]
+
+
 def moved(before: Pointer, entry: Entry, keep: int) -> Pointer:
-    """The name points at the entry's version; of its history `keep` stay, and what is in use."""
+    """The name points at the entry's version; `keep` of its versions stay, and those in use."""
     trial = before.trial if before.trial and before.trial.version != entry.version else None
     after = replace(before, version=entry.version, trial=trial)
     return replace(after, history=_kept(after, (*before.history, entry), keep))
@@ -90,6 +104,8 @@ def moved(before: Pointer, entry: Entry, keep: int) -> Pointer:
 
 def staged(before: Pointer, entry: Entry, keep: int) -> Pointer:
     """The name holds the entry's version too, and points where it pointed."""
+    if entry.version in {e.version for e in before.history}:
+        return before
     return replace(before, history=_kept(before, (*before.history, entry), keep))
 
 
@@ -99,20 +115,30 @@ def deleted(before: Pointer) -> Pointer:
 
 
 def _kept(pointer: Pointer, history: tuple[Entry, ...], keep: int) -> tuple[Entry, ...]:
-    recent, older = history[-keep:], history[:-keep]
-    used = {pointer.version, pointer.trial.version if pointer.trial else None}
-    missing = used - {e.version for e in recent}
-    last = {e.version: e for e in older if e.version in missing}
-    return (*(e for e in older if last.get(e.version) is e), *recent)
+    """The entries of the last versions and of those in use, and not too many of them."""
+    latest = list(dict.fromkeys(e.version for e in reversed(history)))
+    trial = [pointer.trial.version] if pointer.trial else []
+    versions = {*latest[:keep], pointer.version, *trial}
+    kept = [e for e in history if e.version in versions]
+    last = {e.version: i for i, e in enumerate(kept)}
+    pointed = {e.version: i for i, e in enumerate(kept) if e.how != "stage"}
+    needed = {*last.values(), *pointed.values()}
+    old = len(kept) - ENTRIES_PER_VERSION * keep
+    return tuple(e for i, e in enumerate(kept) if i >= old or i in needed)
 
 
 def to_json(pointer: Pointer) -> dict[str, Any]:
+    """With a digest of it all, so that a flipped bit is not believed."""
     fields = {k: v for k, v in asdict(pointer).items() if k != "name"}
-    return {**fields, "deleted": pointer.version is None}
+    fields["deleted"] = pointer.version is None
+    return {**fields, "sha256": digest_of(fields)}
 
 
 def from_json(name: str, raw: Mapping[str, Any]) -> Pointer:
     """Raises ValueError, TypeError or LookupError for what to_json has not written."""
+    fields = {k: v for k, v in raw.items() if k != "sha256"}
+    if "sha256" in raw and raw["sha256"] != digest_of(fields):
+        raise ValueError("it is not what was written")
     return Pointer(
         name,
         raw["version"],
@@ -123,6 +149,11 @@ def from_json(name: str, raw: Mapping[str, Any]) -> Pointer:
         raw.get("tokens_per_s"),
         Trial(**raw["trial"]) if raw.get("trial") else None,
     )
+
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """sha256 of what JSON keeps of it."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def valid_name(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -21,13 +21,18 @@ SHORTEST_VERSION = 12
 
 
 class UnknownAdapter(Exception):
-    """No such name; carries the nearest ones."""
+    """No such name; carries the nearest ones. why: it is there, and cannot be served."""
 
     def __init__(self, name: str, nearest: list[str], why: str | None = None) -> None:
         meant = f"; did you mean {', '.join(nearest)}?" if nearest else ""
         super().__init__(why or f"no adapter is called {name!r}{meant}")
+        self.name = name
         self.nearest = nearest
         self.why = why
+
+    def among(self, may_be_told: Callable[[str], bool]) -> UnknownAdapter:
+        """The same, with those names only."""
+        return UnknownAdapter(self.name, [n for n in self.nearest if may_be_told(n)], self.why)
 
 
 class UnknownVersion(Exception):

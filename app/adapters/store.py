@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app.adapters.disk import READ_ONLY, StoreUnusable, disk_errors, fsync
+from app.adapters.disk import READ_ONLY, StoreUnavailable, StoreUnusable, disk_errors, fsync
 from app.adapters.files import ADAPTER_FILES
 from app.adapters.pointer import Pointer, from_json, to_json
 
@@ -58,9 +58,13 @@ class Store:
     Whatever writes raises StoreFull and StoreUnavailable.
     """
 
-    def __init__(self, root: Path) -> None:
-        """Raises StoreUnusable for a folder that cannot be made or read; read-only is no obstacle."""
+    def __init__(self, root: Path, *, may_write: bool = True) -> None:
+        """may_write: whether this process has the store for itself (disk.alone).
+
+        Raises StoreUnusable for a folder that cannot be made or read; read-only is no obstacle.
+        """
         self.root = root
+        self._may_write = may_write
         self._held: dict[str, set[str]] | None = None  # versions by name, read when first needed
         self._versions, self._names, self._tmp = (root / d for d in ("versions", "names", "tmp"))
         try:
@@ -73,17 +77,25 @@ class Store:
                 "can write"
             ) from None
         try:
-            for left in self._tmp.iterdir():
+            for left in self._tmp.iterdir() if may_write else ():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         except OSError as error:
             if error.errno not in READ_ONLY:
                 raise StoreUnusable(f"the store's {self._tmp} cannot be emptied: {error}") from None
-        if not os.access(self._versions, os.W_OK):
+        if not may_write or not os.access(self._versions, os.W_OK):
             log.warning("the store %s is read-only: uploads will be refused", root)
+
+    def _refuse_unlocked(self) -> None:
+        if not self._may_write:
+            raise StoreUnavailable(
+                "the store was read-only when this server started, and may be another one's by now: "
+                "start it again to change anything"
+            )
 
     @contextmanager
     def receiving(self) -> Iterator[Path]:
         """A fresh folder for one upload, gone afterwards whatever happens."""
+        self._refuse_unlocked()
         with disk_errors():
             folder = Path(tempfile.mkdtemp(dir=self._tmp))
         try:
@@ -120,7 +132,7 @@ class Store:
         """What was found out about the version when it was stored; None where that is lost."""
         try:
             return dict(json.loads((self.version_folder(version) / REPORT).read_text()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def write_report(self, version: str, report: dict[str, Any]) -> None:
@@ -131,6 +143,7 @@ class Store:
 
     def set_aside(self, version: str) -> Path | None:
         """Put a damaged version where nothing reads it, for a human to look at; None: it is gone."""
+        self._refuse_unlocked()
         folder, aside = self.version_folder(version), self.root / "damaged" / version
         with disk_errors():
             if folder.exists():
@@ -162,7 +175,7 @@ class Store:
         try:
             with disk_errors(), contextlib.suppress(FileNotFoundError):
                 return from_json(name, json.loads(path.read_bytes()))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             log.error("%s is damaged (%s): set aside as %s.damaged", path, error, path.name)
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.damaged"))
@@ -173,21 +186,21 @@ class Store:
 
         Versions that no name holds any more are removed. Raises StaleRevision.
         """
+        self._refuse_unlocked()
         current = self.pointer(after.name)
         if (current.revision if current else 0) != (before.revision if before else 0):
             raise StaleRevision(after.name)
         after = replace(after, revision=(current.revision if current else 0) + 1)
         path = self._names / f"{after.name}.json"
+        held, self._held = self._held, None  # where this fails, only the disk knows how far it came
         if after.version is None and after.folder is None:
             with disk_errors():  # which a full disk takes, too
                 path.unlink(missing_ok=True)
                 fsync(self._names)
         else:
             self._write(path, after)
-        holds = {e.version for e in after.history}
-        if self._held is not None:
-            self._held[after.name] = holds
-        self.drop_unheld({e.version for e in current.history} - holds if current else set())
+        self._held = None if held is None else {**held, after.name: after.versions}
+        self.drop_unheld(current.versions - after.versions if current else set())
         return after
 
     def _write(self, path: Path, pointer: Pointer) -> None:
@@ -200,10 +213,14 @@ class Store:
 
     def drop_unheld(self, versions: set[str]) -> None:
         """Remove those of `versions` that no name holds. A disk that refuses keeps them until sweep()."""
-        if not versions:
+        if not versions or not self._may_write:
             return
-        if self._held is None:
-            self._held = {p.name: {e.version for e in p.history} for p in self.pointers()}
+        try:
+            if self._held is None:
+                self._held = {p.name: p.versions for p in self.pointers()}
+        except StoreUnavailable:  # a name that cannot be read may hold any of them
+            log.warning("a name cannot be read: no version is removed")
+            return
         for version in versions.difference(*self._held.values()):
             with contextlib.suppress(OSError):
                 gone = Path(tempfile.mkdtemp(dir=self._tmp))

@@ -16,7 +16,6 @@ from app.adapters.recipe import Options
 from app.adapters.registry import Name, Registry
 from app.adapters.sentence import Pooling
 from app.api.answer import json_answer
-from app.api.choosing import named
 from app.api.errors import documented, invalid
 from app.api.keys import caller, may_use
 from app.api.serving import Served, Serving
@@ -35,6 +34,13 @@ async def _name(name: str) -> str:
     return name
 
 
+async def _no_parameters(request: Request) -> None:
+    """Of a route that takes none: one that somebody believes in is refused, and nothing is done."""
+    for name in request.query_params:
+        raise invalid(name, "is no parameter of this route")
+
+
+NOTHING = [Depends(_no_parameters)]
 AdapterName = Annotated[str, Depends(_name)]
 
 
@@ -207,7 +213,7 @@ async def put(
     return json_answer(answer, headers, 201 if done.created else 200)
 
 
-@router.get("", response_class=Response, responses=LIST)
+@router.get("", response_class=Response, responses=LIST, dependencies=NOTHING)
 async def list_all(request: Request, serving: Served) -> Response:
     """Every adapter that is served."""
     names = serving.registry.names
@@ -221,11 +227,11 @@ async def list_all(request: Request, serving: Served) -> Response:
     )
 
 
-@router.get("/{name}", response_class=Response, responses=ONE)
-@router.head("/{name}", response_class=Response, responses=ONE)
+@router.get("/{name}", response_class=Response, responses=ONE, dependencies=NOTHING)
+@router.head("/{name}", response_class=Response, responses=ONE, dependencies=NOTHING)
 async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
-    found = named(request, serving, name)
+    found = serving.registry.get(name)
     etag = _etag(found.digest)
     if _matches(request.headers.get("if-none-match", "").replace("W/", ""), found.digest):
         return Response(status_code=304, headers={"ETag": etag})
@@ -233,7 +239,11 @@ async def get(request: Request, name: AdapterName, serving: Served) -> Response:
 
 
 @router.delete(
-    "/{name}", status_code=204, response_class=Response, responses=documented(404, 412, 422, 507)
+    "/{name}",
+    status_code=204,
+    response_class=Response,
+    responses=documented(404, 412, 422, 507),
+    dependencies=NOTHING,
 )
 async def delete(request: Request, name: AdapterName, serving: Served) -> Response:
     """Stop serving the name; requests in flight finish on their version."""
@@ -241,7 +251,7 @@ async def delete(request: Request, name: AdapterName, serving: Served) -> Respon
     return Response(status_code=204)
 
 
-@router.get("/{name}/files", response_class=Response, responses=FILES)
+@router.get("/{name}/files", response_class=Response, responses=FILES, dependencies=NOTHING)
 async def files(name: AdapterName, serving: Served) -> Response:
     """The adapter as the folder that PEFT loads, in a tar; it can be uploaded again as it is."""
     digest = serving.registry.get(name).digest
@@ -253,14 +263,16 @@ async def files(name: AdapterName, serving: Served) -> Response:
     return Response(body, 200, headers, "application/x-tar")
 
 
-@router.post("/{name}/merge", response_class=Response, responses=ONE | documented(507))
+@router.post(
+    "/{name}/merge", response_class=Response, responses=ONE | documented(507), dependencies=NOTHING
+)
 async def merge(name: AdapterName, serving: Served) -> Response:
     """Give the adapter its own merged copy of the layers it targets."""
     started = time.perf_counter()
     return _timed(await serving.installer.merge(name), serving, started)
 
 
-@router.post("/{name}/unmerge", response_class=Response, responses=ONE)
+@router.post("/{name}/unmerge", response_class=Response, responses=ONE, dependencies=NOTHING)
 async def unmerge(name: AdapterName, serving: Served) -> Response:
     """Drop the merged copy."""
     started = time.perf_counter()
@@ -272,7 +284,12 @@ def _timed(found: Name, serving: Serving, started: float) -> Response:
     return json_answer(describe(found, serving.registry) | {"took_ms": took_ms}, {})
 
 
-@router.get("/{name}/versions", response_class=Response, responses=LIST | documented(404, 422))
+@router.get(
+    "/{name}/versions",
+    response_class=Response,
+    responses=LIST | documented(404, 422),
+    dependencies=NOTHING,
+)
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has held, oldest first: since when, put there by whom and how."""
     found = await serving.fetcher.pointer(name)
@@ -283,7 +300,12 @@ async def versions(name: AdapterName, serving: Served) -> Response:
     )
 
 
-@router.post("/{name}/rollback", response_class=Response, responses=ONE | documented(400, 415, 507))
+@router.post(
+    "/{name}/rollback",
+    response_class=Response,
+    responses=ONE | documented(400, 415, 507),
+    dependencies=NOTHING,
+)
 async def rollback(
     request: Request, name: AdapterName, serving: Served, body: RollbackBody | None = None
 ) -> Response:
@@ -316,7 +338,7 @@ class ShadowBody(CanaryBody):
 TRIAL = ONE | documented(400, 409, 415, 503, 507)
 
 
-@router.post("/{name}/canary", response_class=Response, responses=TRIAL)
+@router.post("/{name}/canary", response_class=Response, responses=TRIAL, dependencies=NOTHING)
 async def canary(
     request: Request, name: AdapterName, serving: Served, body: CanaryBody
 ) -> Response:
@@ -324,7 +346,7 @@ async def canary(
     return await _begin(request, name, serving, "canary", body)
 
 
-@router.post("/{name}/shadow", response_class=Response, responses=TRIAL)
+@router.post("/{name}/shadow", response_class=Response, responses=TRIAL, dependencies=NOTHING)
 async def shadow(
     request: Request, name: AdapterName, serving: Served, body: ShadowBody
 ) -> Response:
@@ -344,14 +366,14 @@ async def _begin(
     return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
 
 
-@router.post("/{name}/promote", response_class=Response, responses=TRIAL)
+@router.post("/{name}/promote", response_class=Response, responses=TRIAL, dependencies=NOTHING)
 async def promote(request: Request, name: AdapterName, serving: Served) -> Response:
     """Make the version on trial the current one."""
     found = await serving.installer.end_trial(name, caller(request), promote=True)
     return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
 
 
-@router.post("/{name}/abort", response_class=Response, responses=TRIAL)
+@router.post("/{name}/abort", response_class=Response, responses=TRIAL, dependencies=NOTHING)
 async def abort(request: Request, name: AdapterName, serving: Served) -> Response:
     """End the trial; the current version stays."""
     found = await serving.installer.end_trial(name, caller(request), promote=False)

@@ -18,14 +18,13 @@ from app.adapters.pointer import Trial
 from app.adapters.registry import (
     SHORTEST_VERSION,
     Name,
-    UnknownAdapter,
     UnknownVersion,
     find_version,
 )
 from app.adapters.residents import Version
 from app.adapters.upload import AdapterRejected
 from app.api.errors import Refusal, invalid
-from app.api.keys import caller, may_use, refuse_forbidden
+from app.api.keys import caller, refuse_forbidden
 from app.api.serving import Serving
 from app.engine.trial import takes_part
 
@@ -103,9 +102,12 @@ async def choose(
                 "?adapter= in the query and adapters in the body disagree: send one of them",
             )
         known = {name: await resolve(request, serving, name) for name in dict.fromkeys(asked)}
-        return Choice([[known[name] for name in asked]], False)
-    chosen = [await resolve(request, serving, name) for name in names or [BASE]]
-    return Choice([[c] * count for c in chosen], len(query) > 1)
+        choice = Choice([[known[name] for name in asked]], False)
+    else:
+        chosen = [await resolve(request, serving, name) for name in names or [BASE]]
+        choice = Choice([[c] * count for c in chosen], len(query) > 1)
+    request.state.arms = [(c.name, c.arm) for c in choice.distinct if c.arm]
+    return choice
 
 
 async def resolve(request: Request, serving: Serving, spelled: str) -> Chosen:
@@ -119,8 +121,8 @@ async def resolve(request: Request, serving: Serving, spelled: str) -> Chosen:
             raise UnknownVersion(f"the base's version is {digest[:SHORTEST_VERSION]}")
         return Chosen(spelled, BASE, digest, None)
     if not at:
-        return await _current(request, serving, named(request, serving, name))
-    found = named(request, serving, name)
+        return await _current(request, serving, registry.get(name))
+    found = registry.get(name)
     digest = find_version(name, found.history, prefix)
     if digest == found.digest:
         return Chosen(spelled, name, digest, await serving.fetcher.ready(found))
@@ -156,12 +158,3 @@ def _sticks(request: Request, trial: Trial) -> str | None:
     if trial.sticky_by != "client":
         return request.headers.get(trial.sticky_by)
     return caller(request) or (request.client.host if request.client else "")
-
-
-def named(request: Request, serving: Serving, name: str) -> Name:
-    """The name; what is near it is told as far as the key may use it. Raises UnknownAdapter."""
-    try:
-        return serving.registry.get(name)
-    except UnknownAdapter as error:
-        nearest = [other for other in error.nearest if may_use(request, other)]
-        raise UnknownAdapter(name, nearest, error.why) from None

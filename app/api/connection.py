@@ -79,13 +79,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._in_body and not self.transport.is_closing():
+        if self._in_body and self.cycle.response_complete and not self.transport.is_closing():
             self._disarm()
             self._arm(LINGER_S)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(STALLED_S, self.transport.abort)
+        self._watch_reader(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._writes_again()
@@ -94,6 +94,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Of uvicorn, for what is no HTTP."""
         self._refuse(400, "malformed", msg)
+
+    def _watch_reader(self, unsent: int) -> None:
+        self._stalled = self.loop.call_later(STALLED_S, self._drop_if_stalled, unsent)
+
+    def _drop_if_stalled(self, before: int) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < before:
+            self._watch_reader(unsent)
+        else:
+            self.transport.abort()
 
     def _writes_again(self) -> None:
         if self._stalled is not None:

@@ -24,15 +24,12 @@ class Drain:
     def draining(self) -> bool:
         return self.deadline is not None
 
+    @property
+    def too_late(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
     def begin(self, at_most_s: float) -> None:
         self.deadline = time.monotonic() + at_most_s
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is in flight any more, or the deadline has passed."""
-        if self.deadline is None:
-            return False
-        return self.in_flight == 0 or time.monotonic() >= self.deadline
 
 
 class Server(uvicorn.Server):
@@ -56,8 +53,16 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Of uvicorn, ten times a second: whether to leave."""
-        if self.drain.over:
+        if self.drain.draining and (self.drain.too_late or not self._answering):
             if self.drain.in_flight:
                 log.warning("%d requests are cut off at the deadline", self.drain.in_flight)
             return True
         return await super().on_tick(counter)
+
+    @property
+    def _answering(self) -> bool:
+        """Whether an answer is awaited, or not all of one has been taken yet."""
+        open_now = self.server_state.connections
+        return self.drain.in_flight > 0 or any(
+            c.transport is not None and c.transport.get_write_buffer_size() > 0 for c in open_now
+        )

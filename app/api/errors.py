@@ -59,6 +59,7 @@ HTTP_TYPES = {
     405: "method_not_allowed",
     413: "payload_too_large",
     415: "unsupported_media_type",
+    504: "deadline_exceeded",
 }
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -164,6 +165,9 @@ def refusal_of(error: Exception, request: Request) -> Refusal:
     if isinstance(error, HTTPException):
         kind = HTTP_TYPES.get(error.status_code, f"http_{error.status_code}")
         return Refusal(error.status_code, kind, str(error.detail), headers=error.headers or {})
+    key = request.scope.get("state", {}).get("key")
+    if isinstance(error, UnknownAdapter) and key is not None:
+        error = error.among(key.may_use)
     found = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
     if found is None:
         log.error("unhandled", exc_info=error)

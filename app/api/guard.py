@@ -5,6 +5,7 @@ Plain ASGI, because Starlette's BaseHTTPMiddleware hides a client's going away.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.deadline import LATE, TIMEOUT, time_left_s
 from app.api.draining import PROBES, Drain
 from app.api.errors import BodyTooLarge, Refusal, respond
 from app.api.metrics import Metrics
@@ -55,14 +57,15 @@ class Guard:
         state["began"] = started
         upload = scope["method"] == "PUT" and scope["path"].startswith("/adapters/")
         cap = self.max_upload_bytes if upload else self.max_body_bytes
-        received = 0
+        received, coming = 0, True
         status = 499  # the client went away before an answer began
 
         async def capped_receive() -> Message:
-            nonlocal received
+            nonlocal received, coming
             if received == 0 and int(headers.get("content-length") or 0) > cap:
                 raise BodyTooLarge(cap)
-            message = await receive()
+            message = await (_in_time(receive, headers, started) if coming else receive())
+            coming = message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > cap:
                 raise BodyTooLarge(cap)
@@ -101,6 +104,20 @@ class Guard:
         for adapter, arm in scope["state"].get("arms", []):
             self.metrics.trial_requests.labels(adapter, arm, str(status)).inc()
             self.metrics.trial_latency.labels(adapter, arm).observe(seconds)
+
+
+async def _in_time(receive: Receive, headers: Headers, started: float) -> Message:
+    """What comes next, within the time that the client has set. Raises HTTPException (504)."""
+    try:
+        left = time_left_s(headers.get(TIMEOUT), started)
+    except Refusal:  # which the route gives
+        left = None
+    if left is None:
+        return await receive()
+    try:
+        return await asyncio.wait_for(receive(), left)
+    except TimeoutError:
+        raise LATE from None
 
 
 async def _sent_elsewhere(scope: Scope, receive: Receive, send: Send) -> None:

@@ -24,7 +24,7 @@ OPEN = ("/", "/livez", "/readyz", "/health", "/docs", "/redoc", "/openapi.json")
 OPEN_BELOW = "/static-offline-docs/"
 WHOLE_SERVER = ("/metrics",)  # shows every adapter: not for a key that may use some only
 READING = ("GET", "HEAD")
-WEIGHTS = "/files"
+WEIGHTS = "files"
 
 
 class KeysRefused(Exception):
@@ -51,36 +51,48 @@ class Key:
         return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
 
 
-def read_keys(entries: Sequence[str], kind: str, place: str) -> Iterator[Key]:
+def read_keys(entries: Sequence[str], kind: str, place: str, *, options: bool) -> Iterator[Key]:
     """Keys from entries "SECRET [name=…] [adapters=a|b*] [tokens_per_s=…]".
 
-    kind: "api" or "admin". Empty entries are skipped, and those that begin with "# ".
-    Raises KeysRefused.
+    kind: "api" or "admin". Empty entries are skipped, and those that begin with #. options: whether
+    there may be more than the secret. Raises KeysRefused.
     """
     count = 0
     for number, entry in enumerate(entries, 1):
-        if entry.startswith("# "):
-            continue
-        secret, *options = entry.split() or [""]
-        if not secret:
+        secret, *words = entry.split() or [""]
+        if not secret or secret.startswith("#"):
             continue
         count += 1
         where = f"{place}, entry {number}"
         if not (secret.isascii() and secret.isprintable()):
             raise KeysRefused(f"{where}: a key is printable ASCII without spaces")
-        given = dict(option.partition("=")[::2] for option in options)
+        if words and not options:
+            raise KeysRefused(f"{where}: words after a key belong into a file of keys")
+        given = dict(word.partition("=")[::2] for word in words)
         if unknown := given.keys() - {"name", "adapters", "tokens_per_s"}:
             raise KeysRefused(
                 f"{where}: {len(unknown)} unknown words after the key; there may be name=, "
                 "adapters= and tokens_per_s="
             )
+        adapters = given.get("adapters")
+        if adapters is not None and not all(adapters.split("|")):
+            raise KeysRefused(f"{where}: adapters= is a|b*, without empty names")
         yield Key(
             given.get("name") or f"{kind}-key-{count}",
             _digest(secret),
             kind == "admin",
-            tuple(given["adapters"].split("|")) if given.get("adapters") else None,
+            None if adapters is None else tuple(adapters.split("|")),
             _rate(given.get("tokens_per_s"), where),
         )
+
+
+def refuse_twice(keys: Sequence[Key]) -> None:
+    """Raises KeysRefused for a key that is there twice: which of the two would it be?"""
+    seen: dict[bytes, str] = {}
+    for key in keys:
+        if key.digest in seen:
+            raise KeysRefused(f"{seen[key.digest]} and {key.name} are the same key")
+        seen[key.digest] = key.name
 
 
 def _rate(said: str | None, where: str) -> float | None:
@@ -183,7 +195,10 @@ class Door:
             return None
         if self.loopback:
             return Refusal(
-                403, "forbidden", "a page of another site may not change adapters: set ADMIN_KEYS"
+                403,
+                "forbidden",
+                "without keys adapters are changed by a loopback name (localhost, 127.0.0.1) and from "
+                "no other site's page: set BERT_LORA_ADMIN_KEYS",
             )
         return Refusal(
             403,
@@ -197,7 +212,8 @@ def _is_admin(method: str, path: str) -> bool:
     """What changes adapters or gives their weights away."""
     if not path.startswith("/adapters"):
         return False
-    return method not in READING or path.rstrip("/").endswith(WEIGHTS)
+    parts = path.rstrip("/").split("/")
+    return method not in READING or (len(parts) > 3 and parts[-1] == WEIGHTS)
 
 
 def _forbidden_adapter(path: str, key: Key | None) -> Refusal | None:
@@ -220,8 +236,10 @@ def _unauthenticated(why: str) -> Refusal:
 
 def _from_a_page_elsewhere(headers: Headers) -> bool:
     """A browser's request for another site's page, also where that site's name leads to this machine."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    host = headers.get("host", "")
+    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        return True
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return True
     origin = headers.get("origin")
-    if origin is None:
-        return False
-    return not is_loopback(host) or urlsplit(origin).netloc != headers.get("host")
+    return origin is not None and urlsplit(origin).netloc != host

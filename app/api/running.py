@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,19 +12,19 @@ from fastapi import Request
 from torch import Tensor
 
 from app.api.choosing import Choice, Chosen
-from app.api.errors import Refusal, invalid
+from app.api.deadline import LATE, TIMEOUT, time_left_s
+from app.api.errors import Refusal
 from app.api.keys import key_of
 from app.api.overload import asker_of
 from app.api.reading import Texts, read
 from app.api.serving import Serving
 from app.api.shadowing import Answered, shadow
 from app.engine.engine import Answer, Ask
-from app.engine.queue import Asker
+from app.engine.queue import Asker, QueueFull
 from app.engine.quota import Charge
 from app.engine.tokenizer import Input, Tokens
 from app.model.batch import Want
 
-TIMEOUT = "x-request-timeout"
 SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
 
 
@@ -55,7 +54,6 @@ async def run(
     Raises InputRefused, QuotaExceeded, QueueFull, ForwardFailed, Refusal.
     """
     request.state.adapters = list(dict.fromkeys(c.name for c in choice.distinct))
-    request.state.arms = [(c.name, c.arm) for c in choice.distinct if c.arm]
     sequences = len(texts.items) * len(choice.lines)
     if sequences > serving.max_client_batch:
         times = f" through {len(choice.lines)} adapters" if choice.fan_out else ""
@@ -65,7 +63,7 @@ async def run(
             f"{len(texts.items)} inputs{times} are over the {serving.max_client_batch} of one "
             "request (MAX_CLIENT_BATCH): send several requests",
         )
-    left_s = _time_left(request)
+    time_left_s(request.headers.get(TIMEOUT), request.state.began)  # refused before the work
     started = time.perf_counter()
     if sum(map(_size, texts.items)) <= SHORT:
         tokens = read(serving, choice, texts)
@@ -77,9 +75,14 @@ async def run(
         for line, row in zip(choice.lines, tokens, strict=True)
         for c, t in zip(line, row, strict=True)
     ]
-    serving.quotas.charge(_charges(request, serving, asks, choice))
+    charges = _charges(request, serving, asks, choice)
+    serving.quotas.charge(charges)
     asker = await asker_of(request)
-    answer = await _unless_gone(request, serving, asks, asker, left_s)
+    try:
+        answer = await _unless_gone(request, serving, asks, asker)
+    except QueueFull:
+        serving.quotas.give_back(charges)
+        raise
     count = len(texts.items)
     for ask, chosen in zip(asks, (c for line in choice.lines for c in line), strict=True):
         serving.metrics.tokens.labels(chosen.name).inc(len(ask.tokens.ids))
@@ -117,44 +120,25 @@ def _size(item: Input) -> int:
     return sum(map(len, item)) if isinstance(item, tuple) else len(item)
 
 
-def _time_left(request: Request) -> Callable[[], float | None]:
-    """Seconds until what the client set with X-Request-Timeout, from the request's first byte.
-
-    Raises Refusal for what is no number of seconds.
-    """
-    said = request.headers.get(TIMEOUT)
-    if said is None:
-        return lambda: None
-    try:
-        timeout_s = float(said)
-    except ValueError:
-        timeout_s = -1.0
-    if not 0 < timeout_s < math.inf:
-        raise invalid(TIMEOUT, f"is {said!r}; it is a number of seconds, above 0")
-    deadline = request.state.began + timeout_s
-    return lambda: max(0.0, deadline - time.perf_counter())
-
-
 async def _unless_gone(
     request: Request,
     serving: Serving,
     asks: list[Ask],
     asker: Asker,
-    left_s: Callable[[], float | None],
 ) -> Answer:
     """The engine's answer; what waits of it is dropped once the client has gone or its time is over."""
     running = asyncio.ensure_future(serving.engine.run(asks, asker))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         done, _ = await asyncio.wait(
-            {running, gone}, timeout=left_s(), return_when=asyncio.FIRST_COMPLETED
+            {running, gone},
+            timeout=time_left_s(request.headers.get(TIMEOUT), request.state.began),
+            return_when=asyncio.FIRST_COMPLETED,
         )
         if running.done():
             return running.result()
         if not done:
-            raise Refusal(
-                504, "deadline_exceeded", f"not answered within the {TIMEOUT} that was asked for"
-            )
+            raise LATE
         raise Refusal(499, "client_gone", "the client went away")  # nobody reads this
     finally:
         gone.cancel()

@@ -73,4 +73,6 @@ async def _compare(serving: Serving, answered: Answered, chosen: Chosen, digest:
     for row, shadowed in zip(rows, found.rows, strict=True):
         result = "same" if same(row, shadowed, want.kind) else "different"
         counted.labels(chosen.name, result).inc()
-    serving.metrics.shadow_distance.labels(chosen.name).observe(distance(rows, found.rows))
+    apart = distance(rows, found.rows)
+    if apart is not None:
+        serving.metrics.shadow_distance.labels(chosen.name).observe(apart)

@@ -62,7 +62,11 @@ class Fetcher:
         """Every name with what is known of its version. Damaged names are noted as broken."""
         found = []
         for name in self.store.names():
-            pointer = self.store.pointer(name)
+            try:
+                pointer = self.store.pointer(name)
+            except StoreUnavailable as error:
+                self.registry.broken[name] = reason_of(error)
+                continue
             if pointer is None:
                 self.registry.broken[name] = (
                     "what was stored about the name is damaged: PUT it again"
@@ -208,7 +212,7 @@ class Fetcher:
             with disk_errors(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 said = self.store.read_options(digest)
                 return content_version(self.store.version_folder(digest), said) == digest
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             pass  # its options are no JSON any more
         return False
 

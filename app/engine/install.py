@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from app.adapters.pointer import (
     Entry,
     Pointer,
     Trial,
-    current_index,
+    came_from_folder,
     deleted,
     moved,
     now,
@@ -167,6 +167,8 @@ class Installer:
             served = self.registry.names.get(name)
             unchanged = served is not None and before.version == digest == served.digest
             after = self._after(before, digest, content, how, unchanged)
+            if not how.stage:
+                after = await self._with_fitting_trial(after, report)
             stored = to_store(report, self.loader.engine.encoder)
             await asyncio.to_thread(self.store.commit, folder, digest, said, stored)
             if served is not None and after == before:
@@ -187,10 +189,11 @@ class Installer:
         """Where an upload moves a name. What a folder brought and a client puts again is the client's."""
         entry = Entry(digest, now(), how.by, "folder" if content else "put")
         if how.stage:
-            return staged(before, replace(entry, how="stage"), self.keep_versions)
-        current = before.current
-        as_it_was = unchanged and (content or current is None or current.how != "folder")
-        after = before if as_it_was else moved(before, entry, self.keep_versions)
+            after = staged(before, replace(entry, how="stage"), self.keep_versions)
+        elif unchanged and before.from_folder == (content is not None):
+            after = before
+        else:
+            after = moved(before, entry, self.keep_versions)
         limit = before.tokens_per_s if how.tokens_per_s is None else how.tokens_per_s or None
         return replace(
             after,
@@ -224,23 +227,17 @@ class Installer:
     async def _folder_gone(self, name: str) -> None:
         async with self._changing:
             pointer = await asyncio.to_thread(self.store.pointer, name)
-            if pointer is None or pointer.folder is None:
+            if pointer is None or pointer.version is None or not pointer.from_folder:
                 return
-            with_it = pointer.current is not None and pointer.current.how == "folder"
-            after = replace(deleted(pointer) if with_it else pointer, folder=None)
+            after = replace(deleted(pointer), folder=None)
             await asyncio.to_thread(self.store.move, pointer, after)
-            if with_it:
-                self.registry.remove(name)
-                log.info("adapter %s is gone with its folder", name)
+            self.registry.remove(name)
+            log.info("adapter %s is gone with its folder", name)
 
     def from_folders(self) -> set[str]:
         """The names whose version came from a folder."""
-        return {
-            name
-            for name, found in self.registry.names.items()
-            if (i := current_index(found.history, found.digest)) is not None
-            and found.history[i].how == "folder"
-        }
+        names = self.registry.names.items()
+        return {name for name, found in names if came_from_folder(found.history)}
 
     async def remove(self, name: str, precondition: Precondition) -> None:
         """The name is gone at once; requests in flight finish on their version.
@@ -290,6 +287,9 @@ class Installer:
             )
             version = await self.fetcher.load_stored(digest)
             after = moved(pointer, Entry(digest, now(), by, "rollback"), self.keep_versions)
+            if digest == pointer.version:
+                after = replace(after, history=pointer.history)
+            after = await self._with_fitting_trial(after, version.report)
             kept = await asyncio.to_thread(self.store.move, pointer, after)
             return self.fetcher.serve(kept, version)
 
@@ -305,12 +305,28 @@ class Installer:
             if digest == served.digest:
                 raise AdapterRejected(f"{digest[:12]} is what {name} is served by already")
             version = await self.fetcher.load_stored(digest)
-            if served.report["has_head"] and version.adapter.head is None:
-                raise AdapterRejected(f"{digest[:12]} has no head, and the current version has one")
+            if not _alike(served.report, version.report):
+                raise AdapterRejected(
+                    f"{digest[:12]} is for {version.report['task']} and the current version for "
+                    f"{served.report['task']}: clients would get now the one and now the other"
+                )
             after = replace(pointer, trial=replace(trial, version=digest, since=now()))
             return self.fetcher.repoint(
                 await asyncio.to_thread(self.store.move, pointer, after), served
             )
+
+    async def _with_fitting_trial(self, after: Pointer, report: Mapping[str, Any]) -> Pointer:
+        """A trial of a version that answers in another shape than the current one is over."""
+        if after.trial is None:
+            return after
+        try:
+            trial = await self.fetcher.load_stored(after.trial.version)
+            if _alike(report, trial.report):
+                return after
+        except (AdapterRejected, StoreUnavailable):
+            pass
+        log.warning("the %s of %s is over: it does not fit", after.trial.mode, after.name)
+        return replace(after, trial=None)
 
     async def end_trial(self, name: str, by: str | None, *, promote: bool) -> Name:
         """Point the name at its trial's version, or leave it where it is.
@@ -363,6 +379,11 @@ class Installer:
             found = self.registry.get(name)
             self.registry.merged.pop(name, None)
             return found
+
+
+def _alike(report: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two versions answer the same requests, in the same shape."""
+    return (report["task"], report["has_head"]) == (other["task"], other["has_head"])
 
 
 def _can_merge(version: Version) -> bool:

@@ -18,6 +18,7 @@ from app.adapters.adapter import Adapter, laid_out
 from app.adapters.changes import changed_tokens, changes_a_weight
 from app.adapters.config import kind_of, read_recipe
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
+from app.adapters.pointer import digest_of
 from app.adapters.read import read_adapter
 from app.adapters.recipe import Options, Recipe
 from app.adapters.residents import Version
@@ -30,7 +31,7 @@ from app.model.batch import Item, Want
 from app.model.delta import Layers, unmerged_layers
 from app.model.encoder import Delta, Encoder, States, distance
 
-REPORT_FORMAT = 1  # of what is stored about a version; another one is measured again
+REPORT_FORMAT = 2  # of what is stored about a version; another one is measured again
 TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
 
@@ -92,14 +93,17 @@ def _delta(loader: Loader, more_ids: Sequence[int], layers: Layers) -> Delta:
 
 def to_store(report: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """A report with what it holds for: this very base, and a server that reports the same."""
-    return {"format": REPORT_FORMAT, "base": encoder.digest, "report": dict(report)}
+    fields = {"format": REPORT_FORMAT, "base": encoder.digest, "report": dict(report)}
+    return {**fields, "sha256": digest_of(fields)}
 
 
 def from_store(stored: Mapping[str, Any] | None, encoder: Encoder) -> dict[str, Any] | None:
     """The stored report, where it still holds."""
-    if stored is None or stored.get("format") != REPORT_FORMAT:
+    fields = {k: v for k, v in (stored or {}).items() if k != "sha256"}
+    if stored is None or stored.get("sha256") != digest_of(fields):
         return None
-    return dict(stored["report"]) if stored.get("base") == encoder.digest else None
+    holds = (fields.get("format"), fields.get("base")) == (REPORT_FORMAT, encoder.digest)
+    return dict(fields["report"]) if holds else None
 
 
 def said_of(options: Options) -> dict[str, Any]:

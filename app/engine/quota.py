@@ -53,6 +53,13 @@ class Quotas:
         if len(self._left) > REMEMBERED:
             self._left = {k: v for k, v in self._left.items() if v[0] < 0}
 
+    def give_back(self, charges: Sequence[Charge]) -> None:
+        """What was charged and not let in after all."""
+        for c in charges:
+            if c.tokens_per_s is not None and c.whose in self._left:
+                left, at = self._left[c.whose]
+                self._left[c.whose] = (left + c.tokens, at)
+
     def _now_left(self, whose: str, rate: float, now: float) -> float:
         full = rate * BURST_S
         left, at = self._left.get(whose, (full, now))

@@ -31,10 +31,10 @@ def _share(version: str, value: str) -> float:
     return int.from_bytes(digest[:7]) / 2**56
 
 
-def distance(rows: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """The mean over inputs of ||other - row|| / ||row||; infinite where their shapes differ."""
+def distance(rows: Sequence[Tensor], others: Sequence[Tensor]) -> float | None:
+    """The mean over inputs of ||other - row|| / ||row||; None where their shapes differ."""
     if any(a.shape != b.shape for a, b in zip(rows, others, strict=True)):
-        return float("inf")
+        return None
     apart = [
         float((b - a).norm() / a.norm().clamp_min(1e-12)) for a, b in zip(rows, others, strict=True)
     ]

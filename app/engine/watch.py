@@ -19,7 +19,7 @@ from app.engine.install import Installer
 
 log = logging.getLogger(__name__)
 LOOK_AGAIN_S = 5.0  # where the system sends no events: a network folder, a link, a folder made anew
-SETTLE_S = 2.0  # without a change, before a folder that is being copied is whole
+SETTLE_S = 5.0  # without a change, before a folder that is being copied is whole
 
 Folders = Mapping[str, State]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.adapters.disk import StoreUnusable, alone
+from app.adapters.disk import StoreUnavailable, StoreUnusable, alone
 from app.adapters.pointer import Entry, Pointer, deleted, moved, now, staged, valid_name
 from app.adapters.store import StaleRevision, Store, content_version
 
@@ -106,6 +106,62 @@ def test_beside_a_damaged_name_no_version_is_swept(store: Store) -> None:
     assert store.pointer("x") is None
     store.sweep()
     assert store.version_folder(version or "").exists()
+
+
+def test_a_move_that_fails_after_its_rename_loses_no_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = commit(store, b"one"), commit(store, b"two")
+    pointer = point(store, "x", one)
+    store.sweep()  # commits again below: two was nobody's
+    two = commit(store, b"two")
+
+    def failing(path: Path) -> None:
+        if path.name == "names":
+            raise OSError(5, "the disk fails")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("app.adapters.store.fsync", failing)
+        with pytest.raises(StoreUnavailable):
+            store.move(pointer, moved(pointer, Entry(two, now()), 64))
+    store.drop_unheld({two})
+    found = store.pointer("x")
+    assert found is not None and found.version is not None
+    assert store.version_folder(found.version).exists()
+
+
+def test_a_pointer_with_a_flipped_character_is_set_aside_and_costs_no_version(store: Store) -> None:
+    version = point(store, "x", commit(store, b"one")).version or ""
+    path = store.root / "names" / "x.json"
+    text = path.read_text()
+    other = version.replace(version[0], "0" if version[0] != "0" else "1", 1)
+    path.write_text(text.replace(version, other, 1))
+    assert store.pointer("x") is None
+    store.sweep()
+    assert store.version_folder(version).exists()
+    assert (store.root / "names" / "x.json.damaged").exists()
+
+
+def test_a_store_that_was_not_locked_is_not_written(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    pointer = point(store, "x", commit(store, b"one"))
+    reader = Store(tmp_path, may_write=False)
+    assert reader.pointer("x") == pointer
+    with pytest.raises(StoreUnavailable, match="read-only when this server started"):
+        commit(reader, b"two")
+    with pytest.raises(StoreUnavailable):
+        reader.move(pointer, deleted(pointer))
+
+
+def test_going_to_and_fro_keeps_both_versions_and_a_bounded_history(store: Store) -> None:
+    one, two = commit(store, b"one"), commit(store, b"two")
+    for _ in range(40):
+        point(store, "x", one, keep=2)
+        pointer = point(store, "x", two, keep=2)
+    assert len(pointer.history) <= 10
+    assert pointer.versions == {one, two}
+    again = staged(pointer, Entry(two, now(), how="stage"), 2)
+    assert again == pointer
 
 
 def test_a_store_has_one_server(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.adapters.files import adapter_folders
+from app.engine.watch import SETTLE_S
 from tests.adapters.made import peft_file
 from tests.conftest import Serve
 from tests.oracles import files_of, make_adapter, put
@@ -189,7 +191,7 @@ def test_a_put_after_a_folder_wins_and_a_new_folder_after_that(
     client = serve(model=str(tiny_bert), adapters_dir=dropped).client
     uploaded = put(client, "x", folders["b"])["version"]
     (dropped / "x" / "unrelated.txt").write_text("touched")
-    time.sleep(3.5)  # longer than a folder takes to settle
+    time.sleep(SETTLE_S + 1.5)
     assert client.get("/adapters/x").json()["version"] == uploaded
     make_adapter(tiny_bert, dropped / "x", 9, scale=4)
     assert eventually(lambda: client.get("/adapters/x").json()["version"] != uploaded)
@@ -312,7 +314,7 @@ def test_a_folder_that_is_copied_slowly_is_served_once_and_goes_with_its_removal
         for piece in (content[: len(content) // 2], content[len(content) // 2 :]):
             with (dropped / "slow" / name).open("ab") as file:
                 file.write(piece)
-            time.sleep(0.5)
+            time.sleep(1.5)
             assert client.get("/adapters/slow").status_code == 404
     assert eventually(lambda: client.get("/adapters/slow").status_code == 200)
     assert client.get("/adapters/slow").json()["labels"] == ["x", "y", "z"]
@@ -325,5 +327,46 @@ def test_a_folder_that_is_copied_slowly_is_served_once_and_goes_with_its_removal
     assert eventually(lambda: len(client.get("/adapters/slow/versions").json()) == 2)
     put(client, "slow", folders["b"])  # what the folder brought is now the client's as well
     shutil.rmtree(dropped / "slow")
-    time.sleep(3.5)
+    time.sleep(SETTLE_S + 1.5)
     assert client.get("/adapters/slow").status_code == 200
+
+
+def test_a_folder_that_cannot_be_read_keeps_no_other_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bad", ".hidden", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    is_file = Path.is_file
+
+    def denied(path: Path) -> bool:
+        if path.parent.name == "bad":
+            raise PermissionError
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    assert adapter_folders(tmp_path) == {"bad", "good"}
+
+
+def test_a_folders_name_is_the_folders_after_a_rollback_too(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    dropped = tmp_path / "dropped"
+    shutil.copytree(folders["a"], dropped / "x")
+    client = serve(model=str(tiny_bert), adapters_dir=dropped).client
+    shutil.copytree(folders["b"], dropped / "x", dirs_exist_ok=True)
+    assert eventually(lambda: len(client.get("/adapters/x/versions").json()) == 2)
+    client.post("/adapters/x/rollback")
+    client.delete("/adapters/x")
+    shutil.move(dropped / "x", tmp_path / "aside")
+    time.sleep(SETTLE_S + 1.5)
+    shutil.move(tmp_path / "aside", dropped / "x")
+    time.sleep(SETTLE_S + 1.5)
+    assert client.get("/adapters/x").status_code == 404  # deleted, and its content is not new
+    shutil.copytree(folders["a"], dropped / "x", dirs_exist_ok=True)
+    assert eventually(lambda: client.get("/adapters/x").status_code == 200)
+    shutil.copytree(folders["b"], dropped / "x", dirs_exist_ok=True)
+    assert eventually(lambda: len(client.get("/adapters/x/versions").json()) == 2)
+    client.post("/adapters/x/rollback")
+    shutil.rmtree(dropped / "x")
+    assert eventually(lambda: client.get("/adapters/x").status_code == 404)

@@ -214,3 +214,39 @@ def test_a_slow_body_that_gets_on_is_read(server: LiveServer, connect: Connect) 
         opened.sendall(body[start : start + step])
         time.sleep(0.2)
     assert b"200 OK" in answer(opened)
+
+
+def test_a_slow_reader_of_a_large_answer_gets_all_of_it(
+    server: LiveServer, connect: Connect
+) -> None:
+    """It takes several times STALLED_S, and is never still for so long."""
+    body = json.dumps({"inputs": ["good film"] * 1000}).encode()
+    opened = connect()
+    head = HEAD.replace(b"Host: x\r\n", b"Host: x\r\nConnection: close\r\n")
+    opened.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    found = b""
+    while piece := opened.recv(30_000):
+        found += piece
+        time.sleep(0.2)
+    start, _, answered = found.partition(b"\r\n\r\n")
+    assert b"200 OK" in start
+    assert len(json.loads(answered)) == 1000
+
+
+def test_the_body_of_a_pipelined_request_has_its_own_time(
+    server: LiveServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BODY_S", 5.0)
+    opened = connect()
+    opened.sendall(WHOLE + WHOLE[:-4])
+    time.sleep(1.5)  # longer than LINGER_S
+    opened.sendall(WHOLE[-4:])
+    time.sleep(0.3)
+    opened.sendall(WHOLE.replace(b"Host: x\r\n", b"Host: x\r\nConnection: close\r\n"))
+    assert answer(opened).count(b"HTTP/1.1 200 OK") == 3
+
+
+def test_a_deadline_holds_while_the_body_is_coming(server: LiveServer, connect: Connect) -> None:
+    opened = connect()
+    opened.sendall(HEAD + b"X-Request-Timeout: 0.2\r\nContent-Length: 1000\r\n\r\n" + BODY)
+    assert error_of(answer(opened)) == (504, "deadline_exceeded")

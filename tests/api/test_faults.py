@@ -160,3 +160,23 @@ def test_a_disk_that_cannot_be_written_is_served_from(
     assert (answer.status_code, answer.json()["error_type"]) == (503, "store_unavailable")
     assert embed(server.client, "x") == wanted
     assert server.client.get("/readyz").json()["adapters"] == 1
+
+
+def test_what_is_damaged_beside_the_weights_keeps_no_server_from_starting(
+    serve: Serve, tiny_bert: Path, folders: list[Path]
+) -> None:
+    first = serve(model=str(tiny_bert))
+    versions = [put(first.client, name, folders[i])["version"] for i, name in enumerate("xyz")]
+    wanted = embed(first.client, "x")
+    first.stop()
+    store = first.app.state.serving.installer.store.root
+    report = store / "versions" / versions[0] / "report.json"
+    report.write_text(report.read_text().replace("resident_bytes", "resident_byteS"))
+    (store / "versions" / versions[1] / "report.json").write_text("[" * 100_000)
+    (store / "names" / "zz.json").mkdir()
+    (store / "names" / "z.json").write_text("[" * 100_000)
+    again = serve(model=str(tiny_bert))
+    ready = again.client.get("/readyz").json()
+    assert sorted(ready["broken"]) == ["z", "zz"]
+    assert embed(again.client, "x") == wanted
+    assert (store / "versions" / versions[2]).exists()  # z's, for whoever mends it

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.keys import KeysRefused, is_loopback, read_keys
+from app.api.keys import KeysRefused, is_loopback, read_keys, refuse_twice
 from app.engine.quota import Charge, QuotaExceeded, Quotas
 from app.main import StartRefused
 from tests.conftest import Serve
@@ -132,6 +132,16 @@ def test_histories_have_the_keys_name(keyed: LiveServer) -> None:
     assert [(e["by"], e["how"]) for e in history] == [("admin-key-1", "put")]
 
 
+def test_an_adapter_called_files_is_read_like_any_other(
+    keyed: LiveServer, folders: dict[str, Path]
+) -> None:
+    put = keyed.client.put("/adapters/files", files=files_of(folders["a"]), headers=by("boss"))
+    assert put.status_code == 201
+    assert keyed.client.get("/adapters/files", headers=by("web")).status_code == 200
+    assert keyed.client.get("/adapters/files/files", headers=by("web")).status_code == 403
+    keyed.client.delete("/adapters/files", headers=by("boss"))
+
+
 def test_a_quota_refuses_for_as_long_as_it_says(keyed: LiveServer) -> None:
     mine = by(LIMITED)
     long = {"inputs": ["one two three four five six"] * 20}  # far over what it has in a second
@@ -178,6 +188,8 @@ def test_a_quota_in_time() -> None:
     now[0] += 1000
     assert ask(200) == 0  # a second's worth is all that was saved
     assert ask(1) == pytest.approx(1)
+    quotas.give_back([Charge("x", 100, 200), Charge("y", None, 5)])
+    assert ask(1) == 0
 
 
 def test_without_admin_keys_nobody_changes_a_server_that_others_can_reach(
@@ -195,8 +207,10 @@ def test_another_sites_page_changes_nothing_on_a_server_without_keys(client: htt
     merge = "/adapters/unknown/merge"
     for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}):
         assert client.post(merge, headers=headers).status_code == 403
-    rebound = {"Origin": "http://evil.example", "Host": "evil.example"}
+    rebound = {"Host": "evil.example"}
     assert client.post(merge, headers=rebound).status_code == 403
+    assert client.get("/adapters/unknown/files", headers=rebound).status_code == 403
+    assert client.post(merge, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
     assert client.post(merge, headers={"Origin": f"http://{host}"}).status_code == 404
     assert "access-control-allow-origin" not in client.post("/embed", json=TEXT).headers
 
@@ -248,11 +262,17 @@ def test_an_empty_or_missing_file_of_keys_stops_the_start(tmp_path: Path, serve:
 
 
 def test_reading_keys() -> None:
-    one, two = read_keys(["", " a#b  name=x adapters=p|q*", "# no", "c"], "admin", "here")
+    entries = ["", " a#b  name=x adapters=p|q*", "#no", "c"]
+    one, two = read_keys(entries, "admin", "here", options=True)
     assert (one.name, one.adapters, one.admin, two.name) == ("x", ("p", "q*"), True, "admin-key-2")
     assert one.may_use("q1") and one.may_use("base") and not one.may_use("r")
+    for entry in ("a b=1", "a adapters=", "a adapters=x||y"):
+        with pytest.raises(KeysRefused):
+            list(read_keys([entry], "api", "here", options=True))
     with pytest.raises(KeysRefused):
-        list(read_keys(["a b=1"], "api", "here"))
+        list(read_keys(["a adapters=x", "y"], "api", "here", options=False))
+    with pytest.raises(KeysRefused, match="web and boss"):
+        refuse_twice(list(read_keys(["s name=web", "s name=boss"], "api", "here", options=True)))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

@@ -166,3 +166,60 @@ def test_staging_needs_something_to_stand_beside(
     answer = client.put("/adapters/x?stage=true&alpha=16", content=body)
     assert answer.status_code == 404
     assert client.get("/adapters/x").status_code == 404
+
+
+def test_with_two_versions_kept_a_promotion_can_be_rolled_back(
+    serve: Serve, tiny_bert: Path, two: tuple[Path, Path]
+) -> None:
+    client = serve(model=str(tiny_bert), keep_versions=2).client
+    first = put(client, "x", two[0])["version"]
+    second = put(client, "x", two[1], stage="true")["version"]
+    put(client, "x", two[1], stage="true")
+    put(client, "x", two[0], stage="true")  # what is served already
+    client.post("/adapters/x/canary", json={"version": second, "percent": 50})
+    client.post("/adapters/x/promote")
+    assert client.post("/adapters/x/rollback").json()["version"] == first
+    for _ in range(3):
+        client.post("/adapters/x/rollback", json={"version": first})
+    assert client.post(f"/embed?adapter=x@{second}", json=TEXTS).status_code == 200
+    history = client.get("/adapters/x/versions").json()
+    assert [e["current"] for e in history].count(True) == 1
+
+
+def test_a_version_of_another_task_takes_no_part(
+    serve: Serve, tiny_bert: Path, two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    client = serve(model=str(tiny_bert)).client
+    headed = make_adapter(tiny_bert, tmp_path / "headed", 3, labels=3, scale=4)
+    put(client, "x", two[0])
+    second = put(client, "x", two[1], stage="true", tokens_per_s=5000)
+    assert second["tokens_per_s"] == 5000
+    other = put(client, "x", headed, stage="true")["version"]
+    refused = client.post("/adapters/x/canary", json={"version": other, "percent": 50})
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "adapter_rejected")
+    body = {"version": second["version"], "percent": 50}
+    assert client.post("/adapters/x/canary", json=body).json()["trial"]
+    assert put(client, "x", headed)["trial"] is None  # the canary has no head, and is over
+
+
+def test_a_canarys_failures_are_counted_as_its_own(
+    client: httpx.Client, versions: tuple[str, str]
+) -> None:
+    body = {"version": versions[1], "percent": 100}
+    client.post("/adapters/x/canary", json=body)
+    line = 'bert_lora_trial_requests_total{adapter="x",arm="canary",status="422"}'
+    before = metric(client, line)
+    assert client.post("/classify?adapter=x", json=TEXTS).status_code == 422
+    assert metric(client, line) == before + 1
+
+
+def test_what_takes_no_parameters_refuses_them_and_does_nothing(
+    client: httpx.Client, versions: tuple[str, str]
+) -> None:
+    for method, path in (
+        ("DELETE", "/adapters/x?dry_run=true"),
+        ("POST", "/adapters/x/promote?x=1"),
+        ("GET", "/adapters/x?verbose=1"),
+    ):
+        assert client.request(method, path).status_code == 422
+    assert client.get("/adapters/x").json()["version"] == versions[0]
