@@ -25,12 +25,13 @@ from app.adapters.registry import Registry
 from app.adapters.residents import Residents
 from app.adapters.source import Sources
 from app.adapters.store import Store
-from app.api import adapters, dialects, health, inference, tei
+from app.api import adapters, dialects, health, inference, tei, versions
 from app.api.connection import BoundedProtocol, listen
 from app.api.draining import Drain, Server
 from app.api.errors import install_errors
 from app.api.guard import Guard
-from app.api.keys import Door, Key, KeysRefused, is_loopback, read_keys, refuse_twice
+from app.api.key_entries import Key, KeysRefused, keys_of, refuse_twice
+from app.api.keys import Door, is_loopback
 from app.api.metrics import Metrics
 from app.api.overload import Gate
 from app.api.serving import Serving
@@ -100,7 +101,7 @@ def build(settings: Settings) -> FastAPI:
         description="One frozen BERT, many LoRA adapters, each request picks its own.",
         lifespan=lifespan,
     )
-    for room in (inference, adapters, dialects, tei, health):
+    for room in (inference, adapters, versions, dialects, tei, health):
         app.include_router(room.router)
     install_errors(app)
     app.add_middleware(Gate)
@@ -126,32 +127,19 @@ def _listed(text: str) -> list[str]:
 
 def _keys(settings: Settings) -> list[Key]:
     """Of the settings and their files. Raises StartRefused."""
-    found: list[Key] = []
+    said, admin_said = (
+        secret.get_secret_value() if secret else None
+        for secret in (settings.api_keys, settings.admin_keys)
+    )
     try:
-        for kind, said, file in (
-            ("api", settings.api_keys, settings.api_keys_file),
-            ("admin", settings.admin_keys, settings.admin_keys_file),
-        ):
-            place = f"{kind.upper()}_KEYS"
-            if said is not None:
-                entries = said.get_secret_value().split(",")
-                found += read_keys(entries, kind, place, options=False)
-            if file is not None:
-                keys = list(read_keys(_lines_of(file, place), kind, str(file), options=True))
-                if not keys:
-                    raise KeysRefused(f"{file} holds no key: put one in, or unset {place}_FILE")
-                found += keys
-        refuse_twice(found)
+        return refuse_twice(
+            [
+                *keys_of("api", said, settings.api_keys_file),
+                *keys_of("admin", admin_said, settings.admin_keys_file),
+            ]
+        )
     except KeysRefused as error:
         raise StartRefused(f"keys: {error}") from None
-    return found
-
-
-def _lines_of(file: Path, place: str) -> list[str]:
-    try:
-        return file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeysRefused(f"{place}_FILE={file} cannot be read: {error}") from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""PUT, GET, HEAD, DELETE /adapters/{name}; merge, unmerge, versions, rollback."""
+"""PUT, GET, HEAD, DELETE /adapters/{name}; its files; merge and unmerge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.adapter import Task
-from app.adapters.pointer import Trial, current_index, valid_name
+from app.adapters.pointer import valid_name
 from app.adapters.recipe import Options
 from app.adapters.registry import Name, Registry
 from app.adapters.sentence import Pooling
@@ -85,14 +85,6 @@ class UploadQuery(BaseModel):
             self.task,
             self.problem_type,
         )
-
-
-class RollbackBody(BaseModel):
-    """Where to roll back to."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: str | None = Field(None, description="12 or more hex digits; none: the one before.")
 
 
 REPORT_EXAMPLE = {
@@ -180,7 +172,7 @@ async def put(
 ) -> Response:
     """Upload an adapter: bare safetensors, multipart, tar or zip of a PEFT folder."""
     installer = serving.installer
-    precondition = _precondition(request)
+    asked = precondition(request)
     with installer.store.receiving() as folder:
         body = folder / "body"
         with body.open("wb") as file:
@@ -197,7 +189,7 @@ async def put(
                 query.tokens_per_s,
                 query.stage,
                 query.dry_run,
-                precondition,
+                asked,
                 caller(request),
             ),
         )
@@ -207,7 +199,7 @@ async def put(
     if query.stage:
         held = {**describe(done.name, serving.registry), **done.report, "merged": False}
         return json_answer({**held, "staged": True}, {"Location": f"/adapters/{name}/versions"})
-    headers = {"ETag": _etag(done.name.digest), "Location": f"/adapters/{name}"}
+    headers = {"ETag": etag(done.name.digest), "Location": f"/adapters/{name}"}
     answer = describe(done.name, serving.registry) | {"warnings": done.report["warnings"]}
     answer |= {"unchanged": True} if done.unchanged else {}
     return json_answer(answer, headers, 201 if done.created else 200)
@@ -232,10 +224,10 @@ async def list_all(request: Request, serving: Served) -> Response:
 async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
     found = serving.registry.get(name)
-    etag = _etag(found.digest)
+    tag = etag(found.digest)
     if _matches(request.headers.get("if-none-match", "").replace("W/", ""), found.digest):
-        return Response(status_code=304, headers={"ETag": etag})
-    return json_answer(describe(found, serving.registry), {"ETag": etag})
+        return Response(status_code=304, headers={"ETag": tag})
+    return json_answer(describe(found, serving.registry), {"ETag": tag})
 
 
 @router.delete(
@@ -247,7 +239,7 @@ async def get(request: Request, name: AdapterName, serving: Served) -> Response:
 )
 async def delete(request: Request, name: AdapterName, serving: Served) -> Response:
     """Stop serving the name; requests in flight finish on their version."""
-    await serving.installer.remove(name, _precondition(request))
+    await serving.installer.remove(name, precondition(request))
     return Response(status_code=204)
 
 
@@ -257,7 +249,7 @@ async def files(name: AdapterName, serving: Served) -> Response:
     digest = serving.registry.get(name).digest
     body = await serving.installer.files(name)
     headers = {
-        "ETag": _etag(digest),
+        "ETag": etag(digest),
         "Content-Disposition": f'attachment; filename="{name}-{digest[:12]}.tar"',
     }
     return Response(body, 200, headers, "application/x-tar")
@@ -284,103 +276,7 @@ def _timed(found: Name, serving: Serving, started: float) -> Response:
     return json_answer(describe(found, serving.registry) | {"took_ms": took_ms}, {})
 
 
-@router.get(
-    "/{name}/versions",
-    response_class=Response,
-    responses=LIST | documented(404, 422),
-    dependencies=NOTHING,
-)
-async def versions(name: AdapterName, serving: Served) -> Response:
-    """What the name has held, oldest first: since when, put there by whom and how."""
-    found = await serving.fetcher.pointer(name)
-    served = serving.registry.names.get(name)
-    current = current_index(found.history, served.digest if served else found.version)
-    return json_answer(
-        [asdict(e) | {"current": i == current} for i, e in enumerate(found.history)], {}
-    )
-
-
-@router.post(
-    "/{name}/rollback",
-    response_class=Response,
-    responses=ONE | documented(400, 415, 507),
-    dependencies=NOTHING,
-)
-async def rollback(
-    request: Request, name: AdapterName, serving: Served, body: RollbackBody | None = None
-) -> Response:
-    """Point the name at an earlier version of its own."""
-    asked = body.version if body else None
-    found = await serving.installer.rollback(name, asked, _precondition(request), caller(request))
-    return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
-
-
-class CanaryBody(BaseModel):
-    """Which version takes part, and in how much."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: str = Field(description="12 or more hex digits of one that the name holds.")
-    percent: float = Field(gt=0, le=100, description="Of the requests for the name.")
-    sticky_by: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$",
-        description="A header, or client: the same value always meets the same version.",
-    )
-
-
-class ShadowBody(CanaryBody):
-    """The same; without a percentage it takes part in every request."""
-
-    percent: float = Field(100, gt=0, le=100, description="Of the requests for the name.")
-
-
-TRIAL = ONE | documented(400, 409, 415, 503, 507)
-
-
-@router.post("/{name}/canary", response_class=Response, responses=TRIAL, dependencies=NOTHING)
-async def canary(
-    request: Request, name: AdapterName, serving: Served, body: CanaryBody
-) -> Response:
-    """Let another version answer a share of the requests."""
-    return await _begin(request, name, serving, "canary", body)
-
-
-@router.post("/{name}/shadow", response_class=Response, responses=TRIAL, dependencies=NOTHING)
-async def shadow(
-    request: Request, name: AdapterName, serving: Served, body: ShadowBody
-) -> Response:
-    """Run another version beside a share of the requests, compare, and do not answer with it."""
-    return await _begin(request, name, serving, "shadow", body)
-
-
-async def _begin(
-    request: Request,
-    name: str,
-    serving: Serving,
-    mode: Literal["canary", "shadow"],
-    body: CanaryBody,
-) -> Response:
-    trial = Trial(mode, body.version, body.percent, body.sticky_by, by=caller(request))
-    found = await serving.installer.begin_trial(name, trial)
-    return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
-
-
-@router.post("/{name}/promote", response_class=Response, responses=TRIAL, dependencies=NOTHING)
-async def promote(request: Request, name: AdapterName, serving: Served) -> Response:
-    """Make the version on trial the current one."""
-    found = await serving.installer.end_trial(name, caller(request), promote=True)
-    return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
-
-
-@router.post("/{name}/abort", response_class=Response, responses=TRIAL, dependencies=NOTHING)
-async def abort(request: Request, name: AdapterName, serving: Served) -> Response:
-    """End the trial; the current version stays."""
-    found = await serving.installer.end_trial(name, caller(request), promote=False)
-    return json_answer(describe(found, serving.registry), {"ETag": _etag(found.digest)})
-
-
-def _etag(digest: str) -> str:
+def etag(digest: str) -> str:
     return f'"{digest}"'
 
 
@@ -389,10 +285,10 @@ def _matches(header: str | None, digest: str | None) -> bool:
     if header is None or digest is None:
         return False
     tags = [tag.strip() for tag in header.split(",")]
-    return "*" in tags or _etag(digest) in tags
+    return "*" in tags or etag(digest) in tags
 
 
-def _precondition(request: Request) -> Callable[[str | None], None]:
+def precondition(request: Request) -> Callable[[str | None], None]:
     """What the request's headers ask of the current version; None: there is none."""
     if_match, if_none_match = (
         ",".join(lines) if (lines := request.headers.getlist(field)) else None

@@ -26,7 +26,7 @@ from app.adapters.upload import AdapterRejected
 from app.api.errors import Refusal, invalid
 from app.api.keys import caller, refuse_forbidden
 from app.api.serving import Serving
-from app.engine.trial import takes_part
+from app.engine.draw import takes_part
 
 log = logging.getLogger(__name__)
 BASE = "base"

@@ -28,7 +28,7 @@ from app.engine.install import MergeMemoryFull, PreconditionFailed
 from app.engine.queue import QueueFull
 from app.engine.quota import QuotaExceeded
 from app.engine.tokenizer import InputRefused
-from app.engine.trial import NoTrial
+from app.engine.trials import NoTrial
 
 log = logging.getLogger(__name__)
 

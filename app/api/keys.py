@@ -1,4 +1,4 @@
-"""Who may ask for what: keys, which routes need one, and which adapters a key may use.
+"""Who may ask for what: which routes need a key, and which adapters it may use.
 
 Keys are kept as digests and compared in constant time. What is not named open here needs a key, so a
 new route is closed until somebody opens it.
@@ -6,12 +6,10 @@ new route is closed until somebody opens it.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from fastapi import Request
@@ -19,94 +17,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.errors import Refusal, respond
+from app.api.key_entries import Key, digest_of
 
 OPEN = ("/", "/livez", "/readyz", "/health", "/docs", "/redoc", "/openapi.json")
 OPEN_BELOW = "/static-offline-docs/"
 WHOLE_SERVER = ("/metrics",)  # shows every adapter: not for a key that may use some only
 READING = ("GET", "HEAD")
 WEIGHTS = "files"
-
-
-class KeysRefused(Exception):
-    """A key that cannot be read, with its place and never the key itself."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """name: for logs and histories. digest: sha256 of the secret, which is kept nowhere.
-
-    adapters: patterns as in a shell; None: all. tokens_per_s: what it may ask for; None: any amount.
-    """
-
-    name: str
-    digest: bytes
-    admin: bool
-    adapters: tuple[str, ...] | None = None
-    tokens_per_s: float | None = None
-
-    def may_use(self, adapter: str) -> bool:
-        """The base is everybody's."""
-        if self.adapters is None or adapter == "base":
-            return True
-        return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
-
-
-def read_keys(entries: Sequence[str], kind: str, place: str, *, options: bool) -> Iterator[Key]:
-    """Keys from entries "SECRET [name=…] [adapters=a|b*] [tokens_per_s=…]".
-
-    kind: "api" or "admin". Empty entries are skipped, and those that begin with #. options: whether
-    there may be more than the secret. Raises KeysRefused.
-    """
-    count = 0
-    for number, entry in enumerate(entries, 1):
-        secret, *words = entry.split() or [""]
-        if not secret or secret.startswith("#"):
-            continue
-        count += 1
-        where = f"{place}, entry {number}"
-        if not (secret.isascii() and secret.isprintable()):
-            raise KeysRefused(f"{where}: a key is printable ASCII without spaces")
-        if words and not options:
-            raise KeysRefused(f"{where}: words after a key belong into a file of keys")
-        given = dict(word.partition("=")[::2] for word in words)
-        if unknown := given.keys() - {"name", "adapters", "tokens_per_s"}:
-            raise KeysRefused(
-                f"{where}: {len(unknown)} unknown words after the key; there may be name=, "
-                "adapters= and tokens_per_s="
-            )
-        adapters = given.get("adapters")
-        if adapters is not None and not all(adapters.split("|")):
-            raise KeysRefused(f"{where}: adapters= is a|b*, without empty names")
-        yield Key(
-            given.get("name") or f"{kind}-key-{count}",
-            _digest(secret),
-            kind == "admin",
-            None if adapters is None else tuple(adapters.split("|")),
-            _rate(given.get("tokens_per_s"), where),
-        )
-
-
-def refuse_twice(keys: Sequence[Key]) -> None:
-    """Raises KeysRefused for a key that is there twice: which of the two would it be?"""
-    seen: dict[bytes, str] = {}
-    for key in keys:
-        if key.digest in seen:
-            raise KeysRefused(f"{seen[key.digest]} and {key.name} are the same key")
-        seen[key.digest] = key.name
-
-
-def _rate(said: str | None, where: str) -> float | None:
-    try:
-        rate = None if said is None else float(said)
-    except ValueError:
-        rate = -1
-    if rate is not None and not 0 < rate < float("inf"):
-        raise KeysRefused(f"{where}: tokens_per_s is a number above 0")
-    return rate
-
-
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def is_loopback(host: str) -> bool:
@@ -164,7 +81,7 @@ class Door:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
-        digest, found = _digest(secret.strip()), None
+        digest, found = digest_of(secret.strip()), None
         for key in self.keys:  # all of them, so that the time tells nothing
             if hmac.compare_digest(key.digest, digest):
                 found = key

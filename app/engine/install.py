@@ -1,4 +1,4 @@
-"""The life of adapters: PUT and the watched folder alike; delete, rollback, merge.
+"""The life of adapters: PUT and a watched folder alike; delete, rollback, merge.
 
 receive -> unpack -> load (load.py) -> commit -> point. One change at a time; requests in flight
 never wait for one. Knows the store, the registry and the engine; knows no HTTP.
@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from app.adapters.archive import unpack
 from app.adapters.disk import StoreFull, StoreUnavailable
-from app.adapters.files import copy_adapter, folder_state, looks_like_adapter
+from app.adapters.files import copy_adapter, folder_state
 from app.adapters.pointer import (
     Entry,
     Pointer,
-    Trial,
-    came_from_folder,
     deleted,
     moved,
     now,
     staged,
-    valid_name,
 )
 from app.adapters.recipe import Options
 from app.adapters.registry import (
@@ -38,11 +35,10 @@ from app.adapters.registry import (
 from app.adapters.residents import Version
 from app.adapters.source import Sources, fetch_source
 from app.adapters.store import Store, content_version
-from app.adapters.upload import AdapterRejected
 from app.engine.export import export
-from app.engine.fetch import Fetcher, reason_of
+from app.engine.fetch import Fetcher
 from app.engine.load import Loader, load_version, said_of, to_store
-from app.engine.trial import NoTrial
+from app.engine.trials import with_fitting_trial
 from app.model.lora import merge_lora, merged_bytes
 
 log = logging.getLogger(__name__)
@@ -93,7 +89,7 @@ class How:
 
 @dataclass(eq=False)
 class Installer:
-    """Sizes in bytes. keep_versions: of a name, for rollback."""
+    """Sizes in bytes. keep_versions: of a name, for rollback. changing: held by whoever changes a name."""
 
     store: Store
     registry: Registry
@@ -103,7 +99,7 @@ class Installer:
     merge_memory_bytes: int
     keep_versions: int
     sources: Sources
-    _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def install_body(self, name: str, body: Path, content_type: str, how: How) -> Installed:
         """An uploaded body, or what it points at, becomes the name's version.
@@ -152,7 +148,7 @@ class Installer:
         """content: the folder's hash where it comes from ADAPTERS_DIR."""
         said = said_of(how.options)
         digest = await asyncio.to_thread(content_version, folder, said)
-        async with self._changing:
+        async with self.changing:
             pointer = await asyncio.to_thread(self.store.pointer, name)
             before = pointer or Pointer(name)
             how.precondition(self._shown(name, before.version))
@@ -168,7 +164,7 @@ class Installer:
             unchanged = served is not None and before.version == digest == served.digest
             after = self._after(before, digest, content, how, unchanged)
             if not how.stage:
-                after = await self._with_fitting_trial(after, report)
+                after = await with_fitting_trial(self.fetcher, after, report)
             stored = to_store(report, self.loader.engine.encoder)
             await asyncio.to_thread(self.store.commit, folder, digest, said, stored)
             if served is not None and after == before:
@@ -202,49 +198,12 @@ class Installer:
             tokens_per_s=limit,
         )
 
-    async def sync_folders(self, adapters_dir: Path, names: set[str]) -> None:
-        """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
-
-        A name that came from a folder which is gone is gone, too.
-        """
-        for name in sorted(names):
-            source = adapters_dir / name
-            self.registry.refused.pop(name, None)
-            try:
-                if not await asyncio.to_thread(looks_like_adapter, source):
-                    await self._folder_gone(name)
-                    continue
-                if not valid_name(name):
-                    raise AdapterRejected(f"{name!r} is no adapter name (a-z 0-9 . _ -)")
-                installed = await self.install_folder(name, source)
-            except Exception as error:  # one folder must not keep the others from being served
-                log.error("folder %s is not served: %s", source, reason_of(error))
-                self.registry.refused[name] = reason_of(error)
-                continue
-            if installed is not None:
-                log.info("folder %s is served as %s", source, installed.report["version"][:12])
-
-    async def _folder_gone(self, name: str) -> None:
-        async with self._changing:
-            pointer = await asyncio.to_thread(self.store.pointer, name)
-            if pointer is None or pointer.version is None or not pointer.from_folder:
-                return
-            after = replace(deleted(pointer), folder=None)
-            await asyncio.to_thread(self.store.move, pointer, after)
-            self.registry.remove(name)
-            log.info("adapter %s is gone with its folder", name)
-
-    def from_folders(self) -> set[str]:
-        """The names whose version came from a folder."""
-        names = self.registry.names.items()
-        return {name for name, found in names if came_from_folder(found.history)}
-
     async def remove(self, name: str, precondition: Precondition) -> None:
         """The name is gone at once; requests in flight finish on their version.
 
         Raises UnknownAdapter, PreconditionFailed, StoreFull.
         """
-        async with self._changing:
+        async with self.changing:
             pointer = await asyncio.to_thread(self.store.pointer, name)
             current = pointer.version if pointer else None
             if current is None and name not in self.registry.broken:
@@ -276,7 +235,7 @@ class Installer:
 
         Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StoreFull.
         """
-        async with self._changing:
+        async with self.changing:
             pointer = await self.fetcher.pointer(name)
             precondition(self._shown(name, pointer.version))
             history = pointer.history
@@ -289,71 +248,16 @@ class Installer:
             after = moved(pointer, Entry(digest, now(), by, "rollback"), self.keep_versions)
             if digest == pointer.version:
                 after = replace(after, history=pointer.history)
-            after = await self._with_fitting_trial(after, version.report)
+            after = await with_fitting_trial(self.fetcher, after, version.report)
             kept = await asyncio.to_thread(self.store.move, pointer, after)
             return self.fetcher.serve(kept, version)
-
-    async def begin_trial(self, name: str, trial: Trial) -> Name:
-        """Let another version that the name holds take part; trial.version: 12 or more of its digits.
-
-        Raises UnknownAdapter, UnknownVersion, AdapterRejected, StoreFull, StoreUnavailable.
-        """
-        async with self._changing:
-            pointer = await self.fetcher.pointer(name)
-            served = self.registry.get(name)
-            digest = find_version(name, pointer.history, trial.version)
-            if digest == served.digest:
-                raise AdapterRejected(f"{digest[:12]} is what {name} is served by already")
-            version = await self.fetcher.load_stored(digest)
-            if not _alike(served.report, version.report):
-                raise AdapterRejected(
-                    f"{digest[:12]} is for {version.report['task']} and the current version for "
-                    f"{served.report['task']}: clients would get now the one and now the other"
-                )
-            after = replace(pointer, trial=replace(trial, version=digest, since=now()))
-            return self.fetcher.repoint(
-                await asyncio.to_thread(self.store.move, pointer, after), served
-            )
-
-    async def _with_fitting_trial(self, after: Pointer, report: Mapping[str, Any]) -> Pointer:
-        """A trial of a version that answers in another shape than the current one is over."""
-        if after.trial is None:
-            return after
-        try:
-            trial = await self.fetcher.load_stored(after.trial.version)
-            if _alike(report, trial.report):
-                return after
-        except (AdapterRejected, StoreUnavailable):
-            pass
-        log.warning("the %s of %s is over: it does not fit", after.trial.mode, after.name)
-        return replace(after, trial=None)
-
-    async def end_trial(self, name: str, by: str | None, *, promote: bool) -> Name:
-        """Point the name at its trial's version, or leave it where it is.
-
-        Raises UnknownAdapter, NoTrial, AdapterRejected, StoreFull, StoreUnavailable.
-        """
-        async with self._changing:
-            pointer = await self.fetcher.pointer(name)
-            if pointer.trial is None:
-                raise NoTrial(f"{name} has no canary and no shadow")
-            if not promote:
-                after = replace(pointer, trial=None)
-                kept = await asyncio.to_thread(self.store.move, pointer, after)
-                return self.fetcher.repoint(kept, self.registry.get(name))
-            version = await self.fetcher.load_stored(pointer.trial.version)
-            entry = Entry(version.digest, now(), by, "promote")
-            after = moved(pointer, entry, self.keep_versions)
-            return self.fetcher.serve(
-                await asyncio.to_thread(self.store.move, pointer, after), version
-            )
 
     async def merge(self, name: str) -> Name:
         """Make the adapter's own copy of the layers it changes; others go on with the base.
 
         Raises UnknownAdapter, MergeMemoryFull.
         """
-        async with self._changing:
+        async with self.changing:
             found = self.registry.get(name)
             version = await self.fetcher.ready(found)
             if version.merged_bytes or not _can_merge(version):
@@ -375,15 +279,10 @@ class Installer:
 
         Raises UnknownAdapter.
         """
-        async with self._changing:
+        async with self.changing:
             found = self.registry.get(name)
             self.registry.merged.pop(name, None)
             return found
-
-
-def _alike(report: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two versions answer the same requests, in the same shape."""
-    return (report["task"], report["has_head"]) == (other["task"], other["has_head"])
 
 
 def _can_merge(version: Version) -> bool:

@@ -1,6 +1,6 @@
 """Keeps what is served in step with ADAPTERS_DIR while the server runs.
 
-Knows when a folder has changed and come to rest; what to do about it is install.py's.
+Knows when a folder has changed and come to rest; what to do about it is folders.py's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from watchfiles import awatch
 
 from app.adapters.files import State, adapter_folders, folder_state
+from app.engine.folders import from_folders, sync_folders
 from app.engine.install import Installer
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ async def sync_at_start(installer: Installer, adapters_dir: Path, before: Folder
     """
     now = await asyncio.to_thread(look, adapters_dir)
     rest = {name: state for name, state in now.items() if before.get(name) == state}
-    gone = installer.from_folders() - set(now) if await _there(adapters_dir) else set()
-    await installer.sync_folders(adapters_dir, set(rest) | gone)
+    gone = from_folders(installer.registry) - set(now) if await _there(adapters_dir) else set()
+    await sync_folders(installer, adapters_dir, set(rest) | gone)
     return rest
 
 
@@ -61,7 +62,7 @@ async def watch(installer: Installer, adapters_dir: Path, seen: Folders) -> None
         seen = now
         due = {name for name, changed in changed_at.items() if moment - changed >= SETTLE_S}
         changed_at = {name: t for name, t in changed_at.items() if name not in due}
-        await installer.sync_folders(adapters_dir, due)
+        await sync_folders(installer, adapters_dir, due)
 
 
 async def _there(adapters_dir: Path) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.keys import KeysRefused, is_loopback, read_keys, refuse_twice
+from app.api.key_entries import KeysRefused, read_keys, refuse_twice
+from app.api.keys import is_loopback
 from app.engine.quota import Charge, QuotaExceeded, Quotas
 from app.main import StartRefused
 from tests.conftest import Serve

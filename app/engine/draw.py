@@ -15,10 +15,6 @@ SAME_COSINE = 0.99
 SAME_VALUE = 0.01  # of a score without labels beside it, relative to it or to 1
 
 
-class NoTrial(Exception):
-    """There is nothing to be promoted or aborted."""
-
-
 def takes_part(trial: Trial, value: str | None) -> bool:
     """value: what the trial sticks by, the same for the same answer; None: each request is drawn."""
     share = random.random() if value is None else _share(trial.version, value)

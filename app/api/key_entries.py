@@ -1,0 +1,111 @@
+"""What a key is, and how keys are written: one an entry, with what it may do.
+
+A secret is kept as its digest only. Knows no requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+
+class KeysRefused(Exception):
+    """A key that cannot be read, with its place and never the key itself."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """name: for logs and histories. digest: sha256 of the secret, which is kept nowhere.
+
+    adapters: patterns as in a shell; None: all. tokens_per_s: what it may ask for; None: any amount.
+    """
+
+    name: str
+    digest: bytes
+    admin: bool
+    adapters: tuple[str, ...] | None = None
+    tokens_per_s: float | None = None
+
+    def may_use(self, adapter: str) -> bool:
+        """The base is everybody's."""
+        if self.adapters is None or adapter == "base":
+            return True
+        return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
+
+
+def read_keys(entries: Sequence[str], kind: str, place: str, *, options: bool) -> Iterator[Key]:
+    """Keys from entries "SECRET [name=…] [adapters=a|b*] [tokens_per_s=…]".
+
+    kind: "api" or "admin". Empty entries are skipped, and those that begin with #. options: whether
+    there may be more than the secret. Raises KeysRefused.
+    """
+    count = 0
+    for number, entry in enumerate(entries, 1):
+        secret, *words = entry.split() or [""]
+        if not secret or secret.startswith("#"):
+            continue
+        count += 1
+        where = f"{place}, entry {number}"
+        if not (secret.isascii() and secret.isprintable()):
+            raise KeysRefused(f"{where}: a key is printable ASCII without spaces")
+        if words and not options:
+            raise KeysRefused(f"{where}: words after a key belong into a file of keys")
+        given = dict(word.partition("=")[::2] for word in words)
+        if unknown := given.keys() - {"name", "adapters", "tokens_per_s"}:
+            raise KeysRefused(
+                f"{where}: {len(unknown)} unknown words after the key; there may be name=, "
+                "adapters= and tokens_per_s="
+            )
+        adapters = given.get("adapters")
+        if adapters is not None and not all(adapters.split("|")):
+            raise KeysRefused(f"{where}: adapters= is a|b*, without empty names")
+        yield Key(
+            given.get("name") or f"{kind}-key-{count}",
+            digest_of(secret),
+            kind == "admin",
+            None if adapters is None else tuple(adapters.split("|")),
+            _rate(given.get("tokens_per_s"), where),
+        )
+
+
+def keys_of(kind: str, said: str | None, file: Path | None) -> list[Key]:
+    """Keys from a comma-separated list and from a file's lines. Raises KeysRefused."""
+    place = f"{kind.upper()}_KEYS"
+    found = [] if said is None else list(read_keys(said.split(","), kind, place, options=False))
+    if file is None:
+        return found
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeysRefused(f"{place}_FILE={file} cannot be read: {error}") from None
+    from_file = list(read_keys(lines, kind, str(file), options=True))
+    if not from_file:
+        raise KeysRefused(f"{file} holds no key: put one in, or unset {place}_FILE")
+    return found + from_file
+
+
+def refuse_twice(keys: list[Key]) -> list[Key]:
+    """The keys. Raises KeysRefused for one that is there twice: which of the two would it be?"""
+    seen: dict[bytes, str] = {}
+    for key in keys:
+        if key.digest in seen:
+            raise KeysRefused(f"{seen[key.digest]} and {key.name} are the same key")
+        seen[key.digest] = key.name
+    return keys
+
+
+def _rate(said: str | None, where: str) -> float | None:
+    try:
+        rate = None if said is None else float(said)
+    except ValueError:
+        rate = -1
+    if rate is not None and not 0 < rate < float("inf"):
+        raise KeysRefused(f"{where}: tokens_per_s is a number above 0")
+    return rate
+
+
+def digest_of(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,123 @@
+"""A name's versions: history, rollback, canary, shadow, promote, abort."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.adapters.pointer import Trial, current_index
+from app.api.adapters import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
+from app.api.answer import json_answer
+from app.api.errors import documented
+from app.api.keys import caller
+from app.api.serving import Served, Serving
+from app.engine.trials import begin_trial, end_trial
+
+router = APIRouter(prefix="/adapters", tags=["adapters"])
+
+
+class RollbackBody(BaseModel):
+    """Where to roll back to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str | None = Field(None, description="12 or more hex digits; none: the one before.")
+
+
+@router.get(
+    "/{name}/versions",
+    response_class=Response,
+    responses=LIST | documented(404, 422),
+    dependencies=NOTHING,
+)
+async def versions(name: AdapterName, serving: Served) -> Response:
+    """What the name has held, oldest first: since when, put there by whom and how."""
+    found = await serving.fetcher.pointer(name)
+    served = serving.registry.names.get(name)
+    current = current_index(found.history, served.digest if served else found.version)
+    return json_answer(
+        [asdict(e) | {"current": i == current} for i, e in enumerate(found.history)], {}
+    )
+
+
+@router.post(
+    "/{name}/rollback",
+    response_class=Response,
+    responses=ONE | documented(400, 415, 507),
+    dependencies=NOTHING,
+)
+async def rollback(
+    request: Request, name: AdapterName, serving: Served, body: RollbackBody | None = None
+) -> Response:
+    """Point the name at an earlier version of its own."""
+    asked = body.version if body else None
+    found = await serving.installer.rollback(name, asked, precondition(request), caller(request))
+    return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})
+
+
+class CanaryBody(BaseModel):
+    """Which version takes part, and in how much."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(description="12 or more hex digits of one that the name holds.")
+    percent: float = Field(gt=0, le=100, description="Of the requests for the name.")
+    sticky_by: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$",
+        description="A header, or client: the same value always meets the same version.",
+    )
+
+
+class ShadowBody(CanaryBody):
+    """The same; without a percentage it takes part in every request."""
+
+    percent: float = Field(100, gt=0, le=100, description="Of the requests for the name.")
+
+
+TRIAL = ONE | documented(400, 409, 415, 503, 507)
+
+
+@router.post("/{name}/canary", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+async def canary(
+    request: Request, name: AdapterName, serving: Served, body: CanaryBody
+) -> Response:
+    """Let another version answer a share of the requests."""
+    return await _begin(request, name, serving, "canary", body)
+
+
+@router.post("/{name}/shadow", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+async def shadow(
+    request: Request, name: AdapterName, serving: Served, body: ShadowBody
+) -> Response:
+    """Run another version beside a share of the requests, compare, and do not answer with it."""
+    return await _begin(request, name, serving, "shadow", body)
+
+
+async def _begin(
+    request: Request,
+    name: str,
+    serving: Serving,
+    mode: Literal["canary", "shadow"],
+    body: CanaryBody,
+) -> Response:
+    trial = Trial(mode, body.version, body.percent, body.sticky_by, by=caller(request))
+    found = await begin_trial(serving.installer, name, trial)
+    return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})
+
+
+@router.post("/{name}/promote", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+async def promote(request: Request, name: AdapterName, serving: Served) -> Response:
+    """Make the version on trial the current one."""
+    found = await end_trial(serving.installer, name, caller(request), promote=True)
+    return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})
+
+
+@router.post("/{name}/abort", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+async def abort(request: Request, name: AdapterName, serving: Served) -> Response:
+    """End the trial; the current version stays."""
+    found = await end_trial(serving.installer, name, caller(request), promote=False)
+    return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})

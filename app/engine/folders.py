@@ -1,0 +1,60 @@
+"""ADAPTERS_DIR's folders as versions of their names, and names that go with their folders.
+
+Knows which folder is to be looked at; when is watch.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from app.adapters.files import looks_like_adapter
+from app.adapters.pointer import came_from_folder, deleted, valid_name
+from app.adapters.registry import Registry
+from app.adapters.upload import AdapterRejected
+from app.engine.fetch import reason_of
+from app.engine.install import Installer
+
+log = logging.getLogger(__name__)
+
+
+async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]) -> None:
+    """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
+
+    A name that came from a folder which is gone is gone, too.
+    """
+    refused = installer.registry.refused
+    for name in sorted(names):
+        source = adapters_dir / name
+        refused.pop(name, None)
+        try:
+            if not await asyncio.to_thread(looks_like_adapter, source):
+                await _gone(installer, name)
+                continue
+            if not valid_name(name):
+                raise AdapterRejected(f"{name!r} is no adapter name (a-z 0-9 . _ -)")
+            installed = await installer.install_folder(name, source)
+        except Exception as error:  # one folder must not keep the others from being served
+            log.error("folder %s is not served: %s", source, reason_of(error))
+            refused[name] = reason_of(error)
+            continue
+        if installed is not None:
+            log.info("folder %s is served as %s", source, installed.report["version"][:12])
+
+
+async def _gone(installer: Installer, name: str) -> None:
+    store = installer.store
+    async with installer.changing:
+        pointer = await asyncio.to_thread(store.pointer, name)
+        if pointer is None or pointer.version is None or not pointer.from_folder:
+            return
+        await asyncio.to_thread(store.move, pointer, replace(deleted(pointer), folder=None))
+        installer.registry.remove(name)
+        log.info("adapter %s is gone with its folder", name)
+
+
+def from_folders(registry: Registry) -> set[str]:
+    """The names whose version came from a folder."""
+    return {name for name, found in registry.names.items() if came_from_folder(found.history)}
