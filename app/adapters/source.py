@@ -26,6 +26,10 @@ HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 HUB_FILES = [*ADAPTER_FILES, *ALIASES, "0_Transformer/*"]
 
 
+class SourceMalformed(Exception):
+    """What came as JSON is none."""
+
+
 class SourceForbidden(Exception):
     """The settings do not allow this source."""
 
@@ -41,14 +45,17 @@ class Sources:
 def fetch_source(body: Path, allowed: Sources, folder: Path, max_bytes: int) -> None:
     """Put the adapter files that `body`, {"source": …}, points at into `folder`.
 
-    Raises SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
+    Raises SourceMalformed, SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
     """
     try:
         asked = json.loads(body.read_bytes())
+    except (ValueError, RecursionError):
+        raise SourceMalformed("the body is not JSON, as its content type says") from None
+    try:
         source = asked["source"]
         if not isinstance(source, str) or len(asked) != 1:
             raise TypeError
-    except (ValueError, TypeError, LookupError):
+    except (TypeError, LookupError):
         raise AdapterRejected(
             'JSON is taken as {"source": "/folder"} or {"source": "hf:org/repo@revision"} only; '
             "an adapter itself is sent as safetensors, multipart, tar or zip"

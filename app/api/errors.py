@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from app.adapters.disk import StoreFull, StoreUnavailable
 from app.adapters.registry import UnknownAdapter, UnknownVersion
-from app.adapters.source import SourceForbidden
+from app.adapters.source import SourceForbidden, SourceMalformed
 from app.adapters.store import StaleRevision
 from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
 from app.engine.engine import ForwardFailed, NotFinite, OutOfMemory
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 TABLE: dict[type[Exception], tuple[int, str]] = {
     ClientDisconnect: (499, "client_gone"),
+    SourceMalformed: (400, "malformed"),
     SourceForbidden: (403, "forbidden"),
     UnknownAdapter: (404, "adapter_not_found"),
     UnknownVersion: (404, "version_not_found"),

@@ -114,8 +114,8 @@ class Door:
             return Refusal(
                 403,
                 "forbidden",
-                "without keys adapters are changed by a loopback name (localhost, 127.0.0.1) and from "
-                "no other site's page: set BERT_LORA_ADMIN_KEYS",
+                "without keys adapters are changed by a local name (localhost, 127.0.0.1) and from no "
+                "other site's page: set BERT_LORA_ADMIN_KEYS",
             )
         return Refusal(
             403,
@@ -151,10 +151,19 @@ def _unauthenticated(why: str) -> Refusal:
     )
 
 
+def _is_public_name(host: str) -> bool:
+    """Whether anybody could have led the name here; an address, or a name without a dot, nobody can."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "." in host.rstrip(".") and not host.endswith(".localhost")
+    return False
+
+
 def _from_a_page_elsewhere(headers: Headers) -> bool:
     """A browser's request for another site's page, also where that site's name leads to this machine."""
     host = headers.get("host", "")
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    if _is_public_name(urlsplit(f"//{host}").hostname or ""):
         return True
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return True

@@ -81,11 +81,18 @@ def test_what_is_no_source_is_refused(server: LiveServer, allowed: Path) -> None
     for source in (str(allowed / "nothing"), str(allowed / "a" / "adapter_config.json"), 5, None):
         assert put(server, source) == (422, "adapter_rejected"), source
     assert put(server, f"{allowed}/a\0b") == (422, "adapter_rejected")
-    for body in (b"", b"[]", b"{}", b'{"source": "/x", "more": 1}', b"\xff"):
-        answer = server.client.put(
-            "/adapters/x", content=body, headers={"Content-Type": "application/json"}
-        )
-        assert answer.status_code == 422, body
+    bodies = {
+        b"[]": 422,
+        b"{}": 422,
+        b'{"source": "/x", "more": 1}': 422,
+        b"": 400,
+        b"\xff": 400,
+        b"[" * 100_000: 400,
+    }
+    for body, status in bodies.items():
+        headers = {"Content-Type": "application/json"}
+        answer = server.client.put("/adapters/x", content=body, headers=headers)
+        assert answer.status_code == status, body
 
 
 def test_without_settings_no_source_is_taken(tiny_server: LiveServer, allowed: Path) -> None:
