@@ -1,4 +1,4 @@
-"""The server: one frozen BERT encoder, any number of LoRA adapters. See docs/architecture.md."""
+"""The server: one frozen BERT encoder, any number of LoRA adapters."""
 
 import os
 
