@@ -144,9 +144,13 @@ class HeadReader:
                 "with it in modules_to_save",
             )
             return None
-        if weight.dim() != 2 or weight.shape[1] != self.base.hidden:
-            width = weight.shape[-1]
-            self._problem(path, f"reads {width} values; this base is {self.base.hidden}-wide")
+        if weight.dim() != 2:
+            self._problem(path, f"has the shape {list(weight.shape)}, which is no matrix", "weight")
+            return None
+        if weight.shape[1] != self.base.hidden:
+            self._problem(
+                path, f"reads {weight.shape[1]} values; this base is {self.base.hidden}-wide"
+            )
             return None
         if bias is not None and bias.shape != weight.shape[:1]:
             self._problem(path, "bias and weight do not fit each other", "bias")

@@ -105,11 +105,11 @@ def summary(parts: Parts, recipe: Recipe, base: Base, problems: list[Problem]) -
     }
     numbers = [int(n) for path in parts.modules for n in LAYER.findall(path)]
     tables = {
-        (module.get("embedding_A", module.get("weight"))).shape[part]  # type: ignore[union-attr]
+        module[name].shape[part]
         for path, module in parts.modules.items()
         if path.endswith("word_embeddings")
-        for name, part in (("embedding_A", -1), ("weight", 0))
-        if name in module
+        for name, part in (("embedding_A", 1), ("weight", 0))
+        if name in module and module[name].dim() == 2
     }
     wrong_width = len(widths) == 1 and widths != {base.hidden}
     missing = {

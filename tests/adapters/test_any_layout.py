@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -38,11 +38,16 @@ def read(base: Base, tensors: dict[str, Tensor]) -> Adapter:
 
 pieces = st.tuples(
     st.sampled_from(["", "base_model.model.", "base_model.model.bert.", "bert.", "model.", "x."]),
-    st.sampled_from([*TINY_LINEARS, "classifier", "encoder.layer.9.output.dense", "nowhere", ""]),
+    st.sampled_from(
+        [*TINY_LINEARS, "classifier", "pooler.dense", "embeddings.word_embeddings",
+         "encoder.layer.0.output.LayerNorm", "encoder.layer.9.output.dense", "nowhere", ""]
+    ),
     st.sampled_from(
         [
             ".lora_A.weight", ".lora_B.weight", ".lora_A", ".lora_B", ".lora.A", ".lora.B", ".weight",
             ".bias", ".lora_magnitude_vector", ".base_layer.bias", ".lora_A.default.weight", "",
+            ".lora_embedding_A", ".lora_embedding_B", ".lora_E", ".trainable_tokens_delta", ".ia3_l",
+            ".modules_to_save.default.weight",
         ]
     ),
     st.lists(st.sampled_from([1, 2, 4, 32, 64]), min_size=0, max_size=3),
@@ -50,6 +55,8 @@ pieces = st.tuples(
 
 
 @FIXED
+@example([("", "classifier", ".weight", [])])
+@example([("", "embeddings.word_embeddings", ".lora_embedding_A", []), ("", "", ".lora_A", [])])
 @given(st.lists(pieces, min_size=1, max_size=8))
 def test_any_names_and_shapes_are_used_to_the_last_or_refused(
     base: Base, found: list[tuple[str, str, str, list[int]]]
