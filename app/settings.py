@@ -1,7 +1,7 @@
 """One frozen Settings: from BERT_LORA_… variables and the flags of `bert-lora serve`.
 
-Only main.py reads it; everything else gets plain values. Imports nothing heavy, so that --help is
-quick.
+Only serve.py, main.py and assemble.py read it; everything else gets plain values. Imports nothing
+heavy, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -126,3 +126,8 @@ def read_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
     except ValidationError as error:
         faults = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
         raise SettingsRefused("; ".join(faults)) from None
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a comma-separated setting."""
+    return [part.strip() for part in text.split(",") if part.strip()]

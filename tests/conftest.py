@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, as below
@@ -18,6 +19,10 @@ from tests.live import LiveServer, live_server
 from tests.tiny import save_tiny_base
 
 torch.manual_seed(0)
+# The same examples each time, so that no change is failed by what another one did wrong. For others:
+# python -m pytest --hypothesis-profile default
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What every route works with, built once by main.py and held by the app, never by a module."""
+"""What every route works with, put together once by assemble.py and held by the app, never by a module."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.adapters.files import adapter_folders
-from app.engine.watch import SETTLE_S
+from app.engine import watch
 from tests.adapters.made import peft_file
 from tests.conftest import Serve
 from tests.oracles import files_of, make_adapter, put
@@ -33,6 +33,14 @@ def zipped(folder: Path) -> bytes:
         for path in folder.iterdir():
             archive.write(path, f"checkpoint/{path.name}")
     return out.getvalue()
+
+
+SETTLED_S = 3.5  # until a folder at rest has surely been looked at, as _settle has it
+
+
+@pytest.fixture(autouse=True)
+def _settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SETTLE_S", 2.0)
 
 
 PACKINGS: dict[str, Callable[[Path], dict[str, object]]] = {
@@ -191,7 +199,7 @@ def test_a_put_after_a_folder_wins_and_a_new_folder_after_that(
     client = serve(model=str(tiny_bert), adapters_dir=dropped).client
     uploaded = put(client, "x", folders["b"])["version"]
     (dropped / "x" / "unrelated.txt").write_text("touched")
-    time.sleep(SETTLE_S + 1.5)
+    time.sleep(SETTLED_S)
     assert client.get("/adapters/x").json()["version"] == uploaded
     make_adapter(tiny_bert, dropped / "x", 9, scale=4)
     assert eventually(lambda: client.get("/adapters/x").json()["version"] != uploaded)
@@ -314,7 +322,7 @@ def test_a_folder_that_is_copied_slowly_is_served_once_and_goes_with_its_removal
         for piece in (content[: len(content) // 2], content[len(content) // 2 :]):
             with (dropped / "slow" / name).open("ab") as file:
                 file.write(piece)
-            time.sleep(1.5)
+            time.sleep(0.6)
             assert client.get("/adapters/slow").status_code == 404
     assert eventually(lambda: client.get("/adapters/slow").status_code == 200)
     assert client.get("/adapters/slow").json()["labels"] == ["x", "y", "z"]
@@ -327,7 +335,7 @@ def test_a_folder_that_is_copied_slowly_is_served_once_and_goes_with_its_removal
     assert eventually(lambda: len(client.get("/adapters/slow/versions").json()) == 2)
     put(client, "slow", folders["b"])  # what the folder brought is now the client's as well
     shutil.rmtree(dropped / "slow")
-    time.sleep(SETTLE_S + 1.5)
+    time.sleep(SETTLED_S)
     assert client.get("/adapters/slow").status_code == 200
 
 
@@ -359,9 +367,9 @@ def test_a_folders_name_is_the_folders_after_a_rollback_too(
     client.post("/adapters/x/rollback")
     client.delete("/adapters/x")
     shutil.move(dropped / "x", tmp_path / "aside")
-    time.sleep(SETTLE_S + 1.5)
+    time.sleep(SETTLED_S)
     shutil.move(tmp_path / "aside", dropped / "x")
-    time.sleep(SETTLE_S + 1.5)
+    time.sleep(SETTLED_S)
     assert client.get("/adapters/x").status_code == 404  # deleted, and its content is not new
     shutil.copytree(folders["a"], dropped / "x", dirs_exist_ok=True)
     assert eventually(lambda: client.get("/adapters/x").status_code == 200)

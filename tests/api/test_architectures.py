@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from app.main import StartRefused
+from app.assemble import StartRefused
 from tests.conftest import Serve
 from tests.oracles import FP32, make_adapter, peft_embeddings, plain_embeddings, put
 from tests.tiny import CONFIGS, save_tiny_base

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.main import StartRefused
+from app.assemble import StartRefused
 from tests.conftest import Serve
 from tests.oracles import files_of, make_adapter, put
 from tests.process import Process, start

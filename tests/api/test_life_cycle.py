@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from app.api.connection import listen
-from app.main import StartRefused
-from app.main import serve as serve_forever
+from app.assemble import StartRefused
+from app.serve import serve as serve_forever
 from app.settings import Settings
 from tests import faulty
 from tests.conftest import Serve
-from tests.process import Process, start
+from tests.process import Process, start, until_ready
 
 TEXT = {"inputs": "the good film"}
 
@@ -169,7 +169,9 @@ def test_a_rolling_restart_loses_no_request_that_is_sent_once_more(
     run: Callable[..., Process],
 ) -> None:
     """Two servers; the first is ended under load and started again, then the second is ended."""
-    servers = [run(), run()]
+    servers = [run(wait=False), run(wait=False)]
+    for server in servers:
+        until_ready(server)
     lost: list[str] = []
     asked = [0]
     over = threading.Event()
@@ -191,6 +193,7 @@ def test_a_rolling_restart_loses_no_request_that_is_sent_once_more(
                     failure = answer.text
                 else:
                     lost.append(failure)
+                time.sleep(0.02)  # the server that starts needs its share of two cores
 
     clients = [threading.Thread(target=client, args=(i,)) for i in range(4)]
     for one in clients:

@@ -1,0 +1,142 @@
+"""Store, base, tokenizer, engine, installer, in order, from the settings: what a server serves with."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import torch
+
+from app.adapters.disk import StoreUnusable
+from app.adapters.registry import Registry
+from app.adapters.residents import Residents
+from app.adapters.source import Sources
+from app.adapters.store import Store
+from app.api.draining import Drain
+from app.api.metrics import Metrics
+from app.api.serving import Serving
+from app.engine.automerge import AutoMerge
+from app.engine.engine import Engine
+from app.engine.fetch import Fetcher
+from app.engine.install import Installer
+from app.engine.load import make_loader
+from app.engine.tokenizer import TextTokenizer, load_tokenizer
+from app.model import kernel, machine
+from app.model.base_files import BaseRefused, find_base
+from app.model.embedded import EmbeddedBaseMissing
+from app.model.encoder import DTYPES, Encoder, load_encoder
+from app.settings import Settings, listed
+
+CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs latency
+CPU_BATCHES = 4  # at the same time, where there are as many cores (docs/decisions/0006)
+GPU_BATCH_TOKENS = 16_384
+
+
+class StartRefused(Exception):
+    """The server cannot start, with the reason in words."""
+
+
+def assemble(
+    settings: Settings, metrics: Metrics, drain: Drain, *, keyed: bool, may_write: bool
+) -> Serving:
+    """keyed: whether any key is needed for anything. may_write: whether the store can be changed.
+
+    Blocks, for seconds. Raises StartRefused.
+    """
+    store, encoder, tokenizer = _store_and_base(settings, may_write=may_write)
+    engine = _engine(settings, encoder)
+    engine.on_batch = metrics.batch
+    loader = make_loader(engine, tokenizer)
+    budget = settings.adapter_memory_bytes
+    registry = Registry(
+        Residents(machine.free_memory(encoder.device) // 2 if budget is None else budget)
+    )
+    fetcher = Fetcher(store, registry, loader)
+    installer = Installer(
+        store,
+        registry,
+        loader,
+        fetcher,
+        settings.max_adapter_bytes,
+        settings.merge_memory_bytes,
+        settings.keep_versions,
+        Sources(tuple(map(Path, listed(settings.source_dirs))), settings.allow_hub),
+    )
+    _show(metrics, engine, registry)
+    return Serving(
+        engine,
+        tokenizer,
+        registry,
+        fetcher,
+        installer,
+        _automerge(installer, registry, settings.merge),
+        metrics,
+        settings.max_client_batch,
+        keyed=keyed,
+        drain=drain,
+    )
+
+
+def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Encoder, TextTokenizer]:
+    device = _device(settings.device)
+    dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
+    torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
+    compiling = threading.Thread(target=kernel.prepare)  # seconds, at an installation's first start
+    compiling.start()
+    try:
+        store = Store(settings.store, may_write=may_write)
+        files = find_base(settings.model, settings.model_revision)
+        encoder = load_encoder(files, device, dtype)
+        tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
+    except (BaseRefused, EmbeddedBaseMissing, StoreUnusable) as error:
+        raise StartRefused(str(error)) from error
+    compiling.join()
+    return store, encoder, tokenizer
+
+
+def _engine(settings: Settings, encoder: Encoder) -> Engine:
+    on_cpu, cores = encoder.device.type == "cpu", machine.cores()
+    return Engine(
+        encoder,
+        settings.max_batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS),
+        settings.max_queue_tokens,
+        threads=min(CPU_BATCHES, cores) if on_cpu else 1,
+        cores=cores,
+    )
+
+
+def _automerge(installer: Installer, registry: Registry, default: str) -> AutoMerge:
+    def may_merge(name: str) -> bool:
+        found = registry.names.get(name)
+        return found is not None and (found.merge or default) == "auto"
+
+    return AutoMerge(
+        may_merge, lambda name: name in registry.merged, installer.merge, installer.unmerge
+    )
+
+
+def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
+    """What is looked at when /metrics is asked for."""
+    residents = registry.residents
+    metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: engine.queue.tokens)
+    metrics.watch("bert_lora_adapters", "Adapters served.", lambda: len(registry.names))
+    metrics.watch("bert_lora_resident_adapters", "Versions in memory.", lambda: len(residents))
+    metrics.watch("bert_lora_resident_bytes", "Memory of those.", lambda: residents.bytes)
+    metrics.watch("bert_lora_adapter_hits", "Found in memory.", lambda: residents.hits)
+    metrics.watch("bert_lora_adapter_misses", "Loaded for a request.", lambda: residents.misses)
+    metrics.watch(
+        "bert_lora_merged_bytes", "Memory of merged copies.", lambda: registry.merged_bytes
+    )
+
+
+def _device(asked: str) -> torch.device:
+    """Raises StartRefused for a GPU that is not there."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise StartRefused(f"DEVICE={asked} is no device: auto, cpu, cuda or cuda:n") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise StartRefused(f"DEVICE={asked}, but torch sees {torch.cuda.device_count()} GPUs")
+    return device
