@@ -50,7 +50,6 @@ def test_no_request_breaks_the_contract(
         @settings(
             max_examples=25,
             deadline=None,
-            derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),
         )

@@ -74,7 +74,7 @@ def test_any_config_that_peft_takes_is_served_as_peft_does(
     served = 0
 
     @settings(
-        max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+        max_examples=60, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(fields=configs(NAMES[name]))
