@@ -60,7 +60,8 @@ def live_server(**settings: Any) -> LiveServer:
 
     def run() -> None:
         try:
-            asyncio.run(main())
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(main())
         except BaseException as error:
             errors.append(error)
             ready.set()

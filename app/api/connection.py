@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from asyncio import TimerHandle, Transport
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,6 +23,28 @@ PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fiel
 PHRASES[503] = "Service Unavailable"
 
 
+class _Lenient:
+    """A transport that drops what is said to it after its end, as asyncio's do; uvloop's raise."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Closes what does not end in time; a refusal has the shape of every other error."""
 
@@ -34,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stalled: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(Transport, _Lenient(transport)))
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(503, "overloaded", f"{MAX_CONNECTIONS} connections are open: try again")
         else:

@@ -184,6 +184,7 @@ class Engine:
                 return
             self._beats[number] += 1
             self._at_work.add(number)
+            finished: list[Ticket] = []
             if callable(work):
                 work()
             else:
@@ -196,11 +197,12 @@ class Engine:
                 if wanted != cores:
                     torch.set_num_threads(wanted)
                     cores = wanted
-                self._timed_step(batch, self._between(batch, number))
+                finished = self._timed_step(batch, self._between(batch, number))
             self._at_work.discard(number)
             if spare:
                 self._spare_ran_at = time.perf_counter()
-            self.queue.over()
+            self.queue.over()  # before the answers: what they bring next finds this thread free
+            _tell(finished)
 
     def _between(self, batch: list[Waiting], number: int) -> Callable[[], None]:
         """What a batch does before each of its layers; a short one is not worth interrupting."""
@@ -217,17 +219,21 @@ class Engine:
                 if callable(work):
                     work()
                 elif work:
-                    self._timed_step(work, lambda: None)
+                    _tell(self._timed_step(work, lambda: None))
 
         return between
 
-    def _timed_step(self, batch: list[Waiting], between: Callable[[], None]) -> None:
+    def _timed_step(self, batch: list[Waiting], between: Callable[[], None]) -> list[Ticket]:
         started = time.perf_counter()
-        self._step(batch, between)
+        finished = self._step(batch, between)
         self.queue.drained(_tokens(batch), started)
+        return finished
 
-    def _step(self, batch: list[Waiting], between: Callable[[], None]) -> None:
-        """One batch. Where it fails, its members run alone, so that only the culprit fails."""
+    def _step(self, batch: list[Waiting], between: Callable[[], None]) -> list[Ticket]:
+        """One batch, and the tickets that are finished with it, to be told.
+
+        Where it fails, its members run alone, so that only the culprit fails.
+        """
         started = time.perf_counter()
         for waiting in batch:
             waiting.ticket.started_at = waiting.ticket.started_at or started
@@ -237,19 +243,22 @@ class Engine:
         try:
             rows = self.encoder.run([_item(first[i]) for i in range(len(same))], between)
         except Abandoned:
-            return
+            return []
         except Exception as error:
-            self._again(batch, between, error)
-            return
+            return self._again(batch, between, error)
         finished = time.perf_counter()
         self.on_batch(_tokens(batch), len(batch))
-        for waiting, place in zip(batch, places, strict=True):
-            if torch.isfinite(rows[place]).all():
-                _deliver(waiting.ticket, waiting.index, rows[place], finished)
-            else:
-                _fail(waiting.ticket, NotFinite(f"inputs[{waiting.index}]: {NOT_FINITE}"))
+        over = [
+            _deliver(waiting.ticket, waiting.index, rows[place], finished)
+            if torch.isfinite(rows[place]).all()
+            else _fail(waiting.ticket, NotFinite(f"inputs[{waiting.index}]: {NOT_FINITE}"))
+            for waiting, place in zip(batch, places, strict=True)
+        ]
+        return [w.ticket for w, last in zip(batch, over, strict=True) if last]
 
-    def _again(self, batch: list[Waiting], between: Callable[[], None], error: Exception) -> None:
+    def _again(
+        self, batch: list[Waiting], between: Callable[[], None], error: Exception
+    ) -> list[Ticket]:
         """A failed batch in parts: halves where memory was short, else one by one."""
         short = isinstance(error, torch.OutOfMemoryError)
         if len(batch) == 1:
@@ -262,16 +271,15 @@ class Engine:
                     f"{where}: the model failed on it; this is a bug, please report it"
                 )
             )
-            _fail(batch[0].ticket, told)
-            return
+            return [batch[0].ticket] if _fail(batch[0].ticket, told) else []
         if short:
             torch.cuda.empty_cache()
             smaller = max(self.encoder.max_length, self.max_batch_tokens // 2)
             log.warning("out of memory: a batch is at most %d tokens from now on", smaller)
             self.max_batch_tokens = smaller
         size = (len(batch) + 1) // 2 if short else 1
-        for start in range(0, len(batch), size):
-            self._step(batch[start : start + size], between)
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        return [ticket for part in parts for ticket in self._step(part, between)]
 
 
 def _tokens(batch: list[Waiting]) -> int:
@@ -289,19 +297,23 @@ def _item(waiting: Waiting) -> Item:
     return Item(waiting.ids, waiting.types, waiting.want, version.layers, version.adapter.head)
 
 
-def _deliver(ticket: Ticket, index: int, row: Tensor, finished: float) -> None:
+def _deliver(ticket: Ticket, index: int, row: Tensor, finished: float) -> bool:
+    """Whether the ticket is finished with it."""
     with ticket.lock:  # two threads may hold sequences of one ticket
         ticket.results[index] = row
         ticket.left -= 1
         ticket.finished_at = finished
-        over = ticket.left == 0
-    if over:
-        ticket.done()
+        return ticket.left == 0
 
 
-def _fail(ticket: Ticket, error: Exception) -> None:
+def _fail(ticket: Ticket, error: Exception) -> bool:
+    """Whether it is the ticket's first failure: the others need not be told."""
     with ticket.lock:
         first = ticket.error is None
         ticket.error = ticket.error or error
-    if first:
+    return first
+
+
+def _tell(finished: list[Ticket]) -> None:
+    for ticket in finished:
         ticket.done()

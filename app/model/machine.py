@@ -19,6 +19,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 KEPT_BYTES = 1 << 30  # free at the top of the heap before any of it is given back
 PRIMITIVES = "256"  # oneDNN keeps 0.6 MB for each row count of each layer, 1,024 of them by default
 LARGEST_BYTES = 32 << 20  # glibc's own limit for blocks that come from the heap
+TORCHS_CORES = torch.get_num_threads()  # as imported: whoever sets it later means a thread
 
 
 def keep_memory() -> None:
@@ -56,12 +57,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def cores() -> int:
     """Cores that this process may use: torch's count, or the container's quota where that is less."""
-    found = torch.get_num_threads()
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
-        return max(1, min(found, round(int(quota) / int(period))))
+        return max(1, min(TORCHS_CORES, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no cgroup, or no quota ("max")
-        return found
+        return TORCHS_CORES
 
 
 def _available() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -250,3 +252,20 @@ def test_a_deadline_holds_while_the_body_is_coming(server: LiveServer, connect: 
     opened = connect()
     opened.sendall(HEAD + b"X-Request-Timeout: 0.2\r\nContent-Length: 1000\r\n\r\n" + BODY)
     assert error_of(answer(opened)) == (504, "deadline_exceeded")
+
+
+def test_who_cuts_the_connection_as_it_is_answered_is_no_error(
+    server: LiveServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvloop's transports raise where asyncio's drop what is written after their end."""
+    more = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 20
+    draw = random.Random(0)
+    for _ in range(300):
+        cut = connect()
+        cut.sendall(WHOLE + more)
+        time.sleep(draw.uniform(0, 0.01))
+        cut.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
+        cut.close()
+    still_serves(server)
+    assert 'status="500"' not in server.client.get("/metrics").text
+    assert "unhandled" not in caplog.text

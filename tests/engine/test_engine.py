@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -193,3 +196,37 @@ def test_who_gets_on_is_not_taken_for_hung() -> None:
     assert [looks.look({0: beat}) for beat in (1, 1, 1, 2, 2)] == [0, 1, 2, 0, 1]
     assert looks.look({}) == 0
     assert [looks.look({0: 5, 1: beat}) for beat in (1, 2, 3)] == [0, 1, 2]
+
+
+def test_requests_one_after_another_each_have_all_cores() -> None:
+    """The answer comes once its thread is free again: a spare thread, with its one core, takes none."""
+    ran: list[tuple[str, int]] = []
+
+    class NotingEncoder(FailingEncoder):
+        def run(self, items: list[Item], between: object) -> list[torch.Tensor]:
+            ran.append((threading.current_thread().name, torch.get_num_threads()))
+            return super().run(items, between)
+
+    async def run() -> None:
+        engine = Engine(NotingEncoder(), 1000, 1000, threads=2, cores=2)  # type: ignore[arg-type]
+        engine.start()
+        for _ in range(500):
+            await engine.run([ask(1, 2)])
+        await asyncio.to_thread(engine.stop)
+
+    asyncio.run(run())
+    assert set(ran[1:]) == {("model-0", 2)}
+    assert len(ran) == 500
+
+
+def test_cores_are_counted_before_a_thread_is_given_its_own() -> None:
+    code = (
+        "from app.model import machine; import torch; before = machine.cores();"
+        "torch.set_num_threads(1); print(before, machine.cores())"
+    )
+    environ = os.environ | {"OMP_NUM_THREADS": "2"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    before, after = ran.stdout.split()
+    assert before == after
