@@ -8,9 +8,10 @@ limit. Knows keys, tokens and seconds; knows no requests.
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
+from itertools import count
 
 SHARE = 0.75  # of the drain rate that is kept for those who come again
 EARLY_S = 0.05  # a client's clock and the network
@@ -23,8 +24,9 @@ class Bookings:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._due: dict[Hashable, deque[float]] = {}
-        self._order: deque[tuple[float, Hashable]] = deque()
+        self._due: dict[Hashable, list[float]] = {}  # heaps: after calm() a later one is due sooner
+        self._order: list[tuple[float, int, Hashable]] = []
+        self._number = count()
         self._next = 0.0
 
     def book(self, key: Hashable, tokens: float, tokens_per_s: float, wait_s: float) -> float:
@@ -34,8 +36,8 @@ class Bookings:
         at = max(now + wait_s, self._next)
         self._next = at + tokens / (SHARE * max(tokens_per_s, 1.0))
         if len(self._order) < MOST:
-            self._due.setdefault(key, deque()).append(at)
-            self._order.append((at, key))
+            heapq.heappush(self._due.setdefault(key, []), at)
+            heapq.heappush(self._order, (at, next(self._number), key))
         return at - now
 
     def claim(self, key: Hashable) -> bool:
@@ -54,12 +56,12 @@ class Bookings:
 
     def _give_up(self, now: float) -> None:
         while self._order and self._order[0][0] < now - LATE_S:
-            at, key = self._order.popleft()
+            at, _, key = heapq.heappop(self._order)
             if key in self._due and self._due[key][0] <= at:  # else it was claimed
                 self._drop(key)
 
     def _drop(self, key: Hashable) -> None:
         due = self._due[key]
-        due.popleft()
+        heapq.heappop(due)
         if not due:
             del self._due[key]

@@ -47,3 +47,16 @@ def test_once_there_is_room_nobody_waits_for_those_who_never_came() -> None:
     assert bookings.book("a", 100, 1000, 0) > 60
     bookings.calm()
     assert bookings.book("b", 100, 1000, 0) == 0
+
+
+def test_one_request_may_be_due_sooner_than_when_it_was_refused_before() -> None:
+    clock = Clock()
+    bookings = Bookings(clock)
+    bookings.book("a", 10, 100, wait_s=60)
+    bookings.calm()
+    wait_s = bookings.book("a", 10, 100, wait_s=1)
+    clock.now += wait_s
+    assert bookings.claim("a")
+    assert not bookings.claim("a")  # the other one is not due yet
+    clock.now += 59
+    assert bookings.claim("a")
