@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,3 +77,13 @@ def live_server(**settings: Any) -> LiveServer:
         raise errors[0]
     client = httpx.Client(base_url=url, timeout=60)
     return LiveServer(url, client, app, server, thread, errors)
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 20) -> bool:
+    """Whether it holds before the time is over."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False

@@ -10,6 +10,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from app.adapters.disk import StoreFull, StoreUnavailable
 from app.adapters.files import looks_like_adapter
 from app.adapters.pointer import came_from_folder, deleted, valid_name
 from app.adapters.registry import Registry
@@ -20,15 +21,17 @@ from app.engine.install import Installer
 log = logging.getLogger(__name__)
 
 
-async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]) -> None:
+async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]) -> set[str]:
     """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
 
-    A name that came from a folder which is gone is gone, too.
+    A name that came from a folder which is gone is gone, too. Returns the folders that a failing or full
+    disk has kept out: they are to be tried again.
     """
     refused = installer.registry.refused
+    again: set[str] = set()
     for name in sorted(names):
         source = adapters_dir / name
-        refused.pop(name, None)
+        before = refused.pop(name, None)
         try:
             if not await asyncio.to_thread(looks_like_adapter, source):
                 await _gone(installer, name)
@@ -37,11 +40,15 @@ async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]
                 raise AdapterRejected(f"{name!r} is no adapter name (a-z 0-9 . _ -)")
             installed = await installer.install_folder(name, source)
         except Exception as error:  # one folder must not keep the others from being served
-            log.error("folder %s is not served: %s", source, reason_of(error))
             refused[name] = reason_of(error)
+            if refused[name] != before:
+                log.error("folder %s is not served: %s", source, refused[name])
+            if isinstance(error, (StoreFull, StoreUnavailable, OSError)):
+                again.add(name)
             continue
         if installed is not None:
             log.info("folder %s is served as %s", source, installed.report["version"][:12])
+    return again
 
 
 async def _gone(installer: Installer, name: str) -> None:

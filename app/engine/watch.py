@@ -37,8 +37,9 @@ async def sync_at_start(installer: Installer, adapters_dir: Path, before: Folder
     now = await asyncio.to_thread(look, adapters_dir)
     rest = {name: state for name, state in now.items() if before.get(name) == state}
     gone = from_folders(installer.registry) - set(now) if await _there(adapters_dir) else set()
-    await sync_folders(installer, adapters_dir, set(rest) | gone)
-    return rest
+    again = await sync_folders(installer, adapters_dir, set(rest) | gone)
+    unlike = frozenset({("", 0, 0, 0, 0)})  # anything there, so that it is looked at again
+    return rest | dict.fromkeys(again, unlike)
 
 
 async def watch(installer: Installer, adapters_dir: Path, seen: Folders) -> None:
@@ -62,7 +63,8 @@ async def watch(installer: Installer, adapters_dir: Path, seen: Folders) -> None
         seen = now
         due = {name for name, changed in changed_at.items() if moment - changed >= SETTLE_S}
         changed_at = {name: t for name, t in changed_at.items() if name not in due}
-        await sync_folders(installer, adapters_dir, due)
+        again = await sync_folders(installer, adapters_dir, due)
+        changed_at |= dict.fromkeys(again, time.monotonic())
 
 
 async def _there(adapters_dir: Path) -> bool:

@@ -17,6 +17,7 @@ from app.adapters.files import adapter_folders
 from app.engine import watch
 from tests.adapters.made import peft_file
 from tests.conftest import Serve
+from tests.live import eventually
 from tests.oracles import files_of, make_adapter, put
 
 
@@ -219,15 +220,6 @@ def test_a_broken_folder_is_named_and_the_rest_is_served(
     answer = client.post("/embed?adapter=bad", json={"inputs": "x"})
     assert answer.status_code == 404
     assert "pickle" in answer.json()["error"]
-
-
-def eventually(holds: Callable[[], bool], within_s: float = 20) -> bool:
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if holds():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_an_old_version_is_read_from_the_store_when_memory_has_let_go_of_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from app.assemble import StartRefused
 from tests.conftest import Serve
+from tests.live import eventually
 from tests.oracles import files_of, make_adapter, put
 from tests.process import Process, start
 
@@ -88,9 +90,10 @@ def test_killed_amid_changes_what_was_acknowledged_is_there(
 
 
 def test_on_a_full_disk_changes_are_refused_and_the_rest_goes_on(
-    run: Callable[..., Process], folders: list[Path]
+    run: Callable[..., Process], folders: list[Path], tmp_path: Path
 ) -> None:
-    process = run()
+    dropped = tmp_path / "dropped"
+    process = run(adapters_dir=dropped)
     client, child = process.client, process.child.pid
     version = put(client, "x", folders[0])["version"]
     wanted = embed(client, "x")
@@ -106,9 +109,12 @@ def test_on_a_full_disk_changes_are_refused_and_the_rest_goes_on(
     assert embed(client, "x") == wanted
     assert client.get("/readyz").status_code == 200
     assert sorted(path for path in store.rglob("*") if path.is_file()) == before
+    shutil.copytree(folders[2], dropped / "z")
+    assert eventually(lambda: "z" in client.get("/readyz").json()["broken"])
     assert client.delete("/adapters/x").status_code == 204  # which makes room
     resource.prlimit(child, resource.RLIMIT_FSIZE, unbounded)
     put(client, "y", folders[1])
+    assert eventually(lambda: client.get("/adapters/z").status_code == 200)
 
 
 def test_a_damaged_version_is_put_aside_and_named_and_the_rest_is_served(
