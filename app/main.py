@@ -127,11 +127,17 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
         serving.automerge.run(),
     )
     tasks = [asyncio.create_task(work) for work in works]
+    for task in tasks:
+        task.add_done_callback(_say_if_failed)
     yield
     for task in tasks:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _say_if_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a part of the server has stopped: start it again", exc_info=error)
 
 
 def _base(serving: Serving) -> str:

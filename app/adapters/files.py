@@ -48,7 +48,7 @@ def looks_like_adapter(folder: Path) -> bool:
     names = [*_spellings(WEIGHTS), *_spellings(CONFIG), "adapter_model.bin"]
     try:
         return any((folder / name).is_file() for name in names)
-    except PermissionError:
+    except OSError:
         return True
 
 
@@ -56,6 +56,11 @@ def adapter_folders(adapters_dir: Path) -> set[str]:
     """Names of the folders of ADAPTERS_DIR that are meant to be adapters; hidden ones are not."""
     found = (path for path in adapters_dir.glob("*") if not path.name.startswith("."))
     return {path.name for path in found if looks_like_adapter(path)}
+
+
+def printable(name: str) -> str:
+    """A file's name as it can be shown: what is no UTF-8 in it as \\udcXX."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 State = frozenset[tuple[str, int, int, int, int]]
@@ -98,6 +103,9 @@ def refuse_if_only_pickle(folder: Path, left: list[str]) -> None:
     """Raises AdapterRejected where no weights came, saying what came in their place."""
     if (folder / WEIGHTS).exists():
         return
+    left = [printable(name) for name in left]
+    if WEIGHTS in left:
+        raise AdapterRejected(f"{WEIGHTS} is no plain file: a link that leads nowhere, or a device")
     pickles = [name for name in left if name.endswith((".bin", ".pt", ".pth", ".pkl", "data.pkl"))]
     if pickles:
         raise AdapterRejected(

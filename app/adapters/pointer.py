@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 RESERVED = ("base",)
 ENTRIES_PER_VERSION = 4  # of a history, on average: whoever goes to and fro fills no disk
@@ -135,20 +137,16 @@ def to_json(pointer: Pointer) -> dict[str, Any]:
 
 
 def from_json(name: str, raw: Mapping[str, Any]) -> Pointer:
-    """Raises ValueError, TypeError or LookupError for what to_json has not written."""
+    """Raises ValueError, TypeError or AttributeError for what to_json has not written."""
     fields = {k: v for k, v in raw.items() if k != "sha256"}
     if "sha256" in raw and raw["sha256"] != digest_of(fields):
         raise ValueError("it is not what was written")
-    return Pointer(
-        name,
-        raw["version"],
-        int(raw["revision"]),
-        raw["folder"],
-        tuple(Entry(**entry) for entry in raw["history"]),
-        raw.get("merge"),
-        raw.get("tokens_per_s"),
-        Trial(**raw["trial"]) if raw.get("trial") else None,
-    )
+    if missing := {"version", "revision", "folder", "history"} - fields.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    return _POINTER.validate_python({**fields, "name": name})
+
+
+_POINTER = TypeAdapter(Pointer)
 
 
 def digest_of(fields: Mapping[str, Any]) -> str:

@@ -72,13 +72,14 @@ def _from_folder(source: str, allowed: Sources, folder: Path, max_bytes: int) ->
     try:
         asked = Path(source)
         real = asked.resolve()
+        is_folder = real.is_dir()
     except (ValueError, OSError, RuntimeError):
         raise AdapterRejected(f"{source!r} is no path") from None
     if not asked.is_absolute() or not _below(real, roots):
         raise SourceForbidden(
             f"{source!r} is not below a folder that this server may read (SOURCE_DIRS)"
         )
-    if not real.is_dir():
+    if not is_folder:
         raise AdapterRejected(f"{source!r} is no folder")
     left = max_bytes
 

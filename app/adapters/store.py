@@ -27,7 +27,7 @@ from typing import Any
 
 from app.adapters.disk import READ_ONLY, StoreUnavailable, StoreUnusable, disk_errors, fsync
 from app.adapters.files import ADAPTER_FILES
-from app.adapters.pointer import Pointer, from_json, to_json
+from app.adapters.pointer import Pointer, from_json, to_json, valid_name
 
 log = logging.getLogger(__name__)
 OPTIONS = "options.json"
@@ -166,17 +166,20 @@ class Store:
                 yield found
 
     def names(self) -> list[str]:
-        """Every name that has a pointer, deleted and damaged ones too."""
-        return sorted(path.stem for path in self._names.glob("*.json"))
+        """Every name that has a pointer, deleted and damaged ones too; other files are not ours."""
+        return sorted(p.stem for p in self._names.glob("*.json") if valid_name(p.stem))
 
     def pointer(self, name: str) -> Pointer | None:
         """Where the name points; None: nowhere. A damaged file is set aside, so that a PUT heals it."""
         path = self._names / f"{name}.json"
         try:
             with disk_errors(), contextlib.suppress(FileNotFoundError):
+                if path.is_dir():
+                    raise ValueError("it is a folder")
                 return from_json(name, json.loads(path.read_bytes()))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            log.error("%s is damaged (%s): set aside as %s.damaged", path, error, path.name)
+            why = str(error).splitlines()[0]
+            log.error("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.damaged"))
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -173,6 +174,9 @@ async def put(
     """Upload an adapter: bare safetensors, multipart, tar or zip of a PEFT folder."""
     installer = serving.installer
     asked = precondition(request)
+    given = Counter(parameter for parameter, _ in request.query_params.multi_items())
+    if twice := next((parameter for parameter, times in given.items() if times > 1), None):
+        raise invalid(twice, "is given several times")
     with installer.store.receiving() as folder:
         body = folder / "body"
         with body.open("wb") as file:
@@ -246,8 +250,7 @@ async def delete(request: Request, name: AdapterName, serving: Served) -> Respon
 @router.get("/{name}/files", response_class=Response, responses=FILES, dependencies=NOTHING)
 async def files(name: AdapterName, serving: Served) -> Response:
     """The adapter as the folder that PEFT loads, in a tar; it can be uploaded again as it is."""
-    digest = serving.registry.get(name).digest
-    body = await serving.installer.files(name)
+    digest, body = await serving.installer.files(name)
     headers = {
         "ETag": etag(digest),
         "Content-Disposition": f'attachment; filename="{name}-{digest[:12]}.tar"',

@@ -6,6 +6,7 @@ uvicorn's protocol bounds neither the size nor the time of a request's head, nor
 from __future__ import annotations
 
 import json
+import re
 import socket
 from asyncio import TimerHandle, Transport
 from typing import Any, cast
@@ -19,6 +20,7 @@ BODY_BYTES_PER_S = 16 << 10
 STALLED_S = 30.0  # that a peer may take nothing of its answer
 LINGER_S = 3.0  # for what still comes of a body that was refused
 MAX_CONNECTIONS = 4096
+OFFER = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 PHRASES = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 PHRASES[503] = "Service Unavailable"
 
@@ -70,12 +72,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        super().data_received(data if self._in_body else _without_offer(data))
         if self.transport.is_closing():
             return
         self._bytes += len(data)
         if self._in_head and self._bytes > HEAD_BYTES:
-            self._refuse(431, "headers_too_large", f"headers over {HEAD_BYTES:,} bytes: send fewer")
+            self._refuse_head()
         elif self._timer is None and (self._in_head or self._in_body or self._idle):
             self._arm(BODY_S if self._in_body else HEAD_S)
 
@@ -90,11 +92,20 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            self._refuse_head()  # that came all at once
+            return
         self._disarm()
         self._in_head, self._in_body, self._bytes = False, True, 0
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
+        if self.transport.is_closing():
+            return
         self._disarm()
         self._in_body = False
         super().on_message_complete()
@@ -163,6 +174,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle.disconnected = True
         self.cycle.message_event.set()
 
+    def _refuse_head(self) -> None:
+        self._refuse(431, "headers_too_large", f"headers over {HEAD_BYTES:,} bytes: send fewer")
+
     def _refuse(self, status: int, error_type: str, message: str) -> None:
         body = json.dumps({"error": message, "error_type": error_type, "request_id": ""}).encode()
         head = (
@@ -171,6 +185,15 @@ class BoundedProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def _without_offer(data: bytes) -> bytes:
+    """Bytes that begin within a head, without its offer of another protocol, which no server need take;
+    the parser would stop there, and the request's body be lost.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    return OFFER.sub(b"\r\nx-offered:", head) + data[len(head) :]
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

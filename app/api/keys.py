@@ -162,10 +162,14 @@ def _is_public_name(host: str) -> bool:
 
 def _from_a_page_elsewhere(headers: Headers) -> bool:
     """A browser's request for another site's page, also where that site's name leads to this machine."""
-    host = headers.get("host", "")
-    if _is_public_name(urlsplit(f"//{host}").hostname or ""):
+    host, origin = headers.get("host", ""), headers.get("origin")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        page = None if origin is None else urlsplit(origin).netloc
+    except ValueError:  # no address at all
+        return True
+    if _is_public_name(name):
         return True
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return True
-    origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != host
+    return page is not None and page != host

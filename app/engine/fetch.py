@@ -179,13 +179,7 @@ class Fetcher:
 
     async def _load_stored(self, digest: str) -> Version:
         folder, encoder = self.store.version_folder(digest), self.loader.engine.encoder
-        if not await asyncio.to_thread(self._whole, digest):
-            aside = await asyncio.to_thread(self._set_aside, digest)
-            raise AdapterRejected(
-                "its files on disk are lost, or are not the ones that were uploaded"
-                + (f"; they are put aside in {aside}" if aside else "")
-                + ": PUT it again"
-            )
+        await self.check_files(digest)
         said = await asyncio.to_thread(self.store.read_options, digest)
         known = await asyncio.to_thread(self._known, digest)
         version = await load_version(
@@ -205,6 +199,17 @@ class Fetcher:
         self.registry.residents.put(version)
         self.registry.keep_old(digest)
         return version
+
+    async def check_files(self, digest: str) -> None:
+        """Raises AdapterRejected where the stored files are not those of the upload; they are put aside."""
+        if await asyncio.to_thread(self._whole, digest):
+            return
+        aside = await asyncio.to_thread(self._set_aside, digest)
+        raise AdapterRejected(
+            "its files on disk are lost, or are not the ones that were uploaded"
+            + (f"; they are put aside in {aside}" if aside else "")
+            + ": PUT it again"
+        )
 
     def _whole(self, digest: str) -> bool:
         """Whether the stored files are those of the upload. Blocks. Raises StoreUnavailable."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.adapters.disk import StoreFull, StoreUnavailable
-from app.adapters.files import looks_like_adapter
+from app.adapters.files import looks_like_adapter, printable
 from app.adapters.pointer import came_from_folder, deleted, valid_name
 from app.adapters.registry import Registry
 from app.adapters.upload import AdapterRejected
@@ -30,19 +30,19 @@ async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]
     refused = installer.registry.refused
     again: set[str] = set()
     for name in sorted(names):
-        source = adapters_dir / name
-        before = refused.pop(name, None)
+        source, shown = adapters_dir / name, printable(name)
+        before = refused.pop(shown, None)
         try:
             if not await asyncio.to_thread(looks_like_adapter, source):
                 await _gone(installer, name)
                 continue
             if not valid_name(name):
-                raise AdapterRejected(f"{name!r} is no adapter name (a-z 0-9 . _ -)")
+                raise AdapterRejected(f"{shown} is no adapter name (a-z 0-9 . _ -)")
             installed = await installer.install_folder(name, source)
         except Exception as error:  # one folder must not keep the others from being served
-            refused[name] = reason_of(error)
-            if refused[name] != before:
-                log.error("folder %s is not served: %s", source, refused[name])
+            refused[shown] = reason_of(error)
+            if refused[shown] != before:
+                log.error("folder %s is not served: %s", adapters_dir / shown, refused[shown])
             if isinstance(error, (StoreFull, StoreUnavailable, OSError)):
                 again.add(name)
             continue

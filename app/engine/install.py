@@ -28,15 +28,15 @@ from app.adapters.recipe import Options
 from app.adapters.registry import (
     Name,
     Registry,
-    UnknownAdapter,
     find_version,
     version_before,
 )
 from app.adapters.residents import Version
 from app.adapters.source import Sources, fetch_source
 from app.adapters.store import Store, content_version
+from app.adapters.upload import AdapterRejected
 from app.engine.export import export
-from app.engine.fetch import Fetcher
+from app.engine.fetch import Fetcher, reason_of
 from app.engine.load import Loader, load_version, said_of, to_store
 from app.engine.trials import with_fitting_trial
 from app.model.lora import merge_lora, merged_bytes
@@ -213,15 +213,21 @@ class Installer:
                 await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
             self.registry.remove(name)
 
-    async def files(self, name: str) -> bytes:
-        """A tar of the folder of the version that is served. Raises UnknownAdapter, OSError."""
+    async def files(self, name: str) -> tuple[str, bytes]:
+        """The version that is served, and a tar of its folder.
+
+        Raises UnknownAdapter; StoreUnavailable where its files are damaged, while it goes on being served.
+        """
         version = await self.fetcher.ready(self.registry.get(name))
         folder, encoder = self.store.version_folder(version.digest), self.loader.engine.encoder
         try:
+            await self.fetcher.check_files(version.digest)
             said = await asyncio.to_thread(self.store.read_options, version.digest)
-            return await asyncio.to_thread(export, folder, said, version.adapter, encoder)
-        except FileNotFoundError:
-            raise UnknownAdapter(name, [], f"{name} was deleted meanwhile") from None
+            tar = await asyncio.to_thread(export, folder, said, version.adapter, encoder)
+        except (AdapterRejected, OSError) as error:
+            self.registry.get(name)  # or it was deleted meanwhile
+            raise StoreUnavailable(f"{name} is served from memory; {reason_of(error)}") from None
+        return version.digest, tar
 
     def _shown(self, name: str, stored: str | None) -> str | None:
         """The version that clients see: the one that is served, else the one that is stored."""

@@ -77,5 +77,5 @@ async def _next_event(adapters_dir: Path, at_most_s: float) -> None:
     try:
         async with contextlib.aclosing(events):
             await anext(events, None)
-    except FileNotFoundError:
+    except Exception:  # no folder, a name that is no text, a folder that may not be read: no events
         await asyncio.sleep(at_most_s)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
 import tarfile
 import time
@@ -370,3 +372,65 @@ def test_a_folders_name_is_the_folders_after_a_rollback_too(
     client.post("/adapters/x/rollback")
     shutil.rmtree(dropped / "x")
     assert eventually(lambda: client.get("/adapters/x").status_code == 404)
+
+
+def test_a_name_that_is_no_text_keeps_no_other_folder_out(
+    serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    dropped = tmp_path / "dropped"
+    odd = os.fsdecode(os.fsencode(dropped) + b"/x-\xff")
+    shutil.copytree(folders["a"], odd)
+    client = serve(model=str(tiny_bert), adapters_dir=dropped).client
+    assert list(client.get("/readyz").json()["broken"]) == ["x-\\udcff"]
+    shutil.copytree(folders["b"], dropped / "good")
+    assert eventually(lambda: client.get("/adapters/good").status_code == 200)
+    shutil.rmtree(odd)
+    assert eventually(lambda: client.get("/readyz").json()["broken"] == {})
+
+
+def test_damaged_files_are_not_given_away(
+    serve: Serve, tiny_bert: Path, folders: dict[str, Path]
+) -> None:
+    server = serve(model=str(tiny_bert))
+    version = put(server.client, "x", folders["a"])["version"]
+    store = server.app.state.serving.installer.store.root
+    weights = store / "versions" / version / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    answer = server.client.get("/adapters/x/files")
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "store_unavailable")
+    assert "PUT it again" in answer.json()["error"]
+    assert server.client.post("/embed?adapter=x", json={"inputs": "a"}).status_code == 200
+    assert put(server.client, "x", folders["a"])["version"] == version
+    assert server.client.get("/adapters/x/files").status_code == 200
+
+
+def test_a_parameter_that_is_given_twice_is_refused(client: httpx.Client) -> None:
+    answer = client.put("/adapters/x?alpha=16&alpha=8", content=peft_file())
+    assert answer.status_code == 422
+    assert answer.json()["problems"][0]["field"] == "alpha"
+
+
+def test_a_pointer_that_cannot_be_believed_is_healed_by_a_put(
+    serve: Serve, tiny_bert: Path, folders: dict[str, Path]
+) -> None:
+    server = serve(model=str(tiny_bert))
+    for name in ("a", "b", "c"):
+        put(server.client, name, folders["a"])
+    server.stop()
+    names = server.app.state.serving.installer.store.root / "names"
+    raw = json.loads((names / "a.json").read_text())
+    del raw["sha256"]
+    (names / "a.json").write_text(json.dumps({**raw, "tokens_per_s": "abc", "trial": {"mode": 5}}))
+    (names / "b.json").unlink()
+    (names / "b.json").mkdir()
+    (names / "base.json").write_text("{}")
+    (names / "UPPER.json").write_text("{}")
+    again = serve(model=str(tiny_bert))
+    assert set(again.client.get("/readyz").json()["broken"]) == {"a", "b"}
+    assert [e["name"] for e in again.client.get("/adapters").json()] == ["c"]
+    for name in ("a", "b"):
+        assert again.client.post(f"/embed?adapter={name}", json={"inputs": "a"}).status_code == 404
+        put(again.client, name, folders["b"])
+        assert again.client.post(f"/embed?adapter={name}", json={"inputs": "a"}).status_code == 200

@@ -131,6 +131,27 @@ def test_one_huge_header_is_refused(server: LiveServer, connect: Connect) -> Non
     assert error_of(answer(opened)) == (431, "headers_too_large")
 
 
+def test_a_huge_head_in_one_piece_is_refused(server: LiveServer, connect: Connect) -> None:
+    opened = connect()
+    opened.sendall(
+        HEAD + b"Content-Length: %d\r\n" % len(BODY) + b"X: " + b"y" * 70_000 + b"\r\n\r\n" + BODY
+    )
+    assert error_of(answer(opened)) == (431, "headers_too_large")
+    still_serves(server)
+
+
+def test_an_offer_of_another_protocol_is_not_taken_and_costs_no_body(
+    server: LiveServer, connect: Connect
+) -> None:
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    body = b'{"inputs":\r\n "upgrade: the good film"}'
+    opened = connect()
+    opened.sendall(HEAD + offer + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    opened.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    found = answer(opened)
+    assert found.startswith(b"HTTP/1.1 200") and found.count(b"HTTP/1.1 200") == 2
+
+
 def test_what_is_no_http_gets_the_errors_shape(server: LiveServer, connect: Connect) -> None:
     opened = connect()
     opened.sendall(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")

@@ -211,6 +211,8 @@ def test_another_sites_page_changes_nothing_on_a_server_without_keys(client: htt
     rebound = {"Host": "evil.example"}
     assert client.post(merge, headers=rebound).status_code == 403
     assert client.get("/adapters/unknown/files", headers=rebound).status_code == 403
+    for nonsense in ({"Host": "[::1"}, {"Host": "[zz]:x"}, {"Origin": "http://["}):
+        assert client.post(merge, headers=nonsense).status_code == 403
     assert client.post(merge, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
     assert client.post(merge, headers={"Origin": f"http://{host}"}).status_code == 404
     assert "access-control-allow-origin" not in client.post("/embed", json=TEXT).headers

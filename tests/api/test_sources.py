@@ -81,6 +81,7 @@ def test_what_is_no_source_is_refused(server: LiveServer, allowed: Path) -> None
     for source in (str(allowed / "nothing"), str(allowed / "a" / "adapter_config.json"), 5, None):
         assert put(server, source) == (422, "adapter_rejected"), source
     assert put(server, f"{allowed}/a\0b") == (422, "adapter_rejected")
+    assert put(server, f"{allowed}/{'a' * 5000}") == (422, "adapter_rejected")
     bodies = {
         b"[]": 422,
         b"{}": 422,
