@@ -77,4 +77,7 @@ async def _serve(app: FastAPI, server: Server, sockets: list[socket.socket]) -> 
             except OSError as error:
                 raise _cannot_listen(host, port, error) from None
             log.info("listening on http://%s:%d", host, port)
-        await server.serve(sockets)
+        try:
+            await server.serve(sockets)
+        finally:
+            gc.unfreeze()  # else Triton's bindings print what they take for leaks at exit
