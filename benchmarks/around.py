@@ -1,6 +1,6 @@
 """What stands around the forward: one text, and 32, end to end over HTTP against the bare forward.
 
-    python -m benchmarks.around [--rounds 15] [--model FOLDER]
+    python -m benchmarks.around [--rounds 7] [--model FOLDER]
 
 The server has all cores, and so has the forward, which runs in this process over the same tokens. Every
 round asks the server and runs the forward, in turn, each some times in a row (their median); ratios are
@@ -28,12 +28,12 @@ from app.model.encoder import load_encoder
 from benchmarks.processes.asked import requests
 from benchmarks.processes.loaded import last_line, our_server
 
-IN_A_ROW = {"1 text": 20, "32 texts": 3}
+IN_A_ROW = {"1 text": 100, "32 texts": 3}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model")
     args = parser.parse_args()
     machine.keep_memory()
