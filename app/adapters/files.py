@@ -59,7 +59,7 @@ def adapter_folders(adapters_dir: Path) -> set[str]:
 
 
 def printable(name: str) -> str:
-    """A file's name as it can be shown: what is no UTF-8 in it as \\udcXX."""
+    """A file's name as it can be shown: what is no UTF-8 in it escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

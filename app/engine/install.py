@@ -221,7 +221,8 @@ class Installer:
         version = await self.fetcher.ready(self.registry.get(name))
         folder, encoder = self.store.version_folder(version.digest), self.loader.engine.encoder
         try:
-            await self.fetcher.check_files(version.digest)
+            async with self.changing:  # nobody removes and brings them again meanwhile
+                await self.fetcher.check_files(version.digest)
             said = await asyncio.to_thread(self.store.read_options, version.digest)
             tar = await asyncio.to_thread(export, folder, said, version.adapter, encoder)
         except (AdapterRejected, OSError) as error:
