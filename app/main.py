@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.adapters.disk import StoreUnusable, alone
 from app.api import adapters, dialects, health, inference, tei, versions
+from app.api.access import open_pages
 from app.api.draining import Drain
 from app.api.errors import install_errors
 from app.api.guard import Guard
@@ -30,6 +31,7 @@ from app.engine.watchdog import watch_forwards
 from app.settings import Settings, listed
 
 log = logging.getLogger(__name__)
+ROOMS = (inference, adapters, versions, dialects, tei, health)
 
 
 def build(settings: Settings) -> FastAPI:
@@ -69,9 +71,11 @@ def build(settings: Settings) -> FastAPI:
         title="bert-lora-server",
         description="One frozen BERT, many LoRA adapters, each request picks its own.",
         lifespan=lifespan,
+        redirect_slashes=False,
     )
-    for room in (inference, adapters, versions, dialects, tei, health):
-        app.include_router(room.router)
+    open_pages(app.routes)
+    for room in ROOMS:  # not include_router: the guard asks the very routes that will run
+        app.router.routes.extend(room.router.routes)
     install_errors(app)
     app.add_middleware(Gate)
     app.add_middleware(Door, keys=keys, loopback=is_loopback(settings.host))

@@ -16,6 +16,7 @@ from app.adapters.pointer import valid_name
 from app.adapters.recipe import Options
 from app.adapters.registry import Name, Registry
 from app.adapters.sentence import Pooling
+from app.api.access import access
 from app.api.answer import json_answer
 from app.api.errors import documented, invalid
 from app.api.keys import caller, may_use
@@ -165,6 +166,7 @@ def describe(found: Name, registry: Registry) -> dict[str, Any]:
 
 
 @router.put("/{name}", response_class=Response, responses=PUT_ANSWERS, openapi_extra=UPLOAD)
+@access("admin key", upload=True)
 async def put(
     request: Request,
     name: AdapterName,
@@ -210,6 +212,7 @@ async def put(
 
 
 @router.get("", response_class=Response, responses=LIST, dependencies=NOTHING)
+@access("any key")
 async def list_all(request: Request, serving: Served) -> Response:
     """Every adapter that is served."""
     names = serving.registry.names
@@ -225,6 +228,7 @@ async def list_all(request: Request, serving: Served) -> Response:
 
 @router.get("/{name}", response_class=Response, responses=ONE, dependencies=NOTHING)
 @router.head("/{name}", response_class=Response, responses=ONE, dependencies=NOTHING)
+@access("any key")
 async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
     found = serving.registry.get(name)
@@ -241,6 +245,7 @@ async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     responses=documented(404, 412, 422, 507),
     dependencies=NOTHING,
 )
+@access("admin key")
 async def delete(request: Request, name: AdapterName, serving: Served) -> Response:
     """Stop serving the name; requests in flight finish on their version."""
     await serving.installer.remove(name, precondition(request))
@@ -248,6 +253,7 @@ async def delete(request: Request, name: AdapterName, serving: Served) -> Respon
 
 
 @router.get("/{name}/files", response_class=Response, responses=FILES, dependencies=NOTHING)
+@access("admin key")
 async def files(name: AdapterName, serving: Served) -> Response:
     """The adapter as the folder that PEFT loads, in a tar; it can be uploaded again as it is."""
     digest, body = await serving.installer.files(name)
@@ -261,6 +267,7 @@ async def files(name: AdapterName, serving: Served) -> Response:
 @router.post(
     "/{name}/merge", response_class=Response, responses=ONE | documented(507), dependencies=NOTHING
 )
+@access("admin key")
 async def merge(name: AdapterName, serving: Served) -> Response:
     """Give the adapter its own merged copy of the layers it targets."""
     started = time.perf_counter()
@@ -268,6 +275,7 @@ async def merge(name: AdapterName, serving: Served) -> Response:
 
 
 @router.post("/{name}/unmerge", response_class=Response, responses=ONE, dependencies=NOTHING)
+@access("admin key")
 async def unmerge(name: AdapterName, serving: Served) -> Response:
     """Drop the merged copy."""
     started = time.perf_counter()

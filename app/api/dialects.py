@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import access
 from app.api.answer import base64_strings, float_lists, json_answer
 from app.api.choosing import BASE, choose
 from app.api.embedding import Wish, prompts, space_header, wants
@@ -66,6 +67,7 @@ MODELS: dict[int | str, dict[str, Any]] = {
     response_class=Response,
     responses=EMBEDDED | documented(400, 404, 413, 415, 422, 429, 503, schema=OPENAI_SCHEMA),
 )
+@access("any key", model=True)
 async def embeddings(request: Request, body: OpenAIEmbeddingBody, serving: Served) -> Response:
     """OpenAI's embeddings call; `model` chooses the adapter."""
     if body.adapters is not None or "adapter" in request.query_params:
@@ -102,6 +104,7 @@ def _adapter_of(serving: Serving, model: str) -> str:
 
 
 @router.get("/models", response_class=Response, responses=MODELS)
+@access("any key")
 async def models(request: Request, serving: Served) -> Response:
     """Every name that `model` may be."""
     encoder = serving.engine.encoder

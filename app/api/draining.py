@@ -10,7 +10,6 @@ from types import FrameType
 import uvicorn
 
 log = logging.getLogger(__name__)
-PROBES = ("/livez", "/readyz", "/health", "/metrics")
 
 
 @dataclass(eq=False)

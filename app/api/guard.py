@@ -14,8 +14,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import Matched, match
 from app.api.deadline import LATE, TIMEOUT, time_left_s
-from app.api.draining import PROBES, Drain
+from app.api.draining import Drain
 from app.api.errors import BodyTooLarge, Refusal, respond
 from app.api.metrics import Metrics
 
@@ -55,8 +56,8 @@ class Guard:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["began"] = started
-        upload = scope["method"] == "PUT" and scope["path"].startswith("/adapters/")
-        cap = self.max_upload_bytes if upload else self.max_body_bytes
+        matched = state["matched"] = match(scope["app"].routes, scope)
+        cap = self.max_upload_bytes if matched.access.upload else self.max_body_bytes
         received, coming = 0, True
         status = 499  # the client went away before an answer began
 
@@ -84,8 +85,8 @@ class Guard:
                     answer.update(PAGE)
             await send(message)
 
-        counts = scope["path"] not in PROBES
-        app = _sent_elsewhere if counts and self.drain.draining else self.app
+        counts = not matched.access.probe
+        app = self._app_for(matched)
         self.drain.in_flight += counts
         try:
             await app(scope, capped_receive, stamped_send)
@@ -96,8 +97,14 @@ class Guard:
             self.drain.in_flight -= counts
             self._count(scope, status, time.perf_counter() - started)
 
+    def _app_for(self, matched: Matched) -> ASGIApp:
+        """What answers: the route's app, or a refusal before anything else is looked at."""
+        if self.drain.draining and not matched.access.probe:
+            return _answering(DRAINING)
+        return self.app if matched.refusal is None else _answering(matched.refusal)
+
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = scope["state"]["matched"].path
         for adapter in scope["state"].get("adapters", [""]):
             self.metrics.requests.labels(route, adapter, str(status)).inc()
             self.metrics.latency.labels(route, adapter).observe(seconds)
@@ -120,8 +127,11 @@ async def _in_time(receive: Receive, headers: Headers, started: float) -> Messag
         raise LATE from None
 
 
-async def _sent_elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
-    await respond(Request(scope), DRAINING)(scope, receive, send)
+def _answering(refusal: Refusal) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(Request(scope), refusal)(scope, receive, send)
+
+    return answer
 
 
 def _request_id(headers: Headers) -> str:

@@ -11,9 +11,10 @@ import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from app.api.access import access
 from app.api.answer import json_answer
 from app.api.errors import Refusal, documented
-from app.api.keys import key_of, may_use
+from app.api.keys import key_of, may_use, refuse_unless_admin
 from app.api.serving import Served, Serving
 from app.engine.load import embedding_space
 
@@ -35,12 +36,14 @@ METRICS: Answers = {
 
 
 @router.get("/", include_in_schema=False)
+@access("nothing")
 async def root() -> Response:
     """The documentation, until there is a page."""
     return RedirectResponse("/docs")
 
 
 @router.get("/livez", response_class=Response, responses=OBJECT | documented(503))
+@access("nothing", probe=True)
 async def livez(serving: Served) -> Response:
     """The process answers, and no forward hangs."""
     if serving.engine.hung:
@@ -49,6 +52,7 @@ async def livez(serving: Served) -> Response:
 
 
 @router.get("/readyz", response_class=Response, responses=OBJECT | documented(503))
+@access("nothing", probe=True)
 async def readyz(request: Request, serving: Served, verbose: bool = False) -> Response:
     """The base is loaded and the loop turns; names that could not be loaded are listed."""
     _check(serving)
@@ -71,6 +75,7 @@ def _usable(request: Request, reasons: Mapping[str, str]) -> dict[str, str]:
 
 
 @router.get("/health", response_class=Response, responses=OBJECT | documented(503))
+@access("nothing", probe=True)
 async def health(serving: Served) -> Response:
     """As /readyz, for TEI's clients."""
     _check(serving)
@@ -87,18 +92,23 @@ def _check(serving: Serving) -> None:
 
 
 @router.get("/metrics", response_class=Response, responses=METRICS)
+@access("unrestricted key", probe=True)
 async def metrics(serving: Served) -> Response:
     """Requests, tokens and latency by adapter, for Prometheus."""
     return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/info", response_class=Response, responses=OBJECT | documented(422))
+@router.get("/info", response_class=Response, responses=OBJECT | documented(401, 403, 422))
+@access("any key")
 async def info(request: Request, serving: Served, verify: bool = False) -> Response:
-    """The base and its limits. verify=true reads every weight again: `digest_now`."""
+    """The base and its limits. verify=true (an admin's) reads every weight again: `digest_now`."""
     encoder = serving.engine.encoder
     base: dict[str, Any] = {"digest": encoder.digest}
     if verify:
-        now = await asyncio.to_thread(encoder.digest_now)
+        refuse_unless_admin(request)
+        now = await asyncio.get_running_loop().run_in_executor(
+            serving.verifier, encoder.digest_now
+        )
         base |= {"digest_now": now, "intact": now == encoder.digest}
     files = encoder.files
     answer = {

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.sentence import Pooling
+from app.api.access import access
 from app.api.answer import OCTETS, accepts_octets, base64_strings, float_lists, json_answer, octets
 from app.api.choosing import Chosen, ChosenByQuery, choose
 from app.api.classifying import Labelling, labelled, refuse_unanswerable
@@ -117,6 +118,7 @@ CLASSIFIED: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/embed", response_class=Response, responses=EMBEDDED | ERRORS)
+@access("any key", model=True)
 async def embed(
     request: Request, body: EmbedBody, query: ChosenByQuery, serving: Served
 ) -> Response:
@@ -141,6 +143,7 @@ async def embed(
 
 
 @router.post("/classify", response_class=Response, responses=CLASSIFIED | ERRORS)
+@access("any key", model=True)
 async def classify(
     request: Request, body: ClassifyBody, query: ChosenByQuery, serving: Served
 ) -> Response:

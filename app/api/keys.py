@@ -1,7 +1,7 @@
-"""Who may ask for what: which routes need a key, and which adapters it may use.
+"""Who may ask for what: whether a request's key is enough for the route that it matched (access.py),
+and which adapters the key may use.
 
-Keys are kept as digests and compared in constant time. What is not named open here needs a key, so a
-new route is closed until somebody opens it.
+Keys are kept as digests and compared in constant time.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ import hmac
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
 from urllib.parse import urlsplit
 
 from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.access import matched_of
 from app.api.errors import Refusal, respond
 from app.api.key_entries import Key, digest_of
-
-OPEN = ("/", "/livez", "/readyz", "/health", "/docs", "/redoc", "/openapi.json")
-OPEN_BELOW = "/static-offline-docs/"
-WHOLE_SERVER = ("/metrics",)  # shows every adapter: not for a key that may use some only
-READING = ("GET", "HEAD")
-WEIGHTS = "files"
 
 
 def is_loopback(host: str) -> bool:
@@ -51,6 +48,13 @@ def may_use(request: Request, adapter: str) -> bool:
     return key is None or key.may_use(adapter)
 
 
+def refuse_unless_admin(request: Request) -> None:
+    """Raises Refusal where the request could not use an admin route: for what only admins may ask."""
+    refusal: Refusal | None = request.scope["state"]["admin_refusal"]()
+    if refusal is not None:
+        raise refusal
+
+
 def refuse_forbidden(request: Request, adapter: str) -> None:
     """Raises Refusal for an adapter that the key may not use, whether it exists or not."""
     if not may_use(request, adapter):
@@ -71,6 +75,7 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             key = scope["state"]["key"] = self._key(Headers(scope=scope))
+            scope["state"]["admin_refusal"] = partial(self._admin_refusal, scope, key)
             refusal = self._refusal(scope, key)
             if refusal is not None:
                 await respond(Request(scope), refusal)(scope, receive, send)
@@ -88,16 +93,24 @@ class Door:
         return found
 
     def _refusal(self, scope: Scope, key: Key | None) -> Refusal | None:
-        path, method = scope["path"], scope["method"]
-        if path in OPEN or path.startswith(OPEN_BELOW):
-            return None
-        if _is_admin(method, path):
-            return self._admin_refusal(scope, key) or _forbidden_adapter(path, key)
+        found = matched_of(scope)
+        match found.access.needs:
+            case "nothing":
+                return None
+            case "any key":
+                refusal = self._key_refusal(key)
+            case "unrestricted key":
+                refusal = self._key_refusal(key) or _restricted(key, found.path)
+            case "admin key":
+                refusal = self._admin_refusal(scope, key)
+            case _ as never:
+                assert_never(never)
+        return refusal or _forbidden_adapter(found.params.get("name"), key)
+
+    def _key_refusal(self, key: Key | None) -> Refusal | None:
         if key is None and any(not k.admin for k in self.keys):
             return _unauthenticated("this server needs a key")
-        if key is not None and key.adapters is not None and path in WHOLE_SERVER:
-            return Refusal(403, "forbidden", f"{path} shows every adapter, which this key may not")
-        return _forbidden_adapter(path, key)
+        return None
 
     def _admin_refusal(self, scope: Scope, key: Key | None) -> Refusal | None:
         if key is not None and key.admin:
@@ -125,21 +138,16 @@ class Door:
         )
 
 
-def _is_admin(method: str, path: str) -> bool:
-    """What changes adapters or gives their weights away."""
-    if not path.startswith("/adapters"):
-        return False
-    parts = path.rstrip("/").split("/")
-    return method not in READING or (len(parts) > 3 and parts[-1] == WEIGHTS)
+def _restricted(key: Key | None, path: str) -> Refusal | None:
+    if key is None or key.adapters is None:
+        return None
+    return Refusal(403, "forbidden", f"{path} shows every adapter, which this key may not")
 
 
-def _forbidden_adapter(path: str, key: Key | None) -> Refusal | None:
-    parts = path.split("/")
-    if key is None or parts[1] != "adapters" or len(parts) < 3 or not parts[2]:
+def _forbidden_adapter(name: str | None, key: Key | None) -> Refusal | None:
+    if key is None or name is None or key.may_use(name):
         return None
-    if key.may_use(parts[2]):
-        return None
-    return Refusal(403, "forbidden", f"this key may not use the adapter {parts[2]!r}")
+    return Refusal(403, "forbidden", f"this key may not use the adapter {name!r}")
 
 
 def _unauthenticated(why: str) -> Refusal:

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import matched_of
 from app.api.errors import invalid, refusal_of, respond
 from app.api.serving import Serving
 from app.engine.queue import Asker, QueueFull
@@ -51,7 +52,7 @@ class Gate:
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _needs_model(scope):
+        if scope["type"] != "http" or not matched_of(scope).access.model:
             await self.app(scope, receive, send)
             return
         serving: Serving = scope["app"].state.serving
@@ -71,10 +72,6 @@ class Gate:
             return
         scope["state"]["booked"] = True
         await self.app(scope, _replay(body, receive), send)
-
-
-def _needs_model(scope: Scope) -> bool:
-    return scope["method"] == "POST" and not scope["path"].startswith("/adapters")
 
 
 async def _whole_body(receive: Receive) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -21,7 +22,11 @@ from app.engine.tokenizer import TextTokenizer
 
 @dataclass(frozen=True)
 class Serving:
-    """max_client_batch: inputs of one request. keyed: whether any key is needed for anything. shadows: comparisons that are running."""
+    """max_client_batch: inputs of one request. keyed: whether any key is needed for anything.
+
+    shadows: comparisons that are running. verifier: one thread, so that who has the weights read again
+    takes no thread from others and waits for whoever asked before.
+    """
 
     engine: Engine
     tokenizer: TextTokenizer
@@ -35,6 +40,7 @@ class Serving:
     drain: Drain
     quotas: Quotas = field(default_factory=Quotas)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
+    verifier: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "verify"))
 
 
 async def _serving(request: Request) -> Serving:

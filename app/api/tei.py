@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from app.adapters.adapter import Scores
+from app.api.access import access
 from app.api.answer import json_answer
 from app.api.choosing import ChosenByQuery, choose
 from app.api.classifying import Labelling, adapter_of, labelled, refuse_unanswerable
@@ -115,6 +116,7 @@ RANKED: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/predict", response_class=Response, responses=PREDICTED | ERRORS)
+@access("any key", model=True)
 async def predict(
     request: Request, body: PredictBody, query: ChosenByQuery, serving: Served
 ) -> Response:
@@ -132,6 +134,7 @@ async def predict(
 
 
 @router.post("/rerank", response_class=Response, responses=RANKED | ERRORS)
+@access("any key", model=True)
 async def rerank(
     request: Request, body: RerankBody, query: ChosenByQuery, serving: Served
 ) -> Response:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.pointer import Trial, current_index
+from app.api.access import access
 from app.api.adapters import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
 from app.api.answer import json_answer
 from app.api.errors import documented
@@ -33,6 +34,7 @@ class RollbackBody(BaseModel):
     responses=LIST | documented(404, 422),
     dependencies=NOTHING,
 )
+@access("any key")
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has held, oldest first: since when, put there by whom and how."""
     found = await serving.fetcher.pointer(name)
@@ -49,6 +51,7 @@ async def versions(name: AdapterName, serving: Served) -> Response:
     responses=ONE | documented(400, 415, 507),
     dependencies=NOTHING,
 )
+@access("admin key")
 async def rollback(
     request: Request, name: AdapterName, serving: Served, body: RollbackBody | None = None
 ) -> Response:
@@ -82,6 +85,7 @@ TRIAL = ONE | documented(400, 409, 415, 503, 507)
 
 
 @router.post("/{name}/canary", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+@access("admin key")
 async def canary(
     request: Request, name: AdapterName, serving: Served, body: CanaryBody
 ) -> Response:
@@ -90,6 +94,7 @@ async def canary(
 
 
 @router.post("/{name}/shadow", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+@access("admin key")
 async def shadow(
     request: Request, name: AdapterName, serving: Served, body: ShadowBody
 ) -> Response:
@@ -110,6 +115,7 @@ async def _begin(
 
 
 @router.post("/{name}/promote", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+@access("admin key")
 async def promote(request: Request, name: AdapterName, serving: Served) -> Response:
     """Make the version on trial the current one."""
     found = await end_trial(serving.installer, name, caller(request), promote=True)
@@ -117,6 +123,7 @@ async def promote(request: Request, name: AdapterName, serving: Served) -> Respo
 
 
 @router.post("/{name}/abort", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+@access("admin key")
 async def abort(request: Request, name: AdapterName, serving: Served) -> Response:
     """End the trial; the current version stays."""
     found = await end_trial(serving.installer, name, caller(request), promote=False)

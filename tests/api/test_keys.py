@@ -72,7 +72,6 @@ INFERENCE = [
     ("GET", "/adapters/a/versions"),
     ("GET", "/info"),
     ("GET", "/metrics"),
-    ("GET", "/nowhere"),
 ]
 
 

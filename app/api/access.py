@@ -1,0 +1,125 @@
+"""What a request may do: said where its route is declared, and read from the route that it matched.
+
+Everything that asks about a request before its route runs (who may, how large its body may be, whether
+it waits for the model) asks the matched route, and never the path: so no two readings of one path can
+differ. A route that says nothing needs an admin key. Knows routes; knows no keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
+
+from app.api.errors import Refusal
+
+Needs = Literal["nothing", "any key", "unrestricted key", "admin key"]
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+LONGEST_COMPARED = 128  # characters of a path that is compared with the routes' own
+
+
+@dataclass(frozen=True)
+class Access:
+    """needs: the least key, where the server has keys ("unrestricted": one that may use every adapter).
+
+    model: it waits for the model, so it is shed while the queue is full. upload: its body is an
+    adapter, which goes to the disk. probe: it is answered while the server drains, and not counted.
+    """
+
+    needs: Needs = "admin key"
+    model: bool = False
+    upload: bool = False
+    probe: bool = False
+
+
+CLOSED = Access()
+OPEN = Access("nothing")
+
+
+def access(
+    needs: Needs, *, model: bool = False, upload: bool = False, probe: bool = False
+) -> Callable[[Endpoint], Endpoint]:
+    """A route's access: stands between the route's decorator and its function."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        endpoint.access = Access(needs, model, upload, probe)  # type: ignore[attr-defined]
+        return endpoint
+
+    return declare
+
+
+def open_pages(routes: Sequence[BaseRoute]) -> None:
+    """Declare routes that somebody else has made (the documentation's pages) open to all."""
+    for route in routes:
+        (getattr(route, "endpoint", None) or route).access = OPEN  # type: ignore[union-attr]
+
+
+def access_of(route: BaseRoute) -> Access:
+    """What was declared for the route; CLOSED where nothing was."""
+    found: Access = getattr(getattr(route, "endpoint", None) or route, "access", CLOSED)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """The route of a request. path: the route's own, with {name}; params: what stands in its place."""
+
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    access: Access = OPEN
+    refusal: Refusal | None = None
+
+
+def match(routes: Sequence[BaseRoute], scope: Scope) -> Matched:
+    """The route that the app's router will run, found by the router's own rule; else why there is none.
+
+    refusal: 400 for a path with characters that cannot be printed, 404, or 405 with what is allowed.
+    """
+    path: str = scope["path"]
+    if not path.isprintable():
+        reason = "the path holds a control character, which no path here has"
+        return Matched("unknown", refusal=Refusal(400, "malformed", reason))
+    allowed: set[str] = set()
+    for route in routes:
+        matched, child = route.matches(scope)
+        if matched is Match.FULL:
+            return Matched(
+                getattr(route, "path", "unknown"), child.get("path_params", {}), access_of(route)
+            )
+        if matched is Match.PARTIAL:
+            allowed |= getattr(route, "methods", None) or set()
+    if allowed:
+        return Matched("unknown", refusal=_not_allowed(scope["method"], allowed))
+    return Matched("unknown", refusal=_not_found(path, routes))
+
+
+def _not_allowed(method: str, allowed: set[str]) -> Refusal:
+    methods = ", ".join(sorted(allowed))
+    hint = "; an adapter is uploaded with PUT" if method == "POST" and "PUT" in allowed else ""
+    return Refusal(
+        405,
+        "method_not_allowed",
+        f"{method:.20} is not allowed here: this path takes {methods}{hint}",
+        headers={"Allow": methods},
+    )
+
+
+def _not_found(path: str, routes: Sequence[BaseRoute]) -> Refusal:
+    paths = sorted({p for r in routes if (p := getattr(r, "path", "")) and access_of(r) != OPEN})
+    near = (
+        difflib.get_close_matches(path[:LONGEST_COMPARED], paths, n=1)
+        if len(path) <= LONGEST_COMPARED
+        else []
+    )
+    meant = f"; did you mean {near[0]}?" if near else "; /docs has every route"
+    return Refusal(404, "not_found", f"there is no {path[:LONGEST_COMPARED]!r} here{meant}")
+
+
+def matched_of(scope: Scope) -> Matched:
+    """What the guard found for this request."""
+    found: Matched = scope["state"]["matched"]
+    return found

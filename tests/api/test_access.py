@@ -1,0 +1,215 @@
+"""Every route x every odd spelling of its path x every sort of key: nobody gets in by spelling.
+
+What each route needs stands here once more, as docs/security.md promises it; a route that is not in
+this table fails the test, whoever adds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import APIRouter
+from starlette.routing import Mount
+
+from app.api.access import access_of
+from tests.live import LiveServer, live_server
+from tests.oracles import files_of
+
+OPEN, KEY, WHOLE, ADMIN = "nothing", "any key", "unrestricted key", "admin key"
+NEEDS = {
+    ("GET", "/"): OPEN,
+    ("GET", "/livez"): OPEN,
+    ("GET", "/readyz"): OPEN,
+    ("GET", "/health"): OPEN,
+    ("GET", "/docs"): OPEN,
+    ("GET", "/docs/oauth2-redirect"): OPEN,
+    ("GET", "/redoc"): OPEN,
+    ("GET", "/openapi.json"): OPEN,
+    ("HEAD", "/openapi.json"): OPEN,
+    ("GET", "/info"): KEY,
+    ("GET", "/metrics"): WHOLE,
+    ("POST", "/embed"): KEY,
+    ("POST", "/classify"): KEY,
+    ("POST", "/predict"): KEY,
+    ("POST", "/rerank"): KEY,
+    ("POST", "/v1/embeddings"): KEY,
+    ("GET", "/v1/models"): KEY,
+    ("GET", "/adapters"): KEY,
+    ("GET", "/adapters/{name}"): KEY,
+    ("HEAD", "/adapters/{name}"): KEY,
+    ("GET", "/adapters/{name}/versions"): KEY,
+    ("PUT", "/adapters/{name}"): ADMIN,
+    ("DELETE", "/adapters/{name}"): ADMIN,
+    ("GET", "/adapters/{name}/files"): ADMIN,
+    **{
+        ("POST", f"/adapters/{{name}}/{verb}"): ADMIN
+        for verb in ("merge", "unmerge", "rollback", "canary", "shadow", "promote", "abort")
+    },
+}
+KEYS = {"inference": "key-of-inference", "narrow": "key-for-b-alone", "admin": "key-of-an-admin"}
+UNKNOWN = {"nobody": None, "stranger": "a-key-that-nobody-gave"}
+ALLOWED = {  # with a key of each sort, on a server that has keys
+    OPEN: {"nobody", "stranger", "inference", "narrow", "admin"},
+    KEY: {"inference", "narrow", "admin"},
+    WHOLE: {"inference", "admin"},
+    ADMIN: {"admin"},
+}
+REFUSALS = {400, 401, 403, 404, 405}
+
+
+def spellings(path: str) -> list[str]:
+    """The path, and ways to spell it that somebody might read as the same one."""
+    head, _, last = path.rpartition("/")
+    return [
+        path,
+        *(f"{path}%{code}" for code in ("0a", "0d", "09", "00", "7f", "20", "2f", "c2%85", "ff")),
+        *(f"{path}{end}" for end in ("/", "//", "/.", "/..", ";x", ";x=1", ".json", "?", "#x")),
+        f"{head}%2f{last}",
+        f"{head}//{last}",
+        f"{head}/./{last}",
+        f"{head}/x/../{last}",
+        f"{head}/%0a{last}",
+        f"/{path}",
+        f"/.{path}",
+        f"/%0a{path[1:]}",
+        path.upper(),
+        f"http://elsewhere{path}",
+        f"http://elsewhere{path}%0a",
+        "*",
+    ]
+
+
+class Line:
+    """One connection that sends a path exactly as it is spelled."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def status(self, method: str, path: str, key: str | None) -> int:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._connection.request(method, path, headers=headers)
+        answer = self._connection.getresponse()
+        answer.read()
+        return answer.status
+
+
+def server_of(base: Path, adapter: Path, folder: Path, **settings: object) -> LiveServer:
+    server = live_server(
+        model=str(base), store=folder / "store", adapters_dir=folder / "none", **settings
+    )
+    by = {"Authorization": f"Bearer {KEYS['admin']}"}
+    server.client.put("/adapters/a", files=files_of(adapter), headers=by)
+    return server
+
+
+@pytest.fixture(scope="module")
+def keyed(
+    tiny_bert: Path, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("spelled")
+    (folder / "keys").write_text(f"{KEYS['narrow']} adapters=b\n")
+    server = server_of(
+        tiny_bert,
+        folders["a"],
+        folder,
+        api_keys=KEYS["inference"],
+        api_keys_file=folder / "keys",
+        admin_keys=KEYS["admin"],
+    )
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def reachable(
+    tiny_bert: Path, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
+    """A server without keys that other machines can reach."""
+    folder = tmp_path_factory.mktemp("reachable")
+    server = server_of(tiny_bert, folders["a"], folder, host="0.0.0.0")
+    yield server
+    server.stop()
+
+
+def routes_of(server: LiveServer) -> dict[tuple[str, str], str]:
+    """(method, path) -> what was declared, of every route that the app runs."""
+    return {
+        (method, route.path): access_of(route).needs
+        for route in server.app.routes
+        if not isinstance(route, Mount)
+        for method in route.methods
+    }
+
+
+def test_every_route_needs_what_the_docs_promise(keyed: LiveServer) -> None:
+    assert routes_of(keyed) == NEEDS
+
+
+def test_a_route_that_says_nothing_needs_an_admin_key() -> None:
+    router = APIRouter()
+    router.get("/new")(lambda: None)
+    assert access_of(router.routes[0]).needs == ADMIN
+
+
+def test_no_spelling_of_a_path_opens_a_door(keyed: LiveServer, subtests: pytest.Subtests) -> None:
+    with contextlib.closing(Line(keyed.url)) as line:
+        assert try_all(line, subtests)
+
+
+def try_all(line: Line, subtests: pytest.Subtests) -> int:
+    """Every key, route and spelling; how many requests were let in."""
+    opened = 0
+    for who, key in (UNKNOWN | KEYS).items():
+        # What an admin changes here is nobody's, so that what the others are refused is still there.
+        name = "nobody-has-this" if who == "admin" else "a"
+        for (method, template), needs in NEEDS.items():
+            allowed = who in ALLOWED[needs] and not (who == "narrow" and "{name}" in template)
+            path = template.replace("{name}", name)
+            with subtests.test(who=who, method=method, path=path):
+                for spelled in spellings(path):
+                    status = line.status(method, spelled, key)
+                    assert status < 500, spelled
+                    assert allowed or status in REFUSALS, (spelled, status)
+                    opened += status not in REFUSALS
+                if allowed:
+                    assert line.status(method, path, key) not in (401, 403, 405)
+                else:
+                    assert line.status(method, path, key) in (401, 403)
+    return opened
+
+
+def test_without_keys_nothing_but_reading_is_open_to_other_machines(
+    reachable: LiveServer, subtests: pytest.Subtests
+) -> None:
+    for (method, template), needs in NEEDS.items():
+        if needs != ADMIN:
+            continue
+        path = template.replace("{name}", "a")
+        with contextlib.closing(Line(reachable.url)) as line, subtests.test(path=path):
+            for spelled in spellings(path):
+                assert line.status(method, spelled, None) in REFUSALS, spelled
+            assert line.status(method, path, None) == 403
+
+
+def test_what_matches_no_route_says_so_before_any_key(keyed: LiveServer) -> None:
+    client = keyed.client
+    nowhere = client.get("/adapter/a")
+    assert nowhere.status_code == 404
+    assert "did you mean /adapters" in nowhere.json()["error"]
+    odd = client.get("/adapters/a/files%0a")
+    assert (odd.status_code, odd.json()["error_type"]) == (400, "malformed")
+
+
+def test_a_method_that_a_path_does_not_take_is_told_those_that_it_takes(keyed: LiveServer) -> None:
+    answer = keyed.client.post("/adapters/a")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, PUT"
+    assert "uploaded with PUT" in answer.json()["error"]
+    assert keyed.client.request("OPTIONS", "/embed").headers["allow"] == "POST"
