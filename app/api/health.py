@@ -106,9 +106,7 @@ async def info(request: Request, serving: Served, verify: bool = False) -> Respo
     base: dict[str, Any] = {"digest": encoder.digest}
     if verify:
         refuse_unless_admin(request)
-        now = await asyncio.get_running_loop().run_in_executor(
-            serving.verifier, encoder.digest_now
-        )
+        now = await asyncio.get_running_loop().run_in_executor(serving.verifier, encoder.digest_now)
         base |= {"digest_now": now, "intact": now == encoder.digest}
     files = encoder.files
     answer = {

@@ -19,7 +19,7 @@ from app.api.inputs import Inputs, Prompt
 from app.api.reading import Texts
 from app.api.running import run
 from app.api.serving import Served
-from app.engine.tokenizer import Direction
+from app.engine.windows import Direction
 from app.engine.words import Strategy
 from app.model.batch import Want
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from app.api.choosing import Choice, Chosen
 from app.api.embedding import sentence_of
 from app.api.serving import Serving
-from app.engine.tokenizer import Cut, Direction, Input, InputRefused, Tokens, tokenize
+from app.engine.tokenizer import Cut, Input, InputRefused, Tokens, tokenize
+from app.engine.windows import Direction
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Texts:
     prompt: Callable[[Chosen], str] = lambda _: ""
 
 
-def read(serving: Serving, choice: Choice, texts: Texts) -> list[list[Tokens]]:
+def read(
+    serving: Serving, choice: Choice, texts: Texts, check: Callable[[], None] = lambda: None
+) -> list[list[Tokens]]:
     """Per line and input; inputs of one maximal length and prompt share the work.
 
-    Raises InputRefused.
+    check: called between parts of the work; what it raises ends it. Raises InputRefused.
     """
     ways = {
         c.stamp: (sentence_of(serving, c).max_length or 0, texts.prompt(c)) for c in choice.distinct
@@ -36,7 +39,7 @@ def read(serving: Serving, choice: Choice, texts: Texts) -> list[list[Tokens]]:
         places = sorted({i for line in kinds for i, w in enumerate(line) if w == way})
         cut = Cut(length, texts.truncate, texts.direction)
         try:
-            rows = tokenize(serving.tokenizer, [texts.items[i] for i in places], cut, prompt)
+            rows = tokenize(serving.tokenizer, [texts.items[i] for i in places], cut, prompt, check)
         except InputRefused as error:
             raise InputRefused(places[error.index], error.reason) from None
         found |= {(*way, i): row for i, row in zip(places, rows, strict=True)}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fastapi import Request
 from torch import Tensor
@@ -20,11 +23,12 @@ from app.api.reading import Texts, read
 from app.api.serving import Serving
 from app.api.shadowing import Answered, shadow
 from app.engine.engine import Answer, Ask
-from app.engine.queue import Asker, QueueFull
+from app.engine.queue import QueueFull
 from app.engine.quota import Charge
 from app.engine.tokenizer import Input, Tokens
 from app.model.batch import Want
 
+T = TypeVar("T")
 SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
 
 
@@ -54,8 +58,7 @@ async def run(
     Raises InputRefused, QuotaExceeded, QueueFull, ForwardFailed, Refusal.
     """
     request.state.adapters = list(dict.fromkeys(c.name for c in choice.distinct))
-    sequences = len(texts.items) * len(choice.lines)
-    if sequences > serving.max_client_batch:
+    if len(texts.items) * len(choice.lines) > serving.max_client_batch:
         times = f" through {len(choice.lines)} adapters" if choice.fan_out else ""
         raise Refusal(
             413,
@@ -64,46 +67,42 @@ async def run(
             "request (MAX_CLIENT_BATCH): send several requests",
         )
     time_left_s(request.headers.get(TIMEOUT), request.state.began)  # refused before the work
-    started = time.perf_counter()
-    if sum(map(_size, texts.items)) <= SHORT:
-        tokens = read(serving, choice, texts)
-    else:
-        tokens = await asyncio.to_thread(read, serving, choice, texts)
-    tokenize_s = time.perf_counter() - started
-    asks = [
-        Ask(t, want(c), c.version)
-        for line, row in zip(choice.lines, tokens, strict=True)
-        for c, t in zip(line, row, strict=True)
-    ]
-    charges = _charges(request, serving, asks, choice)
-    serving.quotas.charge(charges)
     asker = await asker_of(request)
+    serving.quotas.charge(_charges(request, serving, Counter(), choice))  # who is in debt, likewise
+    started = time.perf_counter()
+    tokens = await _tokens(request, serving, choice, texts)
+    tokenize_s = time.perf_counter() - started
+    chosen = [c for line in choice.lines for c in line]
+    sequences = [t for row in tokens for t in row]
+    asks = [Ask(t, want(c), c.version) for c, t in zip(chosen, sequences, strict=True)]
+    counts: Counter[str] = Counter()
+    for c, t in zip(chosen, sequences, strict=True):
+        counts[c.name] += len(t.ids)
+    charges = _charges(request, serving, counts, choice)
+    serving.quotas.charge(charges)
     try:
-        answer = await _unless_gone(request, serving, asks, asker)
+        answer = await _unless_gone(request, serving.engine.run(asks, asker))
     except QueueFull:
         serving.quotas.give_back(charges)
         raise
     count = len(texts.items)
-    for ask, chosen in zip(asks, (c for line in choice.lines for c in line), strict=True):
-        serving.metrics.tokens.labels(chosen.name).inc(len(ask.tokens.ids))
-        serving.automerge.served[chosen.name] += len(ask.tokens.ids)
+    for name, size in counts.items():
+        serving.metrics.tokens.labels(name).inc(size)
+        serving.automerge.served[name] += size
     lines = [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))]
     shadow(serving, Answered(choice, texts, want, lines))
     return Ran(lines, tokens, _headers(choice, tokenize_s, answer))
 
 
 def _charges(
-    request: Request, serving: Serving, asks: Sequence[Ask], choice: Choice
+    request: Request, serving: Serving, tokens: Counter[str], choice: Choice
 ) -> list[Charge]:
-    """What the request counts for: its key, and each of its adapters."""
+    """What the request counts for: its key, and each of its adapters with so many tokens."""
     key, names = key_of(request), serving.registry.names
-    tokens: Counter[str] = Counter()
-    for ask, chosen in zip(asks, (c for line in choice.lines for c in line), strict=True):
-        tokens[chosen.name] += len(ask.tokens.ids)
     charges = [Charge(f"this key ({key.name})", key.tokens_per_s, tokens.total())] if key else []
-    for name, count in tokens.items():
+    for name in dict.fromkeys(c.name for c in choice.distinct):
         limit = names[name].tokens_per_s if name in names else None
-        charges.append(Charge(f"the adapter {name}", limit, count))
+        charges.append(Charge(f"the adapter {name}", limit, tokens[name]))
     return charges
 
 
@@ -120,14 +119,31 @@ def _size(item: Input) -> int:
     return sum(map(len, item)) if isinstance(item, tuple) else len(item)
 
 
-async def _unless_gone(
-    request: Request,
-    serving: Serving,
-    asks: list[Ask],
-    asker: Asker,
-) -> Answer:
-    """The engine's answer; what waits of it is dropped once the client has gone or its time is over."""
-    running = asyncio.ensure_future(serving.engine.run(asks, asker))
+async def _tokens(
+    request: Request, serving: Serving, choice: Choice, texts: Texts
+) -> list[list[Tokens]]:
+    """As reading.read; long texts in a thread, until the client has gone or its time is over."""
+    prompt = max(len(texts.prompt(chosen)) for chosen in choice.distinct)
+    if sum(map(_size, texts.items)) + prompt * len(texts.items) <= SHORT:
+        return read(serving, choice, texts)
+    unwanted = threading.Event()
+
+    def check() -> None:
+        if unwanted.is_set():
+            raise CancelledError
+
+    try:
+        return await _unless_gone(request, asyncio.to_thread(read, serving, choice, texts, check))
+    finally:
+        unwanted.set()
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives; it is cancelled once the client has gone or its time is over.
+
+    Raises Refusal (499), HTTPException (504).
+    """
+    running = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         done, _ = await asyncio.wait(

@@ -18,7 +18,7 @@ from app.api.inputs import InputList, Prompt, read_inputs
 from app.api.reading import Texts
 from app.api.running import run
 from app.api.serving import Served
-from app.engine.tokenizer import Direction
+from app.engine.windows import Direction
 from app.model.batch import Want
 from app.model.head import scores
 

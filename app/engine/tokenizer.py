@@ -6,14 +6,16 @@ serves every thread, and each call can have its own length. Knows no models and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from app.engine.template import Template, learn_template
+from app.engine.windows import Direction, Encoded, encode, length
 from app.model.base_files import BaseRefused
 
 TOKENIZER_FILES = (
@@ -24,7 +26,6 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 Input = str | tuple[str, str] | list[int]
-Direction = Literal["left", "right"]
 
 
 class InputRefused(Exception):
@@ -54,12 +55,23 @@ class TextTokenizer:
     """backend: the fast tokenizer without state of its own. fast: transformers' object around it.
 
     vocabulary: ids below it are the model's. types: whether the model is told a pair's halves apart.
+    single, pair: where special tokens go.
     """
 
     backend: Tokenizer
     fast: Any
     vocabulary: int
     types: bool
+    single: Template
+    pair: Template
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One text of an input, with its prompt, and as much of its tokens as is needed."""
+
+    text: str
+    encoded: Encoded
 
 
 @dataclass(frozen=True)
@@ -85,79 +97,89 @@ def load_tokenizer(folder: Path, vocabulary: int, type_vocabulary: int) -> TextT
     backend.no_truncation()
     backend.no_padding()
     types = type_vocabulary > 1 and "token_type_ids" in fast.model_input_names
-    return TextTokenizer(backend, fast, vocabulary, types)
+    try:
+        single, pair = learn_template(backend, 1), learn_template(backend, 2)
+    except ValueError as error:
+        raise BaseRefused(f"{folder}'s tokenizer cannot be served: {error}") from None
+    return TextTokenizer(backend, fast, vocabulary, types, single, pair)
 
 
 def tokenize(
-    tokenizer: TextTokenizer, inputs: Sequence[Input], cut: Cut, prompt: str = ""
+    tokenizer: TextTokenizer,
+    inputs: Sequence[Input],
+    cut: Cut,
+    prompt: str = "",
+    check: Callable[[], None] = lambda: None,
 ) -> list[Tokens]:
     """Each text, pair or list of ids as tokens; ids are taken as they are, nothing is added.
 
-    prompt goes before each text (a pair's first). Blocks: call it in a thread. Raises InputRefused
-    for an empty input, an id outside the vocabulary, or a long input with truncate=False.
+    prompt goes before each text (a pair's first). Blocks: call it in a thread; check is called between
+    parts of the work, and what it raises ends it. Raises InputRefused for an empty input, an id outside
+    the vocabulary, or a long input with truncate=False.
     """
-    texts = [i for i, value in enumerate(inputs) if not isinstance(value, list)]
-    firsts, seconds = _split(inputs, texts, prompt)
-    encode = tokenizer.backend.encode_batch
-    encoded = iter(encode(firsts, add_special_tokens=False))
-    pairs = encode(list(seconds.values()), add_special_tokens=False)
-    paired = dict(zip(seconds, pairs, strict=True))
+    texts = [_texts(i, value, prompt) for i, value in enumerate(inputs)]
+    room = cut.max_length - tokenizer.single.specials
+    flat = [text for parts in texts for text in parts]
+    encoded = iter(encode(tokenizer.backend, flat, room, cut.direction, check))
+    parts_of = [[Part(text, next(encoded)) for text in parts] for parts in texts]
     return [
         _from_ids(i, value, cut, tokenizer.vocabulary)
         if isinstance(value, list)
-        else _finish(tokenizer, i, next(encoded), paired.get(i), cut)
-        for i, value in enumerate(inputs)
+        else _finish(tokenizer, i, parts, cut)
+        for i, (value, parts) in enumerate(zip(inputs, parts_of, strict=True))
     ]
 
 
-def _split(
-    inputs: Sequence[Input], texts: list[int], prompt: str
-) -> tuple[list[str], dict[int, str]]:
-    firsts: list[str] = []
-    seconds: dict[int, str] = {}
-    for i in texts:
-        value = inputs[i]
-        first = value if isinstance(value, str) else value[0]
-        if not first:
-            raise InputRefused(i, "is empty")
-        firsts.append(prompt + str(first))
-        if isinstance(value, tuple):
-            seconds[i] = value[1]
-    return firsts, seconds
+def _texts(i: int, value: Input, prompt: str) -> list[str]:
+    """A text, or a pair's two; none for ids. The first with the prompt before it."""
+    if isinstance(value, list):
+        return []
+    first, *rest = value if isinstance(value, tuple) else (value,)
+    if not first:
+        raise InputRefused(i, "is empty")
+    return [prompt + first, *rest]
 
 
-def _finish(
-    tokenizer: TextTokenizer, i: int, first: Encoding, second: Encoding | None, cut: Cut
-) -> Tokens:
+def _finish(tokenizer: TextTokenizer, i: int, parts: list[Part], cut: Cut) -> Tokens:
     """Cut, then add the special tokens (truncation as transformers' longest_first)."""
-    room = cut.max_length - tokenizer.backend.num_special_tokens_to_add(second is not None)
-    total = len(first) + (len(second) if second else 0)
-    if total > room:
+    pair = len(parts) > 1
+    template = tokenizer.pair if pair else tokenizer.single
+    room = cut.max_length - template.specials
+    lengths = [len(part.encoded.ids) for part in parts]
+    if sum(lengths) > room:
         if not cut.truncate:
-            over = total - room + cut.max_length
+            over = sum(lengths) + template.specials
+            count = f"has {over}" if all(p.encoded.whole for p in parts) else "has many more"
             raise InputRefused(
                 i,
-                f"has {over} tokens, over the {cut.max_length} that fit: send truncate=true, or less",
+                f"{count} tokens, over the {cut.max_length} that fit: send truncate=true, or less",
             )
-        keep_first, keep_second = _longest_first(len(first), len(second) if second else 0, room)
-        first.truncate(keep_first, direction=cut.direction)
-        if second is not None:
-            second.truncate(keep_second, direction=cut.direction)
-    done = tokenizer.backend.post_process(first, second, add_special_tokens=True)
-    types = done.type_ids if tokenizer.types else [0] * len(done.ids)
-    return Tokens(done.ids, types, None if second is not None else _places(first, done))
+        lengths = _longest_first(tokenizer.backend, parts, room) if pair else [max(0, room)]
+    stay = [
+        slice(n) if cut.direction == "right" else slice(max(0, len(p.encoded.ids) - n), None)
+        for p, n in zip(parts, lengths, strict=True)
+    ]
+    ids = template.ids([p.encoded.ids[s] for p, s in zip(parts, stay, strict=True)])
+    types = template.types(lengths) if tokenizer.types else [0] * len(ids)
+    if pair:
+        return Tokens(ids, types)
+    before, behind = map(len, template.around)
+    return Tokens(
+        ids, types, [*[None] * before, *parts[0].encoded.places[stay[0]], *[None] * behind]
+    )
 
 
-def _places(first: Encoding, done: Encoding) -> list[tuple[int, int] | None]:
-    """The text's own places: a byte-level post-processor trims spaces off a second time in `done`."""
-    own = iter(first.offsets)
-    return [None if special else next(own) for special in done.special_tokens_mask]
-
-
-def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+def _longest_first(backend: Tokenizer, parts: list[Part], room: int) -> list[int]:
     """How many tokens of each stay: the longer one loses first, then both to half."""
+    first, second = (min(len(part.encoded.ids), room + 1) for part in parts)
     short = min(first, second, room // 2)
-    return (room - short, short) if first > second else (short, room - short)
+    if short == room - short:
+        return [short, short]
+    if first == second == room + 1:  # which is longer is not known from windows
+        first, second = (
+            len(p.encoded.ids) if p.encoded.whole else length(backend, p.text) for p in parts
+        )
+    return [room - short, short] if first > second else [short, room - short]
 
 
 def _from_ids(i: int, ids: list[int], cut: Cut, vocabulary: int) -> Tokens:
