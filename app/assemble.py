@@ -12,6 +12,7 @@ from app.adapters.registry import Registry
 from app.adapters.residents import Residents
 from app.adapters.source import Sources
 from app.adapters.store import Store
+from app.api import json_text
 from app.api.draining import Drain
 from app.api.metrics import Metrics
 from app.api.serving import Serving
@@ -81,7 +82,7 @@ def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Enco
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
     torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
-    compiling = threading.Thread(target=kernel.prepare)  # seconds, at an installation's first start
+    compiling = threading.Thread(target=_compile)  # seconds, at an installation's first start
     compiling.start()
     try:
         store = Store(settings.store, may_write=may_write)
@@ -92,6 +93,11 @@ def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Enco
         raise StartRefused(str(error)) from error
     compiling.join()
     return store, encoder, tokenizer
+
+
+def _compile() -> None:
+    kernel.prepare()
+    json_text.prepare()
 
 
 def _engine(settings: Settings, encoder: Encoder) -> Engine:

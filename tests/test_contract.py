@@ -65,9 +65,7 @@ def test_every_documented_example_works_as_pasted(contract_server: LiveServer) -
     bodies = 0
     for path, item in document["paths"].items():
         content = item.get("post", {}).get("requestBody", {}).get("content", {})
-        reference = content.get("application/json", {}).get("schema", {}).get("$ref", "")
-        component = document["components"]["schemas"].get(reference.rsplit("/", 1)[-1], {})
-        for example in component.get("examples", []):
+        for example in content.get("application/json", {}).get("schema", {}).get("examples", []):
             name = NEEDS_A_HEAD.get(path)
             query = {"adapter": name} if name else {}
             answer = contract_server.client.post(path, params=query, json=example)

@@ -135,10 +135,11 @@ PUT_ANSWERS: Answers = {
 }
 ONE: Answers = {200: REPORT, **documented(404, 422)}
 LIST: Answers = {
+    **documented(),
     200: {
         "description": "Every adapter.",
         "content": {"application/json": {"schema": {"type": "array"}}},
-    }
+    },
 }
 
 

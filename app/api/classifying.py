@@ -19,6 +19,8 @@ from app.engine.tokenizer import Input, Tokens
 from app.engine.words import Strategy, word_groups
 from app.model.head import scores
 
+MOST_NAMED = 50  # adapters of a refusal
+
 
 @dataclass(frozen=True)
 class Labelling:
@@ -35,14 +37,15 @@ def adapter_of(request: Request, serving: Serving, chosen: Chosen) -> Adapter:
     adapter = chosen.version.adapter if chosen.version else None
     if adapter is not None and adapter.head is not None:
         return adapter
-    with_head = sorted(
+    with_head = [
         n for n, e in serving.registry.names.items() if e.report["has_head"] and may_use(request, n)
-    )
+    ]
+    with_head, count = sorted(with_head)[:MOST_NAMED], len(with_head)
     who = f"adapter {chosen.name}" if chosen.version else "the base"
     raise Refusal(
         422,
         "no_head",
-        f"{who} has no classification head; these have one: {', '.join(with_head) or 'none'}",
+        f"{who} has no classification head; {count} have one: {', '.join(with_head) or 'none'}",
         more={"adapters_with_head": with_head},
     )
 
@@ -53,10 +56,13 @@ def refuse_unanswerable(
     """Raises Refusal for an adapter without a head, and for words asked of what is no text."""
     for line in choice.lines:
         for i, (chosen, item) in enumerate(zip(line, items, strict=True)):
-            if adapter_of(request, serving, chosen).task == "tokens" and not isinstance(item, str):
-                raise invalid(
-                    f"inputs[{i}]", f"is no text, and {chosen.name} labels the words of a text"
-                )
+            if adapter_of(request, serving, chosen).task != "tokens":
+                continue
+            why = f"and {chosen.name} labels the words of a text, with their places"
+            if not isinstance(item, str):
+                raise invalid(f"inputs[{i}]", f"is no text, {why}")
+            if request.state.shortened:
+                raise invalid("inputs", f"hold a text that is too long to be kept whole, {why}")
 
 
 def labelled(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import access
 from app.api.answer import base64_strings, float_lists, json_answer
+from app.api.body import body_of, documented_body
 from app.api.choosing import BASE, choose
 from app.api.embedding import Wish, prompts, space_header, wants
 from app.api.errors import OPENAI_SCHEMA, Refusal, documented
@@ -66,9 +67,14 @@ MODELS: dict[int | str, dict[str, Any]] = {
     "/embeddings",
     response_class=Response,
     responses=EMBEDDED | documented(400, 404, 413, 415, 422, 429, 503, schema=OPENAI_SCHEMA),
+    openapi_extra=documented_body(OpenAIEmbeddingBody),
 )
 @access("any key", model=True)
-async def embeddings(request: Request, body: OpenAIEmbeddingBody, serving: Served) -> Response:
+async def embeddings(
+    request: Request,
+    body: Annotated[OpenAIEmbeddingBody, body_of(OpenAIEmbeddingBody)],
+    serving: Served,
+) -> Response:
     """OpenAI's embeddings call; `model` chooses the adapter."""
     if body.adapters is not None or "adapter" in request.query_params:
         raise Refusal(

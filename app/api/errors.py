@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,10 @@ from app.engine.tokenizer import InputRefused
 from app.engine.trials import NoTrial
 
 log = logging.getLogger(__name__)
+DOOR = (400, 401, 403)  # an odd path, no key, the wrong key
+MAX_FAULTS = 20  # of a body that are told
+MAX_MESSAGE = 2_000  # characters
+MAX_PROBLEMS_BYTES = 40 << 10  # of a refusal's problems: a refusal has 64 KiB at most
 
 TABLE: dict[type[Exception], tuple[int, str]] = {
     ClientDisconnect: (499, "client_gone"),
@@ -81,6 +85,7 @@ SCHEMA: dict[str, Any] = {
                 },
             },
         },
+        "problem_count": {"type": "integer", "description": "Where not all of them are told."},
         "nearest": {"type": "array", "items": {"type": "string"}},
     },
 }
@@ -118,9 +123,12 @@ class BodyTooLarge(HTTPException):
 
 
 def documented(*statuses: int, schema: dict[str, Any] = SCHEMA) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for error answers."""
+    """FastAPI's `responses` for error answers: these, and those that any route gives at its door."""
     content = {"application/json": {"schema": schema}}
-    return {status: {"description": "Error", "content": content} for status in statuses}
+    return {
+        status: {"description": "Error", "content": content}
+        for status in sorted({*DOOR, *statuses})
+    }
 
 
 def install_errors(app: FastAPI) -> None:
@@ -136,17 +144,20 @@ def install_errors(app: FastAPI) -> None:
 def respond(request: Request, refusal: Refusal) -> Response:
     """The refusal in the shape that the route's clients read."""
     request_id = getattr(request.state, "request_id", "")
+    message = _short(refusal.message)
     body: dict[str, Any] = {
-        "error": refusal.message,
+        "error": message,
         "error_type": refusal.error_type,
         "request_id": request_id,
         **refusal.more,
     }
     if refusal.problems:
-        body["problems"] = refusal.problems
+        told = body["problems"] = _told(refusal.problems)
+        if len(told) < len(refusal.problems):
+            body["problem_count"] = len(refusal.problems)
     if request.url.path.startswith("/v1/"):
         openai = {
-            "message": refusal.message,
+            "message": message,
             "type": refusal.error_type,
             "param": next((p["field"] for p in refusal.problems if "field" in p), None),
             "code": refusal.error_type,
@@ -157,12 +168,29 @@ def respond(request: Request, refusal: Refusal) -> Response:
     return Response(json.dumps(body), refusal.status, headers, "application/json")
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}…"
+
+
+def _told(problems: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """As many problems as an answer may hold."""
+    told, room = [], MAX_PROBLEMS_BYTES
+    for problem in problems:
+        short = {name: _short(text) for name, text in problem.items()}
+        room -= len(json.dumps(short))
+        if room < 0:
+            break
+        told.append(short)
+    return told
+
+
 def refusal_of(error: Exception, request: Request) -> Refusal:
     """The exception as a refusal; what is in no table is a bug: logged, 500."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, RequestValidationError):
-        return _of_validation(error, request)
+        faults = error.errors()
+        return validation_refusal(faults, len(faults))
     if isinstance(error, HTTPException):
         kind = HTTP_TYPES.get(error.status_code, f"http_{error.status_code}")
         return Refusal(error.status_code, kind, str(error.detail), headers=error.headers or {})
@@ -194,28 +222,16 @@ def refusal_of(error: Exception, request: Request) -> Refusal:
     return refusal
 
 
-def _of_validation(error: RequestValidationError, request: Request) -> Refusal:
-    faults = error.errors()
-    if any(f["type"] == "json_invalid" for f in faults):
-        reason = str(faults[0].get("ctx", {}).get("error", "cannot be parsed"))
-        return Refusal(400, "malformed", f"the body is not JSON: {reason}")
-    in_body = any(f["loc"][:1] == ("body",) for f in faults)
-    if in_body and request.headers.get("content-length") == "0":
-        return Refusal(400, "malformed", "the body is empty: send JSON")
-    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if in_body and media != "application/json" and not media.endswith("+json"):
-        said = f"not {media}" if media else "and say so"
-        return Refusal(
-            415,
-            "unsupported_media_type",
-            f"send the body as JSON, {said}: -H 'Content-Type: application/json'",
-        )
+def validation_refusal(faults: Sequence[Mapping[str, Any]], count: int) -> Refusal:
+    """422 with the first of pydantic's `count` faults."""
     problems = [
         {"field": _where(f["loc"]), "reason": f["msg"].removeprefix("Value error, ")}
-        for f in faults
+        for f in faults[:MAX_FAULTS]
     ]
     first = problems[0]
-    return Refusal(422, "validation", f"{first['field']}: {first['reason']}", problems)
+    more = {"problem_count": count} if count > len(problems) else {}
+    message = f"{first['field']}: {first['reason']}"
+    return Refusal(422, "validation", message, problems, more=more)
 
 
 def _where(loc: tuple[int | str, ...]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.adapters.sentence import Pooling
 from app.api.access import access
 from app.api.answer import OCTETS, accepts_octets, base64_strings, float_lists, json_answer, octets
+from app.api.body import body_of, documented_body
 from app.api.choosing import Chosen, ChosenByQuery, choose
 from app.api.classifying import Labelling, labelled, refuse_unanswerable
 from app.api.embedding import Wish, prompts, space_header, wants
@@ -38,7 +39,7 @@ class EmbedBody(BaseModel):
     )
 
     inputs: Inputs
-    adapters: list[str | None] | None = Field(None, description=PER_INPUT)
+    adapters: list[str | None] | None = Field(None, description=PER_INPUT, fail_fast=True)
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
     truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
     truncation_direction: Direction = Field("right", description="Which end is cut.")
@@ -59,7 +60,7 @@ class ClassifyBody(BaseModel):
     )
 
     inputs: Inputs
-    adapters: list[str | None] | None = Field(None, description=PER_INPUT)
+    adapters: list[str | None] | None = Field(None, description=PER_INPUT, fail_fast=True)
     truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
     truncation_direction: Direction = Field("right", description="Which end is cut.")
     raw_scores: bool = Field(False, description="Logits, without the activation.")
@@ -117,10 +118,18 @@ CLASSIFIED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/embed", response_class=Response, responses=EMBEDDED | ERRORS)
+@router.post(
+    "/embed",
+    response_class=Response,
+    responses=EMBEDDED | ERRORS,
+    openapi_extra=documented_body(EmbedBody),
+)
 @access("any key", model=True)
 async def embed(
-    request: Request, body: EmbedBody, query: ChosenByQuery, serving: Served
+    request: Request,
+    body: Annotated[EmbedBody, body_of(EmbedBody)],
+    query: ChosenByQuery,
+    serving: Served,
 ) -> Response:
     """Embeddings, each input through the adapter that was chosen for it."""
     choice = await choose(request, serving, query.adapter, body.adapters, len(body.inputs.items))
@@ -142,10 +151,18 @@ async def embed(
     return json_answer(_shaped(choice.fan_out, choice.lines, answers), headers)
 
 
-@router.post("/classify", response_class=Response, responses=CLASSIFIED | ERRORS)
+@router.post(
+    "/classify",
+    response_class=Response,
+    responses=CLASSIFIED | ERRORS,
+    openapi_extra=documented_body(ClassifyBody),
+)
 @access("any key", model=True)
 async def classify(
-    request: Request, body: ClassifyBody, query: ChosenByQuery, serving: Served
+    request: Request,
+    body: Annotated[ClassifyBody, body_of(ClassifyBody)],
+    query: ChosenByQuery,
+    serving: Served,
 ) -> Response:
     """Labels and scores from the heads that the chosen adapters bring along."""
     choice = await choose(request, serving, query.adapter, body.adapters, len(body.inputs.items))

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import matched_of
+from app.api.body import receive_body
 from app.api.errors import invalid, refusal_of, respond
 from app.api.serving import Serving
 from app.engine.queue import Asker, QueueFull
@@ -29,7 +30,7 @@ async def asker_of(request: Request) -> Asker:
         raise invalid(PRIORITY, f"is {priority!r}; it may be interactive or bulk")
     client = _client(request.scope)
     source = _source(request.scope)
-    key = hash((source, await request.body()))
+    key = hash((source, request.state.body_digest))
     booked = request.scope["state"].get("booked", False)
     return Asker(client, source, priority == "bulk", key, booked)
 
@@ -62,8 +63,8 @@ class Gate:
             await self.app(scope, receive, send)
             return
         try:
-            body = await _whole_body(receive)
-            key = hash((source, body))
+            body, digest = await receive_body(Request(scope, receive))
+            key = hash((source, digest))
             if not queue.claim(key):
                 raise queue.refuse(key)
         except (QueueFull, HTTPException) as error:
@@ -74,17 +75,7 @@ class Gate:
         await self.app(scope, _replay(body, receive), send)
 
 
-async def _whole_body(receive: Receive) -> bytes:
-    """Raises what the guard raises for one that is too large."""
-    parts = []
-    while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytearray, receive: Receive) -> Receive:
     given = False
 
     async def again() -> Message:
@@ -92,6 +83,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         if given:
             return await receive()
         given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
 
     return again

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from app.adapters.adapter import Scores
 from app.api.access import access
 from app.api.answer import json_answer
+from app.api.body import body_of, documented_body
 from app.api.choosing import ChosenByQuery, choose
 from app.api.classifying import Labelling, adapter_of, labelled, refuse_unanswerable
 from app.api.errors import documented, invalid
@@ -89,7 +90,7 @@ class RerankBody(BaseModel):
     )
 
     query: Prompt = Field(min_length=1)
-    texts: list[Prompt] = Field(min_length=1)
+    texts: list[Prompt] = Field(min_length=1, fail_fast=True)
     raw_scores: bool = Field(False, description="The head's own numbers, without the sigmoid.")
     return_text: bool = Field(False, description="Each text beside its score.")
     truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
@@ -115,10 +116,18 @@ RANKED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/predict", response_class=Response, responses=PREDICTED | ERRORS)
+@router.post(
+    "/predict",
+    response_class=Response,
+    responses=PREDICTED | ERRORS,
+    openapi_extra=documented_body(PredictBody),
+)
 @access("any key", model=True)
 async def predict(
-    request: Request, body: PredictBody, query: ChosenByQuery, serving: Served
+    request: Request,
+    body: Annotated[PredictBody, body_of(PredictBody)],
+    query: ChosenByQuery,
+    serving: Served,
 ) -> Response:
     """Labels for texts and pairs, in TEI's shapes; one adapter."""
     items = body.inputs.items
@@ -133,10 +142,18 @@ async def predict(
     return json_answer(found[0][0] if body.inputs.single else found[0], ran.headers)
 
 
-@router.post("/rerank", response_class=Response, responses=RANKED | ERRORS)
+@router.post(
+    "/rerank",
+    response_class=Response,
+    responses=RANKED | ERRORS,
+    openapi_extra=documented_body(RerankBody),
+)
 @access("any key", model=True)
 async def rerank(
-    request: Request, body: RerankBody, query: ChosenByQuery, serving: Served
+    request: Request,
+    body: Annotated[RerankBody, body_of(RerankBody)],
+    query: ChosenByQuery,
+    serving: Served,
 ) -> Response:
     """The texts by how well each answers the query: one pair each, through a head of one label."""
     _refuse_several(query.adapter)
@@ -144,6 +161,8 @@ async def rerank(
     adapter = adapter_of(request, serving, choice.lines[0][0])
     if adapter.task != "classify" or len(adapter.labels) != 1:
         raise invalid("adapter", "does not rerank: its head has not exactly one label")
+    if body.return_text and request.state.shortened:
+        raise invalid("return_text", "is asked for beside a text that is too long to be given back")
     if not all(body.texts):
         raise invalid(f"texts[{body.texts.index('')}]", "is empty")
     pairs = [(body.query, text) for text in body.texts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +12,7 @@ from app.adapters.pointer import Trial, current_index
 from app.api.access import access
 from app.api.adapters import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
 from app.api.answer import json_answer
+from app.api.body import body_of, documented_body
 from app.api.errors import documented
 from app.api.keys import caller
 from app.api.serving import Served, Serving
@@ -26,6 +27,9 @@ class RollbackBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: str | None = Field(None, description="12 or more hex digits; none: the one before.")
+
+
+Rollback = Annotated[RollbackBody | None, body_of(RollbackBody, optional=True)]
 
 
 @router.get(
@@ -48,12 +52,13 @@ async def versions(name: AdapterName, serving: Served) -> Response:
 @router.post(
     "/{name}/rollback",
     response_class=Response,
-    responses=ONE | documented(400, 415, 507),
+    responses=ONE | documented(400, 413, 415, 507),
     dependencies=NOTHING,
+    openapi_extra=documented_body(RollbackBody, optional=True),
 )
 @access("admin key")
 async def rollback(
-    request: Request, name: AdapterName, serving: Served, body: RollbackBody | None = None
+    request: Request, name: AdapterName, serving: Served, body: Rollback
 ) -> Response:
     """Point the name at an earlier version of its own."""
     asked = body.version if body else None
@@ -81,22 +86,40 @@ class ShadowBody(CanaryBody):
     percent: float = Field(100, gt=0, le=100, description="Of the requests for the name.")
 
 
-TRIAL = ONE | documented(400, 409, 415, 503, 507)
+TRIAL = ONE | documented(400, 409, 413, 415, 503, 507)
 
 
-@router.post("/{name}/canary", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+@router.post(
+    "/{name}/canary",
+    response_class=Response,
+    responses=TRIAL,
+    dependencies=NOTHING,
+    openapi_extra=documented_body(CanaryBody),
+)
 @access("admin key")
 async def canary(
-    request: Request, name: AdapterName, serving: Served, body: CanaryBody
+    request: Request,
+    name: AdapterName,
+    serving: Served,
+    body: Annotated[CanaryBody, body_of(CanaryBody)],
 ) -> Response:
     """Let another version answer a share of the requests."""
     return await _begin(request, name, serving, "canary", body)
 
 
-@router.post("/{name}/shadow", response_class=Response, responses=TRIAL, dependencies=NOTHING)
+@router.post(
+    "/{name}/shadow",
+    response_class=Response,
+    responses=TRIAL,
+    dependencies=NOTHING,
+    openapi_extra=documented_body(ShadowBody),
+)
 @access("admin key")
 async def shadow(
-    request: Request, name: AdapterName, serving: Served, body: ShadowBody
+    request: Request,
+    name: AdapterName,
+    serving: Served,
+    body: Annotated[ShadowBody, body_of(ShadowBody)],
 ) -> Response:
     """Run another version beside a share of the requests, compare, and do not answer with it."""
     return await _begin(request, name, serving, "shadow", body)

@@ -175,7 +175,7 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
     "not utf-8": (b'{"inputs": "\xff"}', 400, "malformed"),
     "NaN": (b'{"inputs": "a", "dimensions": NaN}', 422, "validation"),
     "a prompt of half a surrogate": (b'{"inputs": "a", "prompt": "\\ud800"}', 422, "validation"),
-    "an adapter of half a surrogate": (b'{"inputs": "a", "adapters": ["\\ud800"]}', 404, "adapter_not_found"),
+    "an adapter of half a surrogate": (b'{"inputs": "a", "adapters": ["\\ud800"]}', 422, "validation"),
     "a member of half a surrogate": (b'{"inputs": "a", "\\ud800": 1}', 422, "validation"),
 }  # fmt: skip
 

@@ -1,0 +1,121 @@
+"""A request's JSON body -> a checked model, under bounds and in nobody's way.
+
+FastAPI would parse and check it on the event loop, and tell every wrong item of a list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import difflib
+import hashlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+
+from app.api.errors import Refusal, validation_refusal
+from app.api.json_text import Most, TooMany, parse_json
+from app.api.serving import Serving
+
+M = TypeVar("M", bound=BaseModel)
+ON_LOOP_BYTES = 16 << 10  # parsed in less time than a thread takes to begin
+STRINGS_PER_INPUT = 4  # a pair, its adapter, and room
+OTHERS = 256  # strings and lists beside the inputs
+
+
+def body_of(model: type[M], *, optional: bool = False) -> Any:
+    """A route's dependency that gives the body as `model`; None for an empty one that is optional."""
+
+    async def read(request: Request) -> M | None:
+        return await _read(request, model, optional=optional)
+
+    return Depends(read)
+
+
+def documented_body(model: type[BaseModel], *, optional: bool = False) -> dict[str, Any]:
+    """FastAPI's `openapi_extra` for a route with such a body."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": not optional, "content": content}}
+
+
+async def receive_body(request: Request) -> tuple[bytearray, bytes]:
+    """The whole body, and its digest, which stays when the body goes. Raises what the guard raises."""
+    raw, digest = bytearray(), hashlib.blake2b(digest_size=16)
+    async for chunk in request.stream():
+        raw += chunk
+        digest.update(chunk)
+    return raw, digest.digest()
+
+
+async def _read(request: Request, model: type[M], *, optional: bool) -> M | None:
+    """Raises Refusal (400, 413, 415, 422)."""
+    raw, request.state.body_digest = await receive_body(request)
+    if not raw and optional:
+        return None
+    _refuse_other_media(request, empty=not raw)
+    serving: Serving = request.app.state.serving
+    most = most_of(serving.max_client_batch, serving.engine.encoder.max_length)
+    if len(raw) <= ON_LOOP_BYTES:
+        checked, request.state.shortened = _checked(raw, model, most)
+    else:
+        checked, request.state.shortened = await asyncio.to_thread(_checked, raw, model, most)
+    return checked
+
+
+def most_of(inputs: int, max_length: int) -> Most:
+    """What a body of so many inputs may hold: a list of token ids may be twice what is read of it."""
+    return Most(
+        strings=STRINGS_PER_INPUT * inputs + OTHERS,
+        scalars=2 * inputs * max_length + OTHERS,
+        lists=inputs + OTHERS,
+    )
+
+
+def _refuse_other_media(request: Request, *, empty: bool) -> None:
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if empty:
+        raise Refusal(400, "malformed", "the body is empty: send JSON")
+    if media != "application/json" and not media.endswith("+json"):
+        said = f"not {media:.80}" if media else "and say so"
+        raise Refusal(
+            415,
+            "unsupported_media_type",
+            f"send the body as JSON, {said}: -H 'Content-Type: application/json'",
+        )
+
+
+def _checked(raw: bytearray, model: type[M], most: Most) -> tuple[M, bool]:
+    """The body, and whether a very long string of it lacks its middle. Blocks. Raises Refusal."""
+    if raw.startswith(codecs.BOM_UTF8):
+        del raw[: len(codecs.BOM_UTF8)]
+    try:
+        parsed = parse_json(raw, most)
+    except TooMany as error:
+        raise Refusal(
+            413, "too_many_inputs", f"the body is more than one request may hold: {error}"
+        ) from None
+    except ValueError as error:
+        if "hex escape" in str(error):  # JSON can spell what no text can hold
+            reason = f"the body holds half of a surrogate pair, which is no character: {error}"
+            raise Refusal(422, "validation", reason) from None
+        raise Refusal(400, "malformed", f"the body is not JSON: {error}") from None
+    try:
+        return model.model_validate(parsed.value), parsed.shortened
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        raise validation_refusal(
+            [_with_hint(fault, model) for fault in faults[:20]], error.error_count()
+        ) from None
+
+
+def _with_hint(fault: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A member that the body does not have, with the one that was meant."""
+    if fault["type"] != "extra_forbidden":
+        return dict(fault)
+    name = str(fault["loc"][-1])
+    near = difflib.get_close_matches(name[:64], model.model_fields, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(model.model_fields)}"
+    where = " (or ?adapter= in the query)" if name == "adapter" and near else ""
+    return {**fault, "msg": f"is no member of this body{hint}{where}"}

@@ -1,0 +1,189 @@
+"""Bodies of every shape: refused or answered at a bounded cost, in time, in memory and in words."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.api import json_text
+from app.api.json_text import Most, TooMany, parse_json
+from tests.live import LiveServer
+from tests.process import Process, start
+
+MANY = Most(10_000, 10_000, 10_000)
+JSON = {"Content-Type": "application/json"}
+MAX = 15_900_000  # the cap is 16 MiB
+
+
+def filled(before: bytes, piece: bytes, after: bytes, size: int = MAX) -> bytes:
+    return before + piece * ((size - len(before) - len(after)) // len(piece)) + after
+
+
+FLOODS = {
+    "numbers for texts": ("/rerank", filled(b'{"query":"a","texts":[', b"1,", b"1]}")),
+    "numbers for inputs": ("/embed", filled(b'{"inputs":["a",', b"1,", b"1]}")),
+    "token ids": ("/embed", filled(b'{"inputs":[', b"30000,", b"1]}")),
+    "short texts": ("/embed", filled(b'{"inputs":[', b'"ab",', b'"a"]}')),
+    "empty lists": ("/embed", filled(b'{"inputs":[', b"[],", b"[]]}")),
+    "lists in lists": ("/embed", filled(b'{"inputs":', b"[", b"")),
+    "unknown members": ("/embed", filled(b'{"inputs":"a"', b',"b":1', b"}")),
+    "a long adapter": ("/embed", filled(b'{"inputs":["a"],"adapters":["', b"a", b'"]}')),
+    "wrong adapters": ("/embed", filled(b'{"inputs":"a","adapters":[', b"1,", b"1]}")),
+    "a long model": ("/v1/embeddings", filled(b'{"input":"a","model":"', b"a", b'"}')),
+    "a long member": ("/embed", filled(b'{"', b"a", b'":1}')),
+    "one long word": ("/embed", filled(b'{"inputs":"', b"a", b'"}')),
+    "words": ("/embed", filled(b'{"inputs":"', b"a ", b'"}')),
+    "spaces": ("/embed", filled(b'{"inputs":"a', b" ", b'"}')),
+    "escapes": ("/embed", filled(b'{"inputs":"a', b"\\n", b'"}')),
+    "hex escapes": ("/embed", filled(b'{"inputs":"a', b"\\u0041 ", b'"}')),
+    "faces": ("/embed", filled(b'{"inputs":"a', "😀".encode(), b'"}')),
+    "a face among letters": ("/embed", filled('{"inputs":"😀'.encode(), b"a ", b'"}')),
+    "long texts": ("/embed", filled(b'{"inputs":[', b'"' + b"a\\n" * 5000 + b'",', b'"a"]}')),
+    "cyrillic texts": (
+        "/embed",
+        filled(b'{"inputs":[', b'"' + "привет ".encode() * 1200 + b'",', b'"a"]}'),
+    ),
+    "white space": ("/embed", filled(b'{"inputs":"a"', b" ", b"}")),
+    "nulls": ("/embed", filled(b'{"inputs":"a","adapters":[', b"null,", b"null]}")),
+    "a number": ("/embed", filled(b'{"inputs":', b"1", b"}")),
+    "no JSON": ("/embed", filled(b"", b"x", b"")),
+    "quotes": ("/embed", filled(b'{"inputs":', b'"', b"}")),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_bert: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server in a process of its own, whose memory is its own."""
+    process = start(tmp_path_factory.mktemp("bodies"), model=str(tiny_bert))
+    yield process
+    process.end()
+
+
+@pytest.mark.parametrize("what", FLOODS)
+def test_a_flood_is_answered_and_others_are_too(alone: Process, what: str) -> None:
+    path, body = FLOODS[what]
+    stop = threading.Event()
+    beats = 0
+
+    def beat() -> None:
+        nonlocal beats
+        with httpx.Client(base_url=alone.url) as client:
+            while not stop.is_set():
+                assert client.get("/livez").status_code == 200
+                beats += 1
+
+    neighbour = threading.Thread(target=beat)
+    neighbour.start()
+    answer = alone.client.post(path, content=body, headers=JSON, timeout=30)
+    stop.set()
+    neighbour.join()
+    assert answer.status_code in (200, 400, 404, 413, 422), answer.text[:300]
+    assert answer.status_code == 200 or len(answer.content) <= 64 << 10
+    assert beats
+
+
+def test_floods_leave_no_memory_behind(alone: Process) -> None:
+    def resident() -> int:
+        metrics = alone.client.get("/metrics").text
+        line = next(x for x in metrics.splitlines() if x.startswith("process_resident"))
+        return int(float(line.split()[1]))
+
+    for path, body in FLOODS.values():
+        alone.client.post(path, content=body, headers=JSON, timeout=30)
+    before = resident()
+    for path, body in FLOODS.values():
+        alone.client.post(path, content=body, headers=JSON, timeout=30)
+    assert resident() - before < 2 * MAX
+
+
+def test_at_most_20_problems_are_told_and_how_many_there_are(tiny_server: LiveServer) -> None:
+    body = {"inputs": "a", **{f"member{i}": 1 for i in range(500)}}
+    answer = tiny_server.client.post("/embed", json=body)
+    assert answer.status_code == 422
+    assert len(answer.json()["problems"]) == 20
+    assert answer.json()["problem_count"] == 500
+
+
+def test_the_member_that_was_meant_is_named(tiny_server: LiveServer) -> None:
+    for wrong, meant in {
+        "input": "inputs",
+        "adapter": "adapters",
+        "normalise": "normalize",
+    }.items():
+        answer = tiny_server.client.post("/embed", json={"inputs": "a", wrong: "a"})
+        told = next(p for p in answer.json()["problems"] if p["field"] == wrong)
+        assert f"did you mean {meant}" in told["reason"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.text(max_size=60),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=30), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=VALUES, plain=st.booleans())
+def test_lifting_strings_out_changes_nothing(value: object, plain: bool) -> None:
+    raw = json.dumps(value, ensure_ascii=not plain).encode("utf-8", "surrogatepass")
+    lifted = json_text.LIFTED_BYTES
+    json_text.LIFTED_BYTES = 5  # so that nearly all are
+    try:
+        parsed = parse_json(bytearray(raw), MANY)
+    except ValueError as error:
+        assert "surrogate" in str(error) or "hex escape" in str(error) or "nested" in str(error)
+        return
+    finally:
+        json_text.LIFTED_BYTES = lifted
+    assert parsed.value == value
+    assert not parsed.shortened
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    pieces=st.lists(
+        st.sampled_from(["a", " ", '"', "\\", "\n", "é", "好", "😀", "\u0001"]),
+        min_size=1,
+        max_size=9,
+    ),
+    times=st.integers(40, 90),
+    plain=st.booleans(),
+)
+def test_a_very_long_string_keeps_its_ends_whole(
+    pieces: list[str], times: int, plain: bool
+) -> None:
+    text, end = "".join(pieces) * times, 60
+    raw = bytearray(json.dumps([text, "b"], ensure_ascii=not plain).encode())
+    kept = json_text.END_BYTES, json_text.LIFTED_BYTES
+    json_text.END_BYTES, json_text.LIFTED_BYTES = end, 5
+    try:
+        parsed = parse_json(raw, MANY)
+    finally:
+        json_text.END_BYTES, json_text.LIFTED_BYTES = kept
+    got, other = parsed.value
+    assert other == "b"
+    if len(raw) > 2 * end + 10:
+        assert parsed.shortened
+        assert len(got) < len(text)
+        assert text.startswith(got[: end // 12])  # a character has up to 12 bytes
+        assert text.endswith(got[-end // 24 :])
+    else:
+        assert got == text or parsed.shortened
+
+
+def test_what_is_too_many_is_counted_before_it_is_parsed() -> None:
+    most = Most(strings=3, scalars=3, lists=3)
+    for text in ('["a","b","c","d"]', "[1,2,3,4]", "[[],[],[]]", "[null,true,false,-1.5e+3]"):
+        with pytest.raises(TooMany):
+            parse_json(bytearray(text.encode()), most)
+    fits = ["[1.5e-3,true,null]", '["[[[[1,2,3,4", "\\"1,2,3,4", "a"]', '{"a":["b"]}']
+    for text in fits:
+        assert parse_json(bytearray(text.encode()), most).value == json.loads(text)
