@@ -123,6 +123,8 @@ def _automerge(installer: Installer, registry: Registry, default: str) -> AutoMe
 
 def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
     """What is looked at when /metrics is asked for."""
+    metrics.busiest.known = registry.names.__contains__
+    registry.on_remove = metrics.busiest.forget
     residents = registry.residents
     metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: engine.queue.tokens)
     metrics.watch("bert_lora_adapters", "Adapters served.", lambda: len(registry.names))

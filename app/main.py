@@ -39,7 +39,7 @@ def build(settings: Settings) -> FastAPI:
 
     The lifespan raises StartRefused.
     """
-    metrics = Metrics(CollectorRegistry())
+    metrics = Metrics(CollectorRegistry(), settings.metrics_adapters)
     keys, drain = _keys(settings), Drain()
 
     @asynccontextmanager

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(None, description="More inference keys, one a line.")
     admin_keys_file: Path | None = Field(None, description="More admin keys, one a line.")
+    metrics_adapters: int = Field(
+        200, ge=0, description="The busiest adapters, which /metrics names; the rest are one."
+    )
     source_dirs: str = Field(
         "", description='Folders that PUT {"source": "/folder"} may read below, comma-separated.'
     )

@@ -6,13 +6,13 @@ never touches a request in flight. Touched from the event loop only; knows no fi
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from app.adapters.nearest import LONGEST, Nearest
 from app.adapters.pointer import Entry, Trial, current_index
 from app.adapters.residents import Residents, Version
 
@@ -25,7 +25,7 @@ class UnknownAdapter(Exception):
 
     def __init__(self, name: str, nearest: list[str], why: str | None = None) -> None:
         meant = f"; did you mean {', '.join(nearest)}?" if nearest else ""
-        super().__init__(why or f"no adapter is called {name!r}{meant}")
+        super().__init__(why or f"no adapter is called {name[:LONGEST]!r}{meant}")
         self.name = name
         self.nearest = nearest
         self.why = why
@@ -68,6 +68,7 @@ class Registry:
     broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. fallen_back: names that are
     served by an earlier version, because their own no longer gives its certificate's answers.
     merged: by name, the version with a merged copy; names of the same bytes are merged each on its own.
+    on_remove: told the name that is served no more.
     """
 
     residents: Residents
@@ -76,6 +77,8 @@ class Registry:
     refused: dict[str, str] = field(default_factory=dict)
     fallen_back: dict[str, str] = field(default_factory=dict)
     merged: dict[str, Version] = field(default_factory=dict)
+    nearest: Nearest = field(default_factory=Nearest)
+    on_remove: Callable[[str], None] = lambda _: None
     _pointed: Counter[str] = field(default_factory=Counter)
     _old: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
@@ -88,6 +91,8 @@ class Registry:
             self._pointed[digest] += 1
             self._old.pop(digest, None)
         self.names[found.name] = found
+        if before is None:
+            self.nearest.add(found.name)
         if before is None or before.digest != found.digest:
             self.merged.pop(found.name, None)
         if before is not None:
@@ -100,6 +105,8 @@ class Registry:
         before = self.names.pop(name, None)
         if before is not None:
             self._leave(before)
+            self.nearest.forget(self.names, len(self.names))
+            self.on_remove(name)
 
     def _leave(self, before: Name) -> None:
         for digest in _used(before):
@@ -121,7 +128,7 @@ class Registry:
         found = self.names.get(name)
         if found is None:
             why = self.not_served.get(name)
-            nearest = difflib.get_close_matches(name, self.names, n=3)
+            nearest = self.nearest.to(name, self.names)
             raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
         return found
 
@@ -137,7 +144,7 @@ class Registry:
     @property
     def merged_bytes(self) -> int:
         """Of all merged copies."""
-        return sum(version.merged_bytes for version in self.merged.values())
+        return sum(version.merged_bytes for version in tuple(self.merged.values()))
 
 
 def _used(name: Name) -> list[str]:
@@ -150,7 +157,7 @@ def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:
     matches = {e.version for e in history if e.version.startswith(prefix.lower())}
     if len(prefix) < SHORTEST_VERSION or len(matches) != 1:
         raise UnknownVersion(
-            f"{name} has no version {prefix!r}: give 12 or more hex digits of one of "
+            f"{name} has no version {prefix[:LONGEST]!r}: give 12 or more hex digits of one of "
             + ", ".join(sorted({e.version[:SHORTEST_VERSION] for e in history}))
         )
     return matches.pop()

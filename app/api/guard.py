@@ -105,12 +105,11 @@ class Guard:
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["state"]["matched"].path
-        for adapter in scope["state"].get("adapters", [""]):
-            self.metrics.requests.labels(route, adapter, str(status)).inc()
-            self.metrics.latency.labels(route, adapter).observe(seconds)
+        self.metrics.request(route, scope["state"].get("adapters", [""]), status, seconds)
         for adapter, arm in scope["state"].get("arms", []):
-            self.metrics.trial_requests.labels(adapter, arm, str(status)).inc()
-            self.metrics.trial_latency.labels(adapter, arm).observe(seconds)
+            label = self.metrics.label(adapter)
+            self.metrics.trial_requests.labels(label, arm, str(status)).inc()
+            self.metrics.trial_latency.labels(label, arm).observe(seconds)
 
 
 async def _in_time(receive: Receive, headers: Headers, started: float) -> Message:

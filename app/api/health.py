@@ -95,7 +95,8 @@ def _check(serving: Serving) -> None:
 @access("unrestricted key", probe=True)
 async def metrics(serving: Served) -> Response:
     """Requests, tokens and latency by adapter, for Prometheus."""
-    return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4")
+    text = await asyncio.to_thread(serving.metrics.text)
+    return Response(text, media_type="text/plain; version=0.0.4")
 
 
 @router.get("/info", response_class=Response, responses=OBJECT | documented(401, 403, 422))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import (
@@ -14,6 +14,9 @@ from prometheus_client import (
     generate_latest,
 )
 
+from app.api.busiest import Busiest
+
+NO_ADAPTERS = ("", "base")  # labels that are always shown
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 DISTANCES = (1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1, 3)
 BATCH_TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -21,9 +24,14 @@ BATCH_TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 @dataclass(frozen=True)
 class Metrics:
-    """One server's counters. A request through several adapters counts once for each."""
+    """One server's counters. A request through several adapters counts once for each that is named.
+
+    most_adapters: the busiest ones have labels of their own.
+    """
 
     registry: CollectorRegistry
+    most_adapters: int = 200
+    busiest: Busiest = field(init=False)
     requests: Counter = field(init=False)
     latency: Histogram = field(init=False)
     tokens: Counter = field(init=False)
@@ -38,6 +46,7 @@ class Metrics:
         def put(name: str, metric: object) -> None:
             object.__setattr__(self, name, metric)
 
+        put("busiest", Busiest(self.most_adapters, lambda _: True, self._drop))
         by = ["route", "adapter"]
         at = self.registry
         ProcessCollector(registry=at)
@@ -101,6 +110,29 @@ class Metrics:
     def watch(self, name: str, what: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""
         Gauge(name, what, registry=self.registry).set_function(read)
+
+    def label(self, name: str) -> str:
+        """What an adapter's series are called: its name, or _others."""
+        return name if name in NO_ADAPTERS else self.busiest.label(name)
+
+    def request(self, route: str, adapters: Sequence[str], status: int, seconds: float) -> None:
+        """One request is over. adapters: those that it asked for; none: [""]."""
+        for label in dict.fromkeys(map(self.label, adapters)):
+            self.requests.labels(route, label, str(status)).inc()
+            self.latency.labels(route, label).observe(seconds)
+
+    def _drop(self, name: str) -> None:
+        """The adapter's series are shown no more."""
+        for metric in (
+            self.requests,
+            self.latency,
+            self.tokens,
+            self.trial_requests,
+            self.trial_latency,
+            self.shadow,
+            self.shadow_distance,
+        ):
+            metric.remove_by_labels({"adapter": name})
 
     def batch(self, tokens: int, sequences: int) -> None:
         """One forward pass is over."""

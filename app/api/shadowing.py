@@ -38,7 +38,7 @@ def shadow(serving: Serving, answered: Answered) -> None:
             continue
         queue = serving.engine.queue
         if len(serving.shadows) >= AT_ONCE or queue.tokens > serving.engine.max_batch_tokens:
-            serving.metrics.shadow.labels(chosen.name, "skipped").inc()
+            serving.metrics.shadow.labels(serving.metrics.label(chosen.name), "skipped").inc()
             continue
         task = asyncio.create_task(_compare(serving, answered, chosen, chosen.shadow))
         serving.shadows.add(task)
@@ -47,6 +47,7 @@ def shadow(serving: Serving, answered: Answered) -> None:
 
 async def _compare(serving: Serving, answered: Answered, chosen: Chosen, digest: str) -> None:
     counted, texts = serving.metrics.shadow, answered.texts
+    label = serving.metrics.label(chosen.name)
     at = [
         (k, i)
         for k, line in enumerate(answered.choice.lines)
@@ -63,16 +64,16 @@ async def _compare(serving: Serving, answered: Answered, chosen: Chosen, digest:
         asks = [Ask(t, want, version) for t in tokens]
         found = await serving.engine.run(asks, Asker(client="shadow", source="shadow", bulk=True))
     except QueueFull:
-        counted.labels(chosen.name, "skipped").inc()
+        counted.labels(label, "skipped").inc()
         return
     except Exception as error:  # the client has its answer, and nobody else is to learn of this
         log.warning("shadow %s of %s: %s", digest[:12], chosen.name, error)
-        counted.labels(chosen.name, "failed").inc(len(at))
+        counted.labels(label, "failed").inc(len(at))
         return
     rows = [answered.lines[k][i] for k, i in at]
     for row, shadowed in zip(rows, found.rows, strict=True):
         result = "same" if same(row, shadowed, want.kind) else "different"
-        counted.labels(chosen.name, result).inc()
+        counted.labels(label, result).inc()
     apart = distance(rows, found.rows)
     if apart is not None:
-        serving.metrics.shadow_distance.labels(chosen.name).observe(apart)
+        serving.metrics.shadow_distance.labels(label).observe(apart)

@@ -53,6 +53,7 @@ class Fetcher:
                 await self._load_name(pointer)
             else:
                 self._point(pointer, pointer.version, report)
+        await asyncio.to_thread(self.registry.nearest.settle)
         for found in list(self.registry.names.values()):
             if time.monotonic() - started > EAGER_S:
                 break

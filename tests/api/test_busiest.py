@@ -1,0 +1,50 @@
+"""The busiest adapters have series of their own; nothing that is gone has any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from app.api.busiest import OTHERS, Busiest
+from tests.conftest import Serve
+from tests.oracles import put
+
+
+def test_who_comes_to_be_busy_takes_the_place_of_who_is_not() -> None:
+    gone: list[str] = []
+    busiest = Busiest(2, lambda _: True, gone.append)
+    assert [busiest.label(name) for name in ("a", "b", "c")] == ["a", "b", OTHERS]
+    assert [busiest.label("c") for _ in range(2)] == [OTHERS, "c"]
+    assert len(gone) == 1
+    assert busiest.label(gone[0]) == OTHERS
+
+
+def test_what_was_busy_long_ago_counts_less() -> None:
+    busiest = Busiest(1, lambda _: True, lambda _: None)
+    for _ in range(150):
+        busiest.label("old")
+    labels = [busiest.label("new") for _ in range(400)]
+    assert labels[0] == OTHERS
+    assert labels[-1] == "new"
+
+
+def series(client: httpx.Client, name: str) -> int:
+    return client.get("/metrics").text.count(f'adapter="{name}"')
+
+
+def test_metrics_name_the_busiest_and_forget_the_deleted(
+    serve: Serve, tiny_bert: Path, folders: dict[str, Path]
+) -> None:
+    client = serve(model=str(tiny_bert), metrics_adapters=1).client
+    put(client, "a", folders["a"])
+    put(client, "b", folders["b"])
+    for name in ("a", "b", "b"):
+        client.post("/embed", params={"adapter": name}, json={"inputs": "good"}).raise_for_status()
+    assert series(client, "a")
+    assert not series(client, "b")
+    assert series(client, OTHERS)
+    client.delete("/adapters/a").raise_for_status()
+    assert not series(client, "a")
+    client.post("/embed", params={"adapter": "b"}, json={"inputs": "good"}).raise_for_status()
+    assert series(client, "b")
