@@ -26,7 +26,7 @@ from app.api.metrics import Metrics
 from app.api.overload import Gate
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
-from app.engine.watch import Folders, look, sync_at_start, watch
+from app.engine.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
 from app.settings import Settings, listed
 
@@ -45,7 +45,7 @@ def build(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with _alone(settings.store) as held:
-            folders = await asyncio.to_thread(look, settings.adapters_dir)
+            folders = await asyncio.to_thread(look_at_start, settings.adapters_dir)
             serving = await asyncio.to_thread(
                 assemble, settings, metrics, drain, keyed=bool(keys), may_write=held
             )

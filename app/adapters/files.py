@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -53,8 +54,16 @@ def looks_like_adapter(folder: Path) -> bool:
 
 
 def adapter_folders(adapters_dir: Path) -> set[str]:
-    """Names of the folders of ADAPTERS_DIR that are meant to be adapters; hidden ones are not."""
-    found = (path for path in adapters_dir.glob("*") if not path.name.startswith("."))
+    """Names of the folders of ADAPTERS_DIR that are meant to be adapters; hidden ones are not.
+
+    None where ADAPTERS_DIR is missing. Raises OSError where it cannot be read: pathlib's glob would
+    call a folder that may not be read empty.
+    """
+    try:
+        with os.scandir(adapters_dir) as entries:
+            found = [Path(entry.path) for entry in entries if not entry.name.startswith(".")]
+    except FileNotFoundError:
+        return set()
     return {path.name for path in found if looks_like_adapter(path)}
 
 

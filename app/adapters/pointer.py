@@ -85,6 +85,13 @@ class Pointer:
         return came_from_folder(self.history)
 
 
+def holds_of_clients(pointer: Pointer) -> bool:
+    """Whether a client has put anything by this name: versions, a trial, a quota, a way to merge."""
+    said = (pointer.trial, pointer.tokens_per_s, pointer.merge)
+    put = any(entry.how in ("put", "stage", "promote") for entry in pointer.history)
+    return put or any(value is not None for value in said)
+
+
 def current_index(history: tuple[Entry, ...], version: str | None) -> int | None:
     """Where in the history the version was last pointed at."""
     found = (i for i, e in enumerate(history) if e.version == version and e.how != "stage")

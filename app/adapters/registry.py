@@ -68,6 +68,7 @@ class Registry:
     broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. fallen_back: names that are
     served by an earlier version, because their own no longer gives its certificate's answers.
     merged: by name, the version with a merged copy; names of the same bytes are merged each on its own.
+    folder_gone: names that are served on although their folder is gone, with the reason.
     on_remove: told the name that is served no more.
     """
 
@@ -77,6 +78,7 @@ class Registry:
     refused: dict[str, str] = field(default_factory=dict)
     fallen_back: dict[str, str] = field(default_factory=dict)
     merged: dict[str, Version] = field(default_factory=dict)
+    folder_gone: dict[str, str] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
     on_remove: Callable[[str], None] = lambda _: None
     _pointed: Counter[str] = field(default_factory=Counter)
@@ -100,6 +102,7 @@ class Registry:
 
     def remove(self, name: str) -> None:
         self.broken.pop(name, None)
+        self.folder_gone.pop(name, None)
         self.fallen_back.pop(name, None)
         self.merged.pop(name, None)
         before = self.names.pop(name, None)

@@ -63,6 +63,7 @@ async def readyz(request: Request, serving: Served, verbose: bool = False) -> Re
             "adapters": sum(may_use(request, name) for name in registry.names),
             "broken": _usable(request, registry.not_served),
             "fallen_back": _usable(request, registry.fallen_back),
+            "folder_gone": _usable(request, registry.folder_gone),
         }
         if verbose:
             aside = await asyncio.to_thread(serving.installer.store.set_aside_versions)

@@ -12,19 +12,24 @@ from pathlib import Path
 
 from app.adapters.disk import StoreFull, StoreUnavailable
 from app.adapters.files import looks_like_adapter, printable
-from app.adapters.pointer import came_from_folder, deleted, valid_name
+from app.adapters.pointer import came_from_folder, deleted, holds_of_clients, valid_name
 from app.adapters.registry import Registry
 from app.adapters.upload import AdapterRejected
 from app.engine.fetch import reason_of
 from app.engine.install import Installer
 
 log = logging.getLogger(__name__)
+KEPT = (
+    "its folder is gone, and it is served on: clients have put versions, a trial, a quota or a way to "
+    "merge by this name; DELETE it if it is to go"
+)
 
 
 async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]) -> set[str]:
     """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
 
-    A name that came from a folder which is gone is gone, too. Returns the folders that a failing or full
+    A name that came from a folder which is gone is gone, too, unless a client has put anything by that
+    name. Returns the folders that a failing or full
     disk has kept out: they are to be tried again.
     """
     refused = installer.registry.refused
@@ -32,6 +37,7 @@ async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]
     for name in sorted(names):
         source, shown = adapters_dir / name, printable(name)
         before = refused.pop(shown, None)
+        installer.registry.folder_gone.pop(shown, None)
         try:
             if not await asyncio.to_thread(looks_like_adapter, source):
                 await _gone(installer, name)
@@ -56,6 +62,10 @@ async def _gone(installer: Installer, name: str) -> None:
     async with installer.changing:
         pointer = await asyncio.to_thread(store.pointer, name)
         if pointer is None or pointer.version is None or not pointer.from_folder:
+            return
+        if holds_of_clients(pointer):
+            installer.registry.folder_gone[name] = KEPT
+            log.warning("adapter %s: %s", name, KEPT)
             return
         await asyncio.to_thread(store.move, pointer, replace(deleted(pointer), folder=None))
         installer.registry.remove(name)

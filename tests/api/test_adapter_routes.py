@@ -309,6 +309,9 @@ def test_a_folder_that_is_copied_slowly_is_served_once_and_goes_with_its_removal
     (dropped / "slow").mkdir(parents=True)
     source = shutil.copytree(folders["c"], tmp_path / "source")
     (source / "config.json").write_text('{"id2label": {"0": "x", "1": "y", "2": "z"}}')
+    shutil.copytree(
+        folders["a"], dropped / "other"
+    )  # the last folder's removal would remove no name
     client = serve(model=str(tiny_bert), adapters_dir=dropped).client
     names = ("adapter_model.safetensors", "adapter_config.json", "config.json")
     for name in sorted(names, reverse=backwards):
@@ -355,6 +358,7 @@ def test_a_folders_name_is_the_folders_after_a_rollback_too(
 ) -> None:
     dropped = tmp_path / "dropped"
     shutil.copytree(folders["a"], dropped / "x")
+    shutil.copytree(folders["a"], dropped / "other")
     client = serve(model=str(tiny_bert), adapters_dir=dropped).client
     shutil.copytree(folders["b"], dropped / "x", dirs_exist_ok=True)
     assert eventually(lambda: len(client.get("/adapters/x/versions").json()) == 2)
