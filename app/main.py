@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app.adapters.disk import StoreUnusable, alone
 from app.api import adapters, dialects, health, inference, tei, versions
 from app.api.access import open_pages
+from app.api.body_memory import body_memory
 from app.api.draining import Drain
 from app.api.errors import install_errors
 from app.api.guard import Guard
@@ -85,6 +86,7 @@ def build(settings: Settings) -> FastAPI:
         drain=drain,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_adapter_bytes,
+        bodies=body_memory(settings.max_body_bytes),
     )
     if origins := listed(settings.cors_origins):
         app.add_middleware(

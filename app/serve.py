@@ -40,7 +40,7 @@ def serve(settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=LAST_WORDS_S,
     )
-    server = Server(config, app.state.drain, settings.drain_seconds)
+    server = Server(config, app.state.drain, settings.drain_delay, settings.drain_seconds)
     with asyncio.Runner(
         loop_factory=config.get_loop_factory()
     ) as runner:  # uvloop's where there is one

@@ -85,8 +85,14 @@ class Settings(BaseSettings):
     merge_memory_bytes: int = Field(
         2 << 30, ge=0, description="Memory for the copies that merged adapters keep; above: 507."
     )
+    drain_delay: float = Field(
+        0,
+        ge=0,
+        description="Seconds after SIGTERM in which /readyz is 503 and requests are still accepted, "
+        "for balancers to look elsewhere.",
+    )
     drain_seconds: float = Field(
-        30, ge=0, description="After SIGTERM, for what is in flight to be answered."
+        30, ge=0, description="After SIGTERM and the delay, for what is in flight to be answered."
     )
     max_forward_seconds: float = Field(
         60, gt=0, description="Without progress of a forward, before the process ends itself."

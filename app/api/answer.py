@@ -13,6 +13,8 @@ from fastapi import Response
 from torch import Tensor
 
 OCTETS = "application/octet-stream"
+LINE_BYTES = 1_900  # of a list in a header; an answer has two of them, and 4 KiB for its head
+ROOM_FOR_COUNT = 20
 
 
 def accepts_octets(accept: str) -> bool:
@@ -42,6 +44,19 @@ def octets(rows: Sequence[Tensor], headers: dict[str, str]) -> Response:
     block = torch.stack(list(rows))
     shape = {"X-Shape": ",".join(str(n) for n in block.shape)}
     return Response(_little_endian(block).tobytes(), 200, headers | shape, OCTETS)
+
+
+def header_list(values: Sequence[str]) -> str:
+    """As many of the values as a header may hold, then how many more there are.
+
+    Proxies refuse an answer's head of over 4 to 8 KiB, most clients a line of 64 KiB.
+    """
+    line, last = "", len(values) - 1
+    for i, value in enumerate(values):
+        if len(line) + len(value) + 2 > LINE_BYTES - (ROOM_FOR_COUNT if i < last else 0):
+            return f"{line}, and {len(values) - i} more" if line else f"{len(values)} of them"
+        line += f", {value}" if line else value
+    return line
 
 
 def _little_endian(t: Tensor) -> Any:

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import access
-from app.api.answer import base64_strings, float_lists, json_answer
+from app.api.answer import base64_strings, float_lists, header_list, json_answer
 from app.api.body import body_of, documented_body
 from app.api.choosing import BASE, choose
-from app.api.embedding import Wish, prompts, space_header, wants
-from app.api.errors import OPENAI_SCHEMA, Refusal, documented
-from app.api.inputs import Inputs
+from app.api.embedding import Wish, prompts, spaces, wants
+from app.api.errors import OPENAI_SCHEMA, Refusal, documented, invalid
+from app.api.inputs import InputList, Inputs
 from app.api.keys import may_use
 from app.api.reading import Texts
 from app.api.running import run
@@ -84,6 +84,7 @@ async def embeddings(
         )
     count = len(body.input.items)
     choice = await choose(request, serving, [_adapter_of(serving, body.model)], None, count)
+    _refuse_foreign_ids(serving, body.input)
     wish = Wish(dimensions=body.dimensions)
     items = body.input.items
     texts = Texts(items, prompt=prompts(serving, wish, items, choice))
@@ -98,7 +99,28 @@ async def embeddings(
         "model": body.model,
         "usage": {"prompt_tokens": ran.tokens, "total_tokens": ran.tokens},
     }
-    return json_answer(answer, ran.headers | space_header(serving, wish, choice))
+    space = {"X-Embedding-Space": header_list(spaces(serving, wish, choice))}
+    return json_answer(answer, ran.headers | space)
+
+
+def _refuse_foreign_ids(serving: Serving, inputs: InputList) -> None:
+    """Raises Refusal for token ids that are not this tokenizer's: they would be vectors of another text.
+
+    Its own begin and end with its special tokens; OpenAI's, which LangChain sends by default, do not.
+    """
+    before, behind = serving.tokenizer.single.around
+    for i, item in enumerate(inputs.items):
+        if isinstance(item, list) and not (
+            tuple(item[: len(before)]) == before
+            and tuple(item[len(item) - len(behind) :]) == behind
+        ):
+            where = "input" if inputs.single else f"input[{i}]"
+            raise invalid(
+                where,
+                f"holds token ids that are not this model's: its own begin with {list(before)} and end "
+                f"with {list(behind)}. Send texts; LangChain does with "
+                "OpenAIEmbeddings(check_embedding_ctx_length=False)",
+            )
 
 
 def _adapter_of(serving: Serving, model: str) -> str:

@@ -1,4 +1,7 @@
-"""The end of a server's life: what is being answered is finished, what is new is sent elsewhere."""
+"""The end of a server's life: it is not ready at once, but goes on to accept until balancers know.
+
+Then what is being answered is finished, and what is new is sent elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,30 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Drain:
-    """in_flight: requests that are being answered, probes aside. deadline: monotonic; None: serving."""
+    """in_flight: requests that are being answered, probes aside. Times are monotonic; None: serving."""
 
     in_flight: int = 0
-    deadline: float | None = None
+    accept_until: float | None = None
+    deadline: float = 0.0
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is known that the server will end: it is not ready, and may still accept."""
+        return self.accept_until is not None
 
     @property
     def draining(self) -> bool:
-        return self.deadline is not None
+        """Whether what is new is sent elsewhere."""
+        return self.accept_until is not None and time.monotonic() >= self.accept_until
 
     @property
     def too_late(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return self.draining and time.monotonic() >= self.deadline
 
-    def begin(self, at_most_s: float) -> None:
-        self.deadline = time.monotonic() + at_most_s
+    def begin(self, delay_s: float, at_most_s: float) -> None:
+        """Accept for delay_s more, while balancers learn of it; then end within at_most_s."""
+        self.accept_until = time.monotonic() + delay_s
+        self.deadline = self.accept_until + at_most_s
 
 
 class Server(uvicorn.Server):
@@ -37,18 +49,22 @@ class Server(uvicorn.Server):
     A second signal ends it at once.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, at_most_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain: Drain, delay_s: float, at_most_s: float
+    ) -> None:
         super().__init__(config)
         self.drain = drain
+        self.delay_s = delay_s
         self.at_most_s = at_most_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Of uvicorn, which calls it for SIGTERM and SIGINT."""
-        if self.drain.draining:
+        if self.drain.leaving:
             self.force_exit = self.should_exit = True
             return
-        log.info("draining: %d requests in flight", self.drain.in_flight)
-        self.drain.begin(self.at_most_s)
+        after = f" after {self.delay_s:g} s" if self.delay_s else ""
+        log.info("draining%s: %d requests in flight", after, self.drain.in_flight)
+        self.drain.begin(self.delay_s, self.at_most_s)
 
     async def on_tick(self, counter: int) -> bool:
         """Of uvicorn, ten times a second: whether to leave."""

@@ -87,12 +87,12 @@ def _prompt(serving: Serving, wish: Wish, chosen: Chosen) -> str:
     return known[name]
 
 
-def space_header(serving: Serving, wish: Wish, choice: Choice) -> dict[str, str]:
-    """X-Embedding-Space, in the order of X-Adapter. A pooling that was asked for is a space apart."""
+def spaces(serving: Serving, wish: Wish, choice: Choice) -> list[str]:
+    """In which space each chosen adapter's vectors lie. A pooling that was asked for is a space apart."""
     base = serving.engine.encoder.digest
-    spaces = []
+    found = []
     for chosen in choice.distinct:
         space = embedding_space(base, chosen.digest if chosen.version else None)
         apart = wish.pooling not in (None, sentence_of(serving, chosen).pooling)
-        spaces.append(f"{space};pooling={wish.pooling}" if apart else space)
-    return {"X-Embedding-Space": ", ".join(spaces)}
+        found.append(f"{space};pooling={wish.pooling}" if apart else space)
+    return found

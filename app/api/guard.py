@@ -15,12 +15,14 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import Matched, match
+from app.api.body_memory import BodyMemory
 from app.api.deadline import LATE, TIMEOUT, time_left_s
 from app.api.draining import Drain
 from app.api.errors import BodyTooLarge, Refusal, respond
 from app.api.metrics import Metrics
 
 MAX_ID_LENGTH = 128
+MAX_PARAMETERS = 2_048  # of a query
 DRAINING = Refusal(
     503,
     "draining",
@@ -45,6 +47,7 @@ class Guard:
     drain: Drain
     max_body_bytes: int
     max_upload_bytes: int
+    bodies: BodyMemory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,20 +60,14 @@ class Guard:
         state["request_id"] = request_id
         state["began"] = started
         matched = state["matched"] = match(scope["app"].routes, scope)
-        cap = self.max_upload_bytes if matched.access.upload else self.max_body_bytes
-        received, coming = 0, True
+        body = _Body(
+            receive,
+            headers,
+            started,
+            self.max_upload_bytes if matched.access.upload else self.max_body_bytes,
+            None if matched.access.upload else self.bodies,
+        )
         status = 499  # the client went away before an answer began
-
-        async def capped_receive() -> Message:
-            nonlocal received, coming
-            if received == 0 and int(headers.get("content-length") or 0) > cap:
-                raise BodyTooLarge(cap)
-            message = await (_in_time(receive, headers, started) if coming else receive())
-            coming = message.get("more_body", False)
-            received += len(message.get("body", b""))
-            if received > cap:
-                raise BodyTooLarge(cap)
-            return message
 
         async def stamped_send(message: Message) -> None:
             nonlocal status
@@ -79,29 +76,31 @@ class Guard:
                 answer = MutableHeaders(scope=message)
                 answer["X-Request-Id"] = request_id
                 answer["X-Content-Type-Options"] = "nosniff"
-                if self.drain.draining:
+                if self.drain.leaving:
                     answer["Connection"] = "close"
                 if answer.get("content-type", "").startswith("text/html"):
                     answer.update(PAGE)
             await send(message)
 
         counts = not matched.access.probe
-        app = self._app_for(matched)
+        app = self._app_for(matched, headers, scope)
         self.drain.in_flight += counts
         try:
-            await app(scope, capped_receive, stamped_send)
+            await app(scope, body.next, stamped_send)
         except Exception:
             status = 500  # answered outside of this guard
             raise
         finally:
             self.drain.in_flight -= counts
+            body.release()
             self._count(scope, status, time.perf_counter() - started)
 
-    def _app_for(self, matched: Matched) -> ASGIApp:
+    def _app_for(self, matched: Matched, headers: Headers, scope: Scope) -> ASGIApp:
         """What answers: the route's app, or a refusal before anything else is looked at."""
         if self.drain.draining and not matched.access.probe:
             return _answering(DRAINING)
-        return self.app if matched.refusal is None else _answering(matched.refusal)
+        refusal = matched.refusal or _unreadable(headers, scope)
+        return self.app if refusal is None else _answering(refusal)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["state"]["matched"].path
@@ -110,6 +109,57 @@ class Guard:
             label = self.metrics.label(adapter)
             self.metrics.trial_requests.labels(label, arm, str(status)).inc()
             self.metrics.trial_latency.labels(label, arm).observe(seconds)
+
+
+@dataclass(eq=False)
+class _Body:
+    """One request's body on its way: under its cap, in its time, and within what all may hold together.
+
+    memory: None for one that goes to the disk.
+    """
+
+    receive: Receive
+    headers: Headers
+    started: float
+    cap: int
+    memory: BodyMemory | None
+    received: int = 0
+    coming: bool = True
+
+    async def next(self) -> Message:
+        """Raises BodyTooLarge, Refusal, HTTPException (504)."""
+        if self.received == 0 and int(self.headers.get("content-length") or 0) > self.cap:
+            raise BodyTooLarge(self.cap)
+        if self.coming:
+            message = await _in_time(self.receive, self.headers, self.started)
+        else:
+            message = await self.receive()
+        self.coming = message.get("more_body", False)
+        more = len(message.get("body", b""))
+        if self.received + more > self.cap:
+            raise BodyTooLarge(self.cap)
+        if self.memory is not None:
+            self.memory.take(self.received, more)
+        self.received += more
+        return message
+
+    def release(self) -> None:
+        if self.memory is not None:
+            self.memory.held -= self.received
+
+
+def _unreadable(headers: Headers, scope: Scope) -> Refusal | None:
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        return Refusal(
+            415,
+            "unsupported_media_type",
+            f"Content-Encoding {coding[:40]!r} is not read: send the body as it is",
+            headers={"Accept-Encoding": "identity"},
+        )
+    if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+        return Refusal(400, "malformed", f"the query has over {MAX_PARAMETERS:,} parameters")
+    return None
 
 
 async def _in_time(receive: Receive, headers: Headers, started: float) -> Message:

@@ -84,7 +84,7 @@ async def health(serving: Served) -> Response:
 
 
 def _check(serving: Serving) -> None:
-    if serving.drain.draining:
+    if serving.drain.leaving:
         raise Refusal(503, "draining", "this server is about to end")
     if serving.engine.hung:
         raise Refusal(503, "not_ready", "a forward hangs: this process is about to end")

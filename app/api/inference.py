@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -10,11 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.sentence import Pooling
 from app.api.access import access
-from app.api.answer import OCTETS, accepts_octets, base64_strings, float_lists, json_answer, octets
+from app.api.answer import (
+    OCTETS,
+    accepts_octets,
+    base64_strings,
+    float_lists,
+    header_list,
+    json_answer,
+    octets,
+)
 from app.api.body import body_of, documented_body
-from app.api.choosing import Chosen, ChosenByQuery, choose
+from app.api.choosing import Choice, Chosen, ChosenByQuery, choose
 from app.api.classifying import Labelling, labelled, refuse_unanswerable
-from app.api.embedding import Wish, prompts, space_header, wants
+from app.api.embedding import Wish, prompts, spaces, wants
 from app.api.errors import documented, invalid
 from app.api.inputs import Inputs, Prompt
 from app.api.reading import Texts
@@ -26,6 +35,9 @@ from app.model.batch import Want
 
 router = APIRouter(tags=["inference"])
 ERRORS = documented(400, 404, 413, 415, 422, 429, 503)
+RETURN_ADAPTERS = (
+    'Answer {"answer": …, "adapters": [{"adapter", "version"}, …]}: the headers hold few.'
+)
 PER_INPUT = "One adapter per input, in order; null: the base."
 
 
@@ -48,6 +60,7 @@ class EmbedBody(BaseModel):
     pooling: Pooling | None = Field(None, description="How token states become one vector.")
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
     encoding_format: Literal["float", "base64"] = "float"
+    return_adapters: bool = Field(False, description=RETURN_ADAPTERS)
 
 
 class ClassifyBody(BaseModel):
@@ -71,6 +84,7 @@ class ClassifyBody(BaseModel):
     aggregation_strategy: Strategy = Field(
         "simple", description="How an adapter that labels tokens groups them, as in transformers."
     )
+    return_adapters: bool = Field(False, description=RETURN_ADAPTERS)
 
 
 VECTORS: dict[str, Any] = {
@@ -134,6 +148,8 @@ async def embed(
     """Embeddings, each input through the adapter that was chosen for it."""
     choice = await choose(request, serving, query.adapter, body.adapters, len(body.inputs.items))
     raw = accepts_octets(request.headers.get("accept", ""))
+    if raw and body.return_adapters:
+        raise invalid("return_adapters", f"is asked for, which {OCTETS} cannot carry: ask for JSON")
     if raw and choice.fan_out:
         raise invalid(
             "adapter", f"is given several times, which {OCTETS} cannot carry: ask for JSON"
@@ -143,12 +159,14 @@ async def embed(
     prompt = prompts(serving, wish, items, choice)
     texts = Texts(items, body.truncate, body.truncation_direction, prompt)
     ran = await run(request, serving, choice, texts, wants(serving, wish, choice))
-    headers = ran.headers | space_header(serving, wish, choice)
+    found = spaces(serving, wish, choice)
+    headers = ran.headers | {"X-Embedding-Space": header_list(found)}
     if raw:
         return octets(ran.lines[0], headers)
     encode = base64_strings if body.encoding_format == "base64" else float_lists
     answers = [encode(rows) for rows in ran.lines]
-    return json_answer(_shaped(choice.fan_out, choice.lines, answers), headers)
+    answer = _shaped(choice.fan_out, choice.lines, answers)
+    return json_answer(_told(answer, choice, found) if body.return_adapters else answer, headers)
 
 
 @router.post(
@@ -174,7 +192,18 @@ async def classify(
     answers = await asyncio.to_thread(labelled, request, serving, choice, items, ran, how)
     if body.inputs.single:
         answers = [line[0] for line in answers]
-    return json_answer(_shaped(choice.fan_out, choice.lines, answers), ran.headers)
+    answer = _shaped(choice.fan_out, choice.lines, answers)
+    return json_answer(_told(answer, choice) if body.return_adapters else answer, ran.headers)
+
+
+def _told(answer: Any, choice: Choice, spaces: Sequence[str] | None = None) -> dict[str, Any]:
+    """The answer beside every adapter that gave it, in the order of X-Adapter."""
+    adapters: list[dict[str, str]] = [
+        {"adapter": chosen.name, "version": chosen.digest} for chosen in choice.distinct
+    ]
+    for adapter, space in zip(adapters, spaces or [], strict=False):
+        adapter["embedding_space"] = space
+    return {"answer": answer, "adapters": adapters}
 
 
 def _shaped(fan_out: bool, lines: list[list[Chosen]], answers: list[Any]) -> Any:

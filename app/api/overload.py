@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import matched_of
 from app.api.body import receive_body
-from app.api.errors import invalid, refusal_of, respond
+from app.api.errors import Refusal, invalid, refusal_of, respond
 from app.api.serving import Serving
 from app.engine.queue import Asker, QueueFull
 
@@ -67,7 +67,7 @@ class Gate:
             key = hash((source, digest))
             if not queue.claim(key):
                 raise queue.refuse(key)
-        except (QueueFull, HTTPException) as error:
+        except (QueueFull, HTTPException, Refusal) as error:
             request = Request(scope)
             await respond(request, refusal_of(error, request))(scope, receive, send)
             return

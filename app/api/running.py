@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from torch import Tensor
 
+from app.api.answer import header_list
 from app.api.choosing import Choice, Chosen
 from app.api.deadline import LATE, TIMEOUT, time_left_s
 from app.api.errors import Refusal
@@ -109,7 +110,7 @@ def _charges(
 def _headers(choice: Choice, tokenize_s: float, answer: Answer) -> dict[str, str]:
     steps = {"tokenize": tokenize_s, "queue": answer.queue_s, "inference": answer.inference_s}
     return {
-        "X-Adapter": ", ".join(c.stamp for c in choice.distinct),
+        "X-Adapter": header_list([c.stamp for c in choice.distinct]),
         "Server-Timing": ", ".join(f"{k};dur={1000 * s:.2f}" for k, s in steps.items()),
     }
 

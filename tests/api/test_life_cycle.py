@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ from app.serve import serve as serve_forever
 from app.settings import Settings
 from tests import faulty
 from tests.conftest import Serve
+from tests.live import eventually
 from tests.process import Process, start, until_ready
 
 TEXT = {"inputs": "the good film"}
@@ -124,6 +126,19 @@ def test_a_drain_has_a_deadline(run: Callable[..., Process]) -> None:
     assert process.end() == 0
     assert time.monotonic() - began < 20
     assert "cut off at the deadline" in process.log.read_text()
+
+
+def test_a_server_that_is_to_end_is_not_ready_and_accepts_until_balancers_know(
+    run: Callable[..., Process],
+) -> None:
+    process = run(drain_delay=3)
+    process.child.send_signal(signal.SIGTERM)
+    assert eventually(lambda: httpx.get(f"{process.url}/readyz").status_code == 503)
+    assert httpx.get(f"{process.url}/readyz").json()["error_type"] == "draining"
+    answered = httpx.post(f"{process.url}/embed", json={"inputs": "good"})
+    assert answered.status_code == 200
+    assert answered.headers["connection"] == "close"
+    assert process.child.wait(30) == 0
 
 
 def test_a_request_has_the_deadline_that_it_asks_for(serve: Serve, tiny_bert: Path) -> None:
