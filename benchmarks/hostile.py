@@ -10,61 +10,29 @@ The last line is one JSON with the worst of both.
 from __future__ import annotations
 
 import json
-import os
 import platform
-import re
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 import httpx
 
+from benchmarks.processes.own import own_server, peak, reset_peak
 from tests.adapters.hostile import UPLOADS
-
-START_S = 120
 
 
 def main() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as store:
-        environment = os.environ | {
-            "BERT_LORA_PORT": str(port), "BERT_LORA_STORE": store, "BERT_LORA_ADAPTERS_DIR": f"{store}/none",
-        }  # fmt: skip
-        server = subprocess.Popen([sys.executable, "-m", "app.cli", "serve"], env=environment)
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                _wait(client)
-                _measure(client, server.pid)
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def _wait(client: httpx.Client) -> None:
-    ends = time.monotonic() + START_S
-    while time.monotonic() < ends:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise TimeoutError("the server did not start")
+    with own_server() as (client, pid):
+        _measure(client, pid)
 
 
 def _measure(client: httpx.Client, pid: int) -> None:
     rows = []
     client.put("/adapters/x", content=b"warm")
     for name, body in UPLOADS.items():
-        before = _reset_peak(pid)
+        before = reset_peak(pid)
         started = time.perf_counter()
         answer = client.put("/adapters/x?alpha=16", content=body)
         took_s = time.perf_counter() - started
-        beyond = max(0, _status(pid, "VmHWM") - before - len(body))
+        beyond = max(0, peak(pid) - before - len(body))
         rows.append((took_s, beyond, name, answer.status_code))
         print(f"{took_s:7.3f} s {beyond / 1e6:8.1f} MB  {answer.status_code}  {name}")
     slowest, largest = max(rows), max(rows, key=lambda row: row[1])
@@ -80,17 +48,6 @@ def _measure(client: httpx.Client, pid: int) -> None:
             }
         )
     )
-
-
-def _reset_peak(pid: int) -> int:
-    """The resident bytes now; the peak starts from here."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return _status(pid, "VmRSS")
-
-
-def _status(pid: int, field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from app.adapters.sentence import Pooling
 from app.api.access import access
 from app.api.answer import json_answer
 from app.api.errors import documented, invalid
-from app.api.keys import caller, may_use
+from app.api.keys import caller, usable
 from app.api.serving import Served, Serving
 from app.engine.install import How, PreconditionFailed
 
@@ -216,15 +217,13 @@ async def put(
 @access("any key")
 async def list_all(request: Request, serving: Served) -> Response:
     """Every adapter that is served."""
-    names = serving.registry.names
-    return json_answer(
-        [
-            describe(names[name], serving.registry)
-            for name in sorted(names)
-            if may_use(request, name)
-        ],
-        {},
-    )
+    names = dict(serving.registry.names)  # what is served now: the list is written off the loop
+
+    def listed() -> Response:
+        shown = usable(request, names)
+        return json_answer([describe(names[name], serving.registry) for name in shown], {})
+
+    return await asyncio.to_thread(listed)
 
 
 @router.get("/{name}", response_class=Response, responses=ONE, dependencies=NOTHING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -14,7 +15,7 @@ from app.api.choosing import BASE, choose
 from app.api.embedding import Wish, prompts, spaces, wants
 from app.api.errors import OPENAI_SCHEMA, Refusal, documented, invalid
 from app.api.inputs import InputList, Inputs
-from app.api.keys import may_use
+from app.api.keys import usable
 from app.api.reading import Texts
 from app.api.running import run
 from app.api.serving import Served, Serving
@@ -135,18 +136,21 @@ def _adapter_of(serving: Serving, model: str) -> str:
 @access("any key")
 async def models(request: Request, serving: Served) -> Response:
     """Every name that `model` may be."""
-    encoder = serving.engine.encoder
+    encoder, names = serving.engine.encoder, dict(serving.registry.names)
     base = {"id": encoder.files.id, "object": "model", "created": 0, "owned_by": "base"}
-    adapters = [
-        {
-            "id": name,
-            "object": "model",
-            "created": entry.created_unix,
-            "owned_by": "adapter",
-            "parent": encoder.files.id,
-            "version": entry.digest,
-        }
-        for name, entry in sorted(serving.registry.names.items())
-        if may_use(request, name)
-    ]
-    return json_answer({"object": "list", "data": [base, *adapters]}, {})
+
+    def listed() -> Response:
+        adapters = [
+            {
+                "id": name,
+                "object": "model",
+                "created": names[name].created_unix,
+                "owned_by": "adapter",
+                "parent": encoder.files.id,
+                "version": names[name].digest,
+            }
+            for name in usable(request, names)
+        ]
+        return json_answer({"object": "list", "data": [base, *adapters]}, {})
+
+    return await asyncio.to_thread(listed)

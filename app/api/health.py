@@ -14,7 +14,7 @@ from fastapi.responses import RedirectResponse
 from app.api.access import access
 from app.api.answer import json_answer
 from app.api.errors import Refusal, documented
-from app.api.keys import key_of, may_use, refuse_unless_admin
+from app.api.keys import key_of, may_use, refuse_unless_admin, usable
 from app.api.serving import Served, Serving
 from app.engine.load import embedding_space
 
@@ -60,7 +60,7 @@ async def readyz(request: Request, serving: Served, verbose: bool = False) -> Re
     if not serving.keyed or key_of(request) is not None:
         registry = serving.registry
         answer |= {
-            "adapters": sum(may_use(request, name) for name in registry.names),
+            "adapters": len(await asyncio.to_thread(usable, request, tuple(registry.names))),
             "broken": _usable(request, registry.not_served),
             "fallen_back": _usable(request, registry.fallen_back),
             "folder_gone": _usable(request, registry.folder_gone),
@@ -129,7 +129,7 @@ async def info(request: Request, serving: Served, verify: bool = False) -> Respo
         "normalize": files.sentence.normalize,
         "prompts": dict(files.sentence.prompts or {}),
         "embedding_space": embedding_space(encoder.digest, None),
-        "adapters": [n for n in sorted(serving.registry.names) if may_use(request, n)],
+        "adapters": await asyncio.to_thread(usable, request, tuple(serving.registry.names)),
         "broken": {n: why for n, why in serving.registry.not_served.items() if may_use(request, n)},
         "merged_bytes": serving.registry.merged_bytes,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
@@ -46,6 +46,12 @@ def caller(request: Request) -> str | None:
 def may_use(request: Request, adapter: str) -> bool:
     key = key_of(request)
     return key is None or key.may_use(adapter)
+
+
+def usable(request: Request, names: Iterable[str]) -> list[str]:
+    """Those of the names that the request may know of, sorted. Blocks: there may be 100,000 of them."""
+    key = key_of(request)
+    return sorted(name for name in names if key is None or key.may_use(name))
 
 
 def refuse_unless_admin(request: Request) -> None:

@@ -13,48 +13,12 @@ from hypothesis import strategies as st
 
 from app.api import json_text
 from app.api.json_text import Most, TooMany, parse_json
+from tests.api.floods import FLOODS, MAX
 from tests.live import LiveServer
 from tests.process import Process, start
 
 MANY = Most(10_000, 10_000, 10_000)
 JSON = {"Content-Type": "application/json"}
-MAX = 15_900_000  # the cap is 16 MiB
-
-
-def filled(before: bytes, piece: bytes, after: bytes, size: int = MAX) -> bytes:
-    return before + piece * ((size - len(before) - len(after)) // len(piece)) + after
-
-
-FLOODS = {
-    "numbers for texts": ("/rerank", filled(b'{"query":"a","texts":[', b"1,", b"1]}")),
-    "numbers for inputs": ("/embed", filled(b'{"inputs":["a",', b"1,", b"1]}")),
-    "token ids": ("/embed", filled(b'{"inputs":[', b"30000,", b"1]}")),
-    "short texts": ("/embed", filled(b'{"inputs":[', b'"ab",', b'"a"]}')),
-    "empty lists": ("/embed", filled(b'{"inputs":[', b"[],", b"[]]}")),
-    "lists in lists": ("/embed", filled(b'{"inputs":', b"[", b"")),
-    "unknown members": ("/embed", filled(b'{"inputs":"a"', b',"b":1', b"}")),
-    "a long adapter": ("/embed", filled(b'{"inputs":["a"],"adapters":["', b"a", b'"]}')),
-    "wrong adapters": ("/embed", filled(b'{"inputs":"a","adapters":[', b"1,", b"1]}")),
-    "a long model": ("/v1/embeddings", filled(b'{"input":"a","model":"', b"a", b'"}')),
-    "a long member": ("/embed", filled(b'{"', b"a", b'":1}')),
-    "one long word": ("/embed", filled(b'{"inputs":"', b"a", b'"}')),
-    "words": ("/embed", filled(b'{"inputs":"', b"a ", b'"}')),
-    "spaces": ("/embed", filled(b'{"inputs":"a', b" ", b'"}')),
-    "escapes": ("/embed", filled(b'{"inputs":"a', b"\\n", b'"}')),
-    "hex escapes": ("/embed", filled(b'{"inputs":"a', b"\\u0041 ", b'"}')),
-    "faces": ("/embed", filled(b'{"inputs":"a', "😀".encode(), b'"}')),
-    "a face among letters": ("/embed", filled('{"inputs":"😀'.encode(), b"a ", b'"}')),
-    "long texts": ("/embed", filled(b'{"inputs":[', b'"' + b"a\\n" * 5000 + b'",', b'"a"]}')),
-    "cyrillic texts": (
-        "/embed",
-        filled(b'{"inputs":[', b'"' + "привет ".encode() * 1200 + b'",', b'"a"]}'),
-    ),
-    "white space": ("/embed", filled(b'{"inputs":"a"', b" ", b"}")),
-    "nulls": ("/embed", filled(b'{"inputs":"a","adapters":[', b"null,", b"null]}")),
-    "a number": ("/embed", filled(b'{"inputs":', b"1", b"}")),
-    "no JSON": ("/embed", filled(b"", b"x", b"")),
-    "quotes": ("/embed", filled(b'{"inputs":', b'"', b"}")),
-}
 
 
 @pytest.fixture(scope="module")
