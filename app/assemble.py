@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Enco
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
     torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
-    compiling = threading.Thread(target=kernel.prepare)  # seconds, at an installation's first start
+    compiling = threading.Thread(target=_compile)  # seconds, at an installation's first start
     compiling.start()
     try:
         store = Store(settings.store, may_write=may_write)
@@ -92,6 +93,11 @@ def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Enco
         raise StartRefused(str(error)) from error
     compiling.join()
     return store, encoder, tokenizer
+
+
+def _compile() -> None:
+    with contextlib.suppress(Exception):  # load_encoder tries the kernel, and says why it fails
+        kernel.prepare()
 
 
 def _engine(settings: Settings, encoder: Encoder) -> Engine:
@@ -124,6 +130,11 @@ def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
     metrics.watch("bert_lora_resident_bytes", "Memory of those.", lambda: residents.bytes)
     metrics.watch("bert_lora_adapter_hits", "Found in memory.", lambda: residents.hits)
     metrics.watch("bert_lora_adapter_misses", "Loaded for a request.", lambda: residents.misses)
+    metrics.watch(
+        "bert_lora_slow_paths",
+        "Parts that go a slower way on this machine; /info says why.",
+        lambda: len(engine.encoder.slow_paths),
+    )
     metrics.watch(
         "bert_lora_merged_bytes", "Memory of merged copies.", lambda: registry.merged_bytes
     )

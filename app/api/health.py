@@ -63,6 +63,7 @@ async def readyz(request: Request, serving: Served, verbose: bool = False) -> Re
         if verbose:
             aside = await asyncio.to_thread(serving.installer.store.set_aside_versions)
             answer["set_aside"] = aside
+            answer["slow_paths"] = dict(serving.engine.encoder.slow_paths)
     return json_answer(answer, {})
 
 
@@ -107,6 +108,7 @@ async def info(request: Request, serving: Served, verify: bool = False) -> Respo
         "model_type": encoder.base.model_type,
         "model_dtype": str(encoder.dtype).removeprefix("torch."),
         "device": str(encoder.device),
+        "slow_paths": dict(encoder.slow_paths),
         "torch": torch.__version__,
         "base": base,
         "hidden_size": encoder.base.hidden,

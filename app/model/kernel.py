@@ -15,8 +15,25 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from app.adapters.adapter import LoRALayer
+from app.model.machine import first_line
+
 ROWS = 4  # and ranks at a time: 16 sums fill half of the vector registers
+TOLERANCE = 1e-5  # of the largest value
+TORCH_SERVES = "torch multiplies adapter by adapter"
 FIELDS = 5  # addresses of A and B, the rank, addresses of gain and shift (0: none)
+
+
+def entry_of(update: LoRALayer) -> tuple[int, ...]:
+    """One update by address: its FIELDS. The tensors have to outlive it."""
+    gain, shift = update.gain, update.shift
+    return (
+        update.A.data_ptr(),
+        update.B.data_ptr(),
+        update.rank,
+        0 if gain is None else gain.data_ptr(),
+        0 if shift is None else shift.data_ptr(),
+    )
 
 
 def compiled(**options: Any) -> Any:
@@ -128,3 +145,25 @@ def prepare() -> None:
     """Compile now, or load what an earlier start compiled, rather than at the first request."""
     x, rows = np.zeros((1, 1), np.float32), np.zeros((0, 2), np.int64)
     add_updates(x, x, rows, np.zeros((0, FIELDS), np.int64))
+
+
+def why_not() -> str | None:
+    """Why torch has to serve instead, in words; None where the kernel runs and is right.
+
+    Asked once at start; blocks while prepare() compiles.
+    """
+    rng = np.random.default_rng(0)
+    rank, rows = 9, np.array([(1, 6)], np.int64)
+    x, y, a, b, gain, shift = (
+        rng.standard_normal(shape, np.float32)
+        for shape in ((7, 40), (7, 24), (rank, 40), (rank, 24), (24,), (24,))
+    )
+    wanted = y.astype(np.float64)
+    wanted[1:6] = wanted[1:6] * gain + shift + x[1:6].astype(np.float64) @ a.T @ b
+    entry = [a.ctypes.data, b.ctypes.data, rank, gain.ctypes.data, shift.ctypes.data]
+    try:
+        add_updates(y, x, rows, np.array([entry], np.int64))
+    except Exception as error:  # whatever numba or LLVM raises
+        return f"numba does not run here ({first_line(error)}), {TORCH_SERVES}"
+    off = float(abs(y - wanted).max() / abs(wanted).max())
+    return None if off <= TOLERANCE else f"numba is off by {off:.1e} here, {TORCH_SERVES}"
