@@ -19,6 +19,7 @@ from app.engine.load import embedding_space
 
 router = APIRouter(tags=["running"])
 
+LOST = "the device is lost: this process is about to end"
 Answers = dict[int | str, dict[str, Any]]
 OBJECT: Answers = {
     200: {
@@ -42,9 +43,11 @@ async def root() -> Response:
 
 @router.get("/livez", response_class=Response, responses=OBJECT | documented(503))
 async def livez(serving: Served) -> Response:
-    """The process answers, and no forward hangs."""
+    """The process answers, no forward hangs, and the device is there."""
     if serving.engine.hung:
         raise Refusal(503, "hung", "a forward hangs: this process is about to end")
+    if serving.engine.lost is not None:
+        raise Refusal(503, "device_lost", f"{LOST} ({serving.engine.lost})")
     return json_answer({"status": "alive"}, {})
 
 
@@ -83,6 +86,8 @@ def _check(serving: Serving) -> None:
         raise Refusal(503, "draining", "this server is about to end")
     if serving.engine.hung:
         raise Refusal(503, "not_ready", "a forward hangs: this process is about to end")
+    if serving.engine.lost is not None:
+        raise Refusal(503, "not_ready", f"{LOST} ({serving.engine.lost})")
     if not serving.engine.turning:
         raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
 
