@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, float32, int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from app.adapters.adapter import LoRALayer
+from app.model.compiled import compiled
 from app.model.machine import first_line
 
 ROWS = 4  # and ranks at a time: 16 sums fill half of the vector registers
@@ -36,18 +37,6 @@ def entry_of(update: LoRALayer) -> tuple[int, ...]:
     )
 
 
-def compiled(**options: Any) -> Any:
-    """numba's njit, its machine code kept on disk where there is a place to write: seconds a start."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return njit(cache=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # a read-only installation without a home
-            return njit(error_model="numpy", **options)(function)
-
-    return decorate
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(_typing: Any, _address: Any) -> Any:
     """An address as a pointer, which numba has no function for."""
@@ -58,7 +47,7 @@ def _pointer(_typing: Any, _address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+@compiled(fastmath={"reassoc", "contract", "nsz"})
 def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None:
     """sums[i, j] = x[first + i] · a[j] for four rows; rows past `last` are the last one again."""
     x0, x1 = x[first], x[min(first + 1, last)]
@@ -94,7 +83,7 @@ def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None
     sums[:, rank:] = 0
 
 
-@compiled(fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
+@compiled(fastmath={"contract", "nsz"})
 def expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: Any) -> None:
     """y[first + i] += sums[i] @ b for four rows; what would be past `last` goes into `spare`."""
     y0, y1 = y[first], y[first + 1] if first + 1 <= last else spare
@@ -115,7 +104,7 @@ def expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: A
             y3[n] += s30 * v0 + s31 * v1 + s32 * v2 + s33 * v3
 
 
-@compiled(nogil=True)  # type: ignore[untyped-decorator]
+@compiled(nogil=True)
 def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
     """y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T for every segment, in place.
 
@@ -139,6 +128,12 @@ def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
             for first in range(start, stop, ROWS):
                 _shrink(x, a, first, stop - 1, rank, sums)
                 expand(y, b, first, stop - 1, rank, sums, spare)
+
+
+def compile_only() -> None:
+    """Compile for NUMBA_CPU_NAME, be it another processor than this one."""
+    rows, entries = float32[:, ::1], int64[:, ::1]
+    add_updates.compile((rows, rows, entries, entries))
 
 
 def prepare() -> None:
