@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Enco
 
 
 def _compile() -> None:
-    kernel.prepare()
+    with contextlib.suppress(Exception):  # load_encoder tries the kernel, and says why it fails
+        kernel.prepare()
     json_text.prepare()
 
 
@@ -132,6 +134,11 @@ def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
     metrics.watch("bert_lora_resident_bytes", "Memory of those.", lambda: residents.bytes)
     metrics.watch("bert_lora_adapter_hits", "Found in memory.", lambda: residents.hits)
     metrics.watch("bert_lora_adapter_misses", "Loaded for a request.", lambda: residents.misses)
+    metrics.watch(
+        "bert_lora_slow_paths",
+        "Parts that go a slower way on this machine; /info says why.",
+        lambda: len(engine.encoder.slow_paths),
+    )
     metrics.watch(
         "bert_lora_merged_bytes", "Memory of merged copies.", lambda: registry.merged_bytes
     )

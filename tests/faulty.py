@@ -18,15 +18,22 @@ from app.model.encoder import Encoder
 CRASH = [2, 11, 11, 12, 3]
 NO_MEMORY = [2, 12, 12, 11, 3]
 HANG = [2, 13, 12, 13, 3]
+POISON = [2, 12, 13, 11, 3]  # as a kernel that writes where it may not: for ever
+POISONED = "CUDA error: an illegal memory access was encountered"
 
 _run = Encoder.run
+_poisoned = False
 
 
 def run(
     self: Encoder, items: Sequence[Item], between: Callable[[], None] = lambda: None
 ) -> list[torch.Tensor]:
     """Encoder.run, with faults."""
+    global _poisoned  # noqa: PLW0603 - as the context is the process's
     asked = [list(item.ids) for item in items]
+    _poisoned = _poisoned or POISON in asked
+    if _poisoned:
+        raise torch.AcceleratorError(f"{POISONED}\nCompile with `TORCH_USE_CUDA_DSA`")
     if HANG in asked:
         threading.Event().wait()
     if CRASH in asked:

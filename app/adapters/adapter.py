@@ -20,6 +20,7 @@ Task = Literal["embed", "classify", "tokens"]
 Scores = Literal["softmax", "sigmoid", "none"]
 Source = Literal["cls", "mean", "pooler", "tokens"]
 T = TypeVar("T")
+PART_BYTES = 16  # what a GPU reads at once, where it begins at a multiple of that
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,22 +173,36 @@ def move(value: T, device: torch.device, dtype: torch.dtype) -> T:
 def laid_out(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adapter:
     """The adapter on the base's device in the base's dtype, ready to run.
 
-    Low-rank layers have every A by rows and B by columns, as model/kernel.py reads them, in one
-    allocation: they take no more than their bytes, and the system gets those back whole when the
-    adapter goes. On the CPU they are float32 whatever the base is.
+    Low-rank layers have every A by rows and B by columns, as model/kernel.py reads them, with gain and
+    shift in one allocation: they take no more than their bytes and what lets each part begin at a
+    multiple of PART_BYTES, and the system gets those back whole when the adapter goes. On the CPU
+    they are float32 whatever the base is.
     """
     updates_dtype = torch.float32 if device.type == "cpu" else dtype
-    sizes = [t.numel() for layer in adapter.layers.values() for t in (layer.A, layer.B)]
-    parts = iter(torch.split(_block(sum(sizes), device, updates_dtype), sizes))
+    step = PART_BYTES // updates_dtype.itemsize
+    sizes = [
+        -(-part.numel() // step) * step
+        for layer in adapter.layers.values()
+        for part in _parts(layer)
+        if part is not None
+    ]
+    places = iter(torch.split(_block(sum(sizes), device, updates_dtype), sizes))
+
+    def placed(part: Tensor | None) -> Tensor | None:
+        if part is None:
+            return None
+        return next(places)[: part.numel()].view(part.shape).copy_(part)
+
     layers = {}
     for path, layer in adapter.layers.items():
-        A = next(parts).view(layer.A.shape).copy_(layer.A)
-        B = next(parts).view(layer.B.T.shape).copy_(layer.B.T).T
-        gain, shift = (
-            t if t is None else move(t, device, updates_dtype) for t in (layer.gain, layer.shift)
-        )
-        layers[path] = LoRALayer(A, B, gain, shift)
+        A, columns, gain, shift = map(placed, _parts(layer))
+        layers[path] = LoRALayer(A, columns.T, gain, shift)  # type: ignore[arg-type, union-attr]
     return replace(move(replace(adapter, layers={}), device, dtype), layers=layers)
+
+
+def _parts(layer: LoRALayer) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """A, B by columns, gain, shift."""
+    return layer.A, layer.B.T, layer.gain, layer.shift
 
 
 def _block(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -23,7 +23,7 @@ from app.adapters.registry import UnknownAdapter, UnknownVersion
 from app.adapters.source import SourceForbidden, SourceMalformed
 from app.adapters.store import StaleRevision
 from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
-from app.engine.engine import ForwardFailed, NotFinite, OutOfMemory
+from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
 from app.engine.install import MergeMemoryFull, PreconditionFailed
 from app.engine.queue import QueueFull
 from app.engine.quota import QuotaExceeded
@@ -53,6 +53,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     QuotaExceeded: (429, "quota_exceeded"),
     NotFinite: (422, "not_finite"),
     OutOfMemory: (503, "out_of_memory"),
+    DeviceLost: (503, "device_lost"),
     ForwardFailed: (500, "forward_failed"),
     StoreFull: (507, "store_full"),
     StoreUnavailable: (503, "store_unavailable"),

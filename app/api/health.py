@@ -20,6 +20,7 @@ from app.engine.load import embedding_space
 
 router = APIRouter(tags=["running"])
 
+LOST = "the device is lost: this process is about to end"
 Answers = dict[int | str, dict[str, Any]]
 OBJECT: Answers = {
     200: {
@@ -45,9 +46,11 @@ async def root() -> Response:
 @router.get("/livez", response_class=Response, responses=OBJECT | documented(503))
 @access("nothing", probe=True)
 async def livez(serving: Served) -> Response:
-    """The process answers, and no forward hangs."""
+    """The process answers, no forward hangs, and the device is there."""
     if serving.engine.hung:
         raise Refusal(503, "hung", "a forward hangs: this process is about to end")
+    if serving.engine.lost is not None:
+        raise Refusal(503, "device_lost", f"{LOST} ({serving.engine.lost})")
     return json_answer({"status": "alive"}, {})
 
 
@@ -68,6 +71,7 @@ async def readyz(request: Request, serving: Served, verbose: bool = False) -> Re
         if verbose:
             aside = await asyncio.to_thread(serving.installer.store.set_aside_versions)
             answer["set_aside"] = aside
+            answer["slow_paths"] = dict(serving.engine.encoder.slow_paths)
     return json_answer(answer, {})
 
 
@@ -88,6 +92,8 @@ def _check(serving: Serving) -> None:
         raise Refusal(503, "draining", "this server is about to end")
     if serving.engine.hung:
         raise Refusal(503, "not_ready", "a forward hangs: this process is about to end")
+    if serving.engine.lost is not None:
+        raise Refusal(503, "not_ready", f"{LOST} ({serving.engine.lost})")
     if not serving.engine.turning:
         raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
 
@@ -117,6 +123,7 @@ async def info(request: Request, serving: Served, verify: bool = False) -> Respo
         "model_type": encoder.base.model_type,
         "model_dtype": str(encoder.dtype).removeprefix("torch."),
         "device": str(encoder.device),
+        "slow_paths": dict(encoder.slow_paths),
         "torch": torch.__version__,
         "base": base,
         "hidden_size": encoder.base.hidden,

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import int64, uint8
 from pydantic_core import from_json
 
 from app.engine.windows import LOOK
-from app.model.kernel import compiled
+from app.model.compiled import compiled
 
 LIFTED_BYTES = 8 << 10  # from here on a string is decoded by itself
 END_BYTES = 6 * LOOK  # of each end of a very long string: JSON may spell a character in six bytes
@@ -87,7 +88,7 @@ QUOTE, BACKSLASH, U = 34, 92, 117  # as bytes
 OPENING, CLOSING = (91, 123), (93, 125)  # [ { and ] }
 
 
-@compiled(nogil=True)  # type: ignore[untyped-decorator]
+@compiled(nogil=True)
 def _string(raw: Any, start: int, end: int, span: Any) -> int:
     """Where the string that begins at `start` ends: at its closing quote, or with the text.
 
@@ -117,7 +118,7 @@ def _string(raw: Any, start: int, end: int, span: Any) -> int:
     return stop
 
 
-@compiled(nogil=True)  # type: ignore[untyped-decorator]
+@compiled(nogil=True)
 def _scan(raw: Any, lifted: int, end: int, counts: Any, spans: Any) -> int:
     """Count what a JSON text holds, and find its long strings; how many of these there are.
 
@@ -148,10 +149,15 @@ def _scan(raw: Any, lifted: int, end: int, counts: Any, spans: Any) -> int:
     return found
 
 
-@compiled(nogil=True)  # type: ignore[untyped-decorator]
+@compiled(nogil=True)
 def _continues(byte: int) -> bool:
     """Whether a number or a word goes on: a digit, + - . or a letter."""
     return (43 <= byte <= 57 and byte != 44) or 97 <= (byte | 32) <= 122
+
+
+def compile_only() -> None:
+    """Compile for NUMBA_CPU_NAME, be it another processor than this one."""
+    _scan.compile((uint8[::1], int64, int64, int64[::1], int64[:, ::1]))
 
 
 def prepare() -> None:

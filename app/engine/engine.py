@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from app.adapters.residents import Version
+from app.engine.failures import NOT_FINITE, NotFinite, lost_its_device, told
 from app.engine.queue import Asker, Queue, Ticket, Waiting
 from app.engine.tokenizer import Tokens
 from app.model.batch import Item, Want
 from app.model.encoder import Encoder
+from app.model.machine import first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 AHEAD_TOKENS = 256  # that may run between two layers of another batch
-NOT_FINITE = "the answer is NaN or infinite; the adapter's weights, or DTYPE, are too large for it"
-SHORT_OF_MEMORY = "the device has no memory for it now; send it again, or a shorter one"
 QUIET_S = 0.1  # without work for the other threads, before one takes their cores as well
 
 
@@ -48,18 +48,6 @@ class Answer:
     rows: list[Tensor]
     queue_s: float
     inference_s: float
-
-
-class ForwardFailed(Exception):
-    """The model failed on this very input, alone as well."""
-
-
-class OutOfMemory(ForwardFailed):
-    """The device has no memory even for this input alone."""
-
-
-class NotFinite(ForwardFailed):
-    """The answer to this input holds NaN or infinity."""
 
 
 class Abandoned(Exception):
@@ -90,6 +78,7 @@ class Engine:
         self._beats = [0] * threads  # of each thread; while one is at work its beats go on
         self._at_work: set[int] = set()
         self.hung = False  # the watchdog's word
+        self.lost: str | None = None  # the error that ended its device's context
         self._spare_ran_at = 0.0
         self._threads = [
             threading.Thread(target=self._loop, args=(i,), name=f"model-{i}", daemon=True)
@@ -168,6 +157,7 @@ class Engine:
             try:
                 result = function()
             except Exception as error:
+                self._look_for_loss(error)
                 loop.call_soon_threadsafe(settle, future.set_exception, error)
             else:
                 loop.call_soon_threadsafe(settle, future.set_result, result)
@@ -259,19 +249,15 @@ class Engine:
     def _again(
         self, batch: list[Waiting], between: Callable[[], None], error: Exception
     ) -> list[Ticket]:
-        """A failed batch in parts: halves where memory was short, else one by one."""
+        """A failed batch in parts: halves where memory was short, else one by one.
+
+        Not again where it ended the device's context: all would fail of it, for ever.
+        """
         short = isinstance(error, torch.OutOfMemoryError)
-        if len(batch) == 1:
+        self._look_for_loss(error)
+        if self.lost is not None or len(batch) == 1:
             log.error("a forward failed", exc_info=error)
-            where = f"inputs[{batch[0].index}]"
-            told = (
-                OutOfMemory(f"{where}: {SHORT_OF_MEMORY}")
-                if short
-                else ForwardFailed(
-                    f"{where}: the model failed on it; this is a bug, please report it"
-                )
-            )
-            return [batch[0].ticket] if _fail(batch[0].ticket, told) else []
+            return [w.ticket for w in batch if _fail(w.ticket, told(w.index, error, self.lost))]
         if short:
             torch.cuda.empty_cache()
             smaller = max(self.encoder.max_length, self.max_batch_tokens // 2)
@@ -280,6 +266,14 @@ class Engine:
         size = (len(batch) + 1) // 2 if short else 1
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         return [ticket for part in parts for ticket in self._step(part, between)]
+
+    def _wait_for_device(self) -> None:
+        torch.cuda.synchronize(self.encoder.device)
+
+    def _look_for_loss(self, error: Exception) -> None:
+        """The watchdog ends a process whose device is lost."""
+        if self.lost is None and lost_its_device(error, self._wait_for_device):
+            self.lost = first_line(error)
 
 
 def _tokens(batch: list[Waiting]) -> int:

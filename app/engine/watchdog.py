@@ -1,4 +1,4 @@
-"""Notices a forward that hangs, says so, and ends the process for its supervisor.
+"""Notices a forward that hangs, or a device that is lost, says so, and ends the process for its supervisor.
 
 A thread of its own: what hangs may hold the event loop too. Time is counted in looks, so that a process
 that was stopped and goes on, or a machine that slept, is not taken for hung.
@@ -43,17 +43,21 @@ def watch_forwards(
     """Start watching; the function that is returned ends it.
 
     A forward that does not get on for max_still_s sets engine.hung, is logged with every thread's
-    stack, and ends the process TELL_S later.
+    stack, and ends the process TELL_S later; so does a device that is lost (engine.lost).
     """
     over = threading.Event()
 
     def run() -> None:
         looks = Looks()
         while not over.wait(LOOK_S):
-            if looks.look(engine.pulse) * LOOK_S < max_still_s:
+            hangs = looks.look(engine.pulse) * LOOK_S >= max_still_s
+            if engine.lost is not None:
+                log.critical("the device is lost (%s): this process ends", engine.lost)
+            elif hangs:
+                engine.hung = True
+                log.critical("a forward has stood still for %g s: this process ends", max_still_s)
+            else:
                 continue
-            engine.hung = True
-            log.critical("a forward has stood still for %g s: this process ends", max_still_s)
             faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
             over.wait(TELL_S)
             end(EXIT_CODE)

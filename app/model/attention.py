@@ -5,7 +5,6 @@ Knows runs of equal length; nothing of adapters. Each sequence attends to itself
 
 from __future__ import annotations
 
-import logging
 import math
 from itertools import accumulate
 from typing import Any
@@ -17,10 +16,11 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from app.model.batch import Run, runs_of
+from app.model.machine import first_line
 
-log = logging.getLogger(__name__)
 NAME = "bert_lora_packed"
 VARLEN_TOLERANCE = 3e-2  # of values near 1 in bfloat16
+RUNS_SERVE = "one call for each length serves"
 
 
 def packed_attention(
@@ -40,7 +40,7 @@ def packed_attention(
 
     query, key, value [1, heads, T, d] -> [1, T, heads, d]. sliding_window: transformers' flash
     convention, one more than the largest distance that is attended to (ModernBERT's local layers).
-    ends: Batch.ends() where varlen_agrees.
+    ends: Batch.ends() where varlen_attn serves.
     """
     if ends is not None:
         return _varlen(
@@ -86,24 +86,29 @@ def _varlen(
     return out.unsqueeze(0), None  # type: ignore[union-attr]
 
 
-def varlen_agrees(config: Any, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether varlen_attn serves: on a GPU, in half precision, where it gives what the runs give.
+def varlen_why_not(config: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why varlen_attn cannot serve, in words; None where it gives what the runs give.
 
-    Asked once at start, with a warning where not, so that a card or a driver that does otherwise costs
-    speed and not answers.
+    Asked once at start where varlen_is_for, so that a card or a driver that does otherwise costs speed
+    and not answers.
     """
-    if device.type != "cuda" or dtype == torch.float32:
-        return False
-    off = _varlen_off(config, device, dtype)
+    try:
+        off = _varlen_off(config, device, dtype)
+    except Exception as error:  # whatever a driver raises
+        return f"varlen attention does not run here ({first_line(error)}), {RUNS_SERVE}"
     if off <= VARLEN_TOLERANCE:
-        return True
-    log.warning("varlen attention does not serve here (off by %.1e), runs do", off)
-    return False
+        return None
+    return f"varlen attention is off by {off:.1e} here, {RUNS_SERVE}"
+
+
+def varlen_is_for(device: torch.device, dtype: torch.dtype) -> bool:
+    """A GPU in half precision; elsewhere torch has none."""
+    return device.type == "cuda" and dtype != torch.float32
 
 
 @torch.inference_mode()
 def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
-    """How far varlen_attn is from the runs over drawn sequences; infinitely where it does not run."""
+    """How far varlen_attn is from the runs over drawn sequences."""
     heads = config.num_attention_heads
     lengths, width = (1, 7, 7, 150), config.hidden_size // heads
     rng = torch.Generator().manual_seed(0)
@@ -115,12 +120,9 @@ def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
     worst = 0.0
     for window in (None, 65):
         wanted, _ = packed_attention(None, q, k, v, None, None, window, runs=runs_of(lengths))
-        try:
-            found, _ = _varlen(q, k, v, ends, max(lengths), None, window)
-        except Exception as error:  # whatever a driver raises
-            log.warning("varlen attention: %s", error)
-            return math.inf
-        worst = max(worst, float((found - wanted).abs().max()))
+        found, _ = _varlen(q, k, v, ends, max(lengths), None, window)
+        off = float((found - wanted).abs().max())
+        worst = max(worst, math.inf if math.isnan(off) else off)
     return worst
 
 

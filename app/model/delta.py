@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, LoRALayer, Norm, Rows
+from app.adapters.adapter import PART_BYTES, Adapter, LoRALayer, Norm, Rows
 from app.model import kernel
 from app.model.linear import FrozenLinear
 
@@ -66,24 +66,19 @@ def with_updates(
     table = np.zeros((len(linears), kernel.FIELDS), np.int64)
     for i, path in enumerate(linears):
         if path in updates:
-            lora = updates[path]
-            table[i] = (
-                lora.A.data_ptr(),
-                lora.B.data_ptr(),
-                lora.rank,
-                0 if lora.gain is None else lora.gain.data_ptr(),
-                0 if lora.shift is None else lora.shift.data_ptr(),
-            )
+            table[i] = kernel.entry_of(updates[path])
     return replace(layers, updates=updates, table=table)
 
 
 def _in_kernels_reach(updates: Iterable[LoRALayer]) -> bool:
-    """Float32 on the CPU or anything on one GPU, A by rows and B by columns (adapter.laid_out)."""
+    """Float32 on the CPU or anything on one GPU, as adapter.laid_out has it: A by rows, B by columns,
+    each part from a multiple of PART_BYTES on."""
     parts = [t for u in updates for t in (u.A, u.B.T, u.gain, u.shift) if t is not None]
     kinds = {(t.device, t.dtype) for t in parts}
     device, dtype = next(iter(kinds))
     served = dtype == torch.float32 if device.type == "cpu" else device.type == "cuda"
-    return served and len(kinds) == 1 and all(t.is_contiguous() for t in parts)
+    laid_out = all(t.is_contiguous() and t.data_ptr() % PART_BYTES == 0 for t in parts)
+    return served and len(kinds) == 1 and laid_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +86,15 @@ class Updates:
     """The updates of one batch: of each segment that has some, its rows and its adapter's layers.
 
     rows [S, 2]; table [the base's Linears, S, kernel.FIELDS], both int64, for the CPU's kernel; plan,
-    for the GPU's; or none of them, for torch's way.
+    for the GPU's; or none of them, for torch's way. changed: of each Linear, whether any of them
+    changes it, for the kernels.
     """
 
     segments: Sequence[tuple[slice, Layers]] = ()
     rows: np.ndarray | None = None
     table: np.ndarray | None = None
     plan: Plan | None = None
+    changed: Sequence[bool] = ()
 
 
 NO_UPDATES = Updates()
@@ -113,11 +110,12 @@ def gather(
         return Updates(updated)
     rows = np.array([(rows.start, rows.stop) for rows, _ in updated], np.int64)
     table = np.stack(tables, axis=1)
+    changed = [bool(entries.any()) for entries in table]
     if kernels_on.type == "cpu":
-        return Updates(updated, rows, table)
+        return Updates(updated, rows, table, changed=changed)
     from app.model import kernel_cuda
 
-    return Updates(updated, plan=kernel_cuda.plan(rows, table, kernels_on))
+    return Updates(updated, plan=kernel_cuda.plan(rows, table, kernels_on), changed=changed)
 
 
 def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) -> Tensor:
@@ -125,13 +123,16 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
 
     y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T; scale and gain are already in B
     (adapters/fold.py).
-    Rows of no update are not touched: they stay the base's, bit for bit.
+    Rows of no update are not touched: they stay the base's, bit for bit. A layer that none of the
+    batch's adapters changes costs nothing, a launch neither.
 
     x [T, in], y [T, out]: packed rows, one dtype. A [r, in], B [out, r], float32 on the CPU and of x's
     dtype on a GPU; r may differ.
     path, number: which of the base's Linears it is. Raises RuntimeError (torch) where A or B does
     not fit the layer. Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
     """
+    if updates.changed and not updates.changed[number]:
+        return y
     if updates.plan is not None:
         from app.model import kernel_cuda
 
@@ -143,7 +144,7 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
     for rows, layers in updates.segments:
         lora = layers.updates.get(path)
         if lora is not None:
-            add_update(y[rows], x[rows], lora)
+            _add_in_its_dtype(y[rows], x[rows], lora)
     return y
 
 
@@ -151,11 +152,21 @@ def _run_compiled(y: Tensor, x: Tensor, rows: np.ndarray, table: np.ndarray) -> 
     """In float32; of a base in half precision only from the first to the last row of an update."""
     if y.dtype == torch.float32:
         kernel.add_updates(y.numpy(), x.contiguous().numpy(), rows, table)
-    elif table.any():
+    else:
         first, last = int(rows[0, 0]), int(rows[-1, 1])
         wide = y[first:last].float()
         kernel.add_updates(wide.numpy(), x[first:last].float().numpy(), rows - first, table)
         y[first:last] = wide  # what no update touched is back to its very bits
+
+
+def _add_in_its_dtype(y: Tensor, x: Tensor, lora: LoRALayer) -> None:
+    """As add_update; in the update's dtype, which on the CPU is float32 whatever the base's is."""
+    if y.dtype == lora.A.dtype:
+        add_update(y, x, lora)
+        return
+    wide = y.to(lora.A.dtype)
+    add_update(wide, x.to(lora.A.dtype), lora)
+    y.copy_(wide)
 
 
 def add_update(y: Tensor, x: Tensor, lora: LoRALayer) -> None:

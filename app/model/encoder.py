@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,9 +24,10 @@ from app.model import attention, head
 from app.model.base_files import BaseFiles, BaseRefused, head_tensors
 from app.model.batch import Batch, Item, Want, pack, segments
 from app.model.delta import BASE_LAYERS, Layers
+from app.model.fast_paths import try_paths
 from app.model.lora import LinearWithLoRA, Route, insert_lora
+from app.model.machine import first_line
 
-log = logging.getLogger(__name__)
 SERVED = (
     "bert",
     "roberta",
@@ -38,13 +38,13 @@ SERVED = (
     "albert",
     "modernbert",
 )
-WHY_NOT = {
-    "deberta-v2": "its attention does not go through transformers' attention interface, so packed "
-    "sequences would see each other",
-    "mpnet": "its attention does not go through transformers' attention interface, so packed "
-    "sequences would see each other",
-}
+WHY_NOT = dict.fromkeys(
+    ("deberta-v2", "mpnet"),
+    "its attention does not go through transformers' attention interface, so packed sequences would "
+    "see each other",
+)
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")  # first position: pad id + 1
+TRIED_TOKENS = 16  # of the forward that is tried at start
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,6 +53,7 @@ class Encoder:
     """One frozen base. Several threads may run it, each its own batch.
 
     digest: sha256 over every parameter and buffer at load. max_length: tokens per sequence.
+    slow_paths: see FastPaths.slow.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class Encoder:
     wrappers: dict[str, LinearWithLoRA]
     route: Route
     digest: str
+    slow_paths: Mapping[str, str]
     _frozen: list[tuple[str, Tensor]]
     _first_position: int
     _takes_types: bool
@@ -173,17 +175,18 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
     config = _config(files)
     model = _load_model(files, config, dtype)
     model = model.to(device).eval().requires_grad_(False)
-    frozen = [(n, t) for n, t in [*model.named_parameters(), *model.named_buffers()]]
+    frozen = [*model.named_parameters(), *model.named_buffers()]
     has_pooler = getattr(model, "pooler", None) is not None
     base = _base(files, model, config, has_pooler)
-    route = Route(_kernels_on(device, dtype))
+    paths = try_paths(config, device, dtype, set(base.linears.values()))
+    route = Route(paths.kernels_on)
     wrappers = insert_lora(model, route)
     pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
     if pooler is not None:
         model.pooler = None  # run over the sequences' first tokens instead, in _pool
     first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
     positions = config.max_position_embeddings - first
-    return Encoder(
+    encoder = Encoder(
         model,
         files,
         base,
@@ -194,24 +197,24 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         wrappers,
         route,
         _digest(frozen),
+        paths.slow,
         frozen,
         first,
         "token_type_ids" in inspect.signature(type(model).forward).parameters,
         pooler,
-        attention.varlen_agrees(config, device, dtype),
+        paths.varlen,
     )
+    _try_forward(encoder)
+    return encoder
 
 
-def _kernels_on(device: torch.device, dtype: torch.dtype) -> torch.device | None:
-    """The device, where a kernel for the updates serves it."""
-    if device.type == "cpu":
-        return device
+def _try_forward(encoder: Encoder) -> None:
+    """Through the base, here and not in the first request. Raises BaseRefused."""
     try:
-        from app.model import kernel_cuda
-    except ImportError as error:
-        log.warning("%s: adapters go through torch", error)
-        return None
-    return device if kernel_cuda.agrees(device, dtype) else None
+        encoder.states(range(min(TRIED_TOKENS, encoder.max_length, encoder.vocabulary)))
+    except Exception as error:  # whatever torch, an operator or a driver raises
+        what = f"{encoder.files.id} in {encoder.dtype} does not run on {encoder.device}"
+        raise BaseRefused(f"{what}: {first_line(error)}") from error
 
 
 def _load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:
@@ -227,9 +230,8 @@ def _load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
         raise BaseRefused(
-            f"{files.id} cannot be loaded: {first} (weights must be safetensors; a .bin is a pickle "
+            f"{files.id} cannot be loaded: {first_line(error)} (weights must be safetensors; a .bin is a pickle "
             "and never opened)"
         ) from None
     missing = {str(k) for k in report["missing_keys"]} | {

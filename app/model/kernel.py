@@ -11,24 +11,30 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, float32, int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from app.adapters.adapter import LoRALayer
+from app.model.compiled import compiled
+from app.model.machine import first_line
+
 ROWS = 4  # and ranks at a time: 16 sums fill half of the vector registers
+TOLERANCE = 1e-5  # of the largest value
+TORCH_SERVES = "torch multiplies adapter by adapter"
 FIELDS = 5  # addresses of A and B, the rank, addresses of gain and shift (0: none)
 
 
-def compiled(**options: Any) -> Any:
-    """numba's njit, its machine code kept on disk where there is a place to write: seconds a start."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return njit(cache=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # a read-only installation without a home
-            return njit(error_model="numpy", **options)(function)
-
-    return decorate
+def entry_of(update: LoRALayer) -> tuple[int, ...]:
+    """One update by address: its FIELDS. The tensors have to outlive it."""
+    gain, shift = update.gain, update.shift
+    return (
+        update.A.data_ptr(),
+        update.B.data_ptr(),
+        update.rank,
+        0 if gain is None else gain.data_ptr(),
+        0 if shift is None else shift.data_ptr(),
+    )
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -41,7 +47,7 @@ def _pointer(_typing: Any, _address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
+@compiled(fastmath={"reassoc", "contract", "nsz"})
 def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None:
     """sums[i, j] = x[first + i] · a[j] for four rows; rows past `last` are the last one again."""
     x0, x1 = x[first], x[min(first + 1, last)]
@@ -77,7 +83,7 @@ def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None
     sums[:, rank:] = 0
 
 
-@compiled(fastmath={"contract", "nsz"})  # type: ignore[untyped-decorator]
+@compiled(fastmath={"contract", "nsz"})
 def expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: Any) -> None:
     """y[first + i] += sums[i] @ b for four rows; what would be past `last` goes into `spare`."""
     y0, y1 = y[first], y[first + 1] if first + 1 <= last else spare
@@ -98,7 +104,7 @@ def expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: A
             y3[n] += s30 * v0 + s31 * v1 + s32 * v2 + s33 * v3
 
 
-@compiled(nogil=True)  # type: ignore[untyped-decorator]
+@compiled(nogil=True)
 def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
     """y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T for every segment, in place.
 
@@ -124,7 +130,35 @@ def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
                 expand(y, b, first, stop - 1, rank, sums, spare)
 
 
+def compile_only() -> None:
+    """Compile for NUMBA_CPU_NAME, be it another processor than this one."""
+    rows, entries = float32[:, ::1], int64[:, ::1]
+    add_updates.compile((rows, rows, entries, entries))
+
+
 def prepare() -> None:
     """Compile now, or load what an earlier start compiled, rather than at the first request."""
     x, rows = np.zeros((1, 1), np.float32), np.zeros((0, 2), np.int64)
     add_updates(x, x, rows, np.zeros((0, FIELDS), np.int64))
+
+
+def why_not() -> str | None:
+    """Why torch has to serve instead, in words; None where the kernel runs and is right.
+
+    Asked once at start; blocks while prepare() compiles.
+    """
+    rng = np.random.default_rng(0)
+    rank, rows = 9, np.array([(1, 6)], np.int64)
+    x, y, a, b, gain, shift = (
+        rng.standard_normal(shape, np.float32)
+        for shape in ((7, 40), (7, 24), (rank, 40), (rank, 24), (24,), (24,))
+    )
+    wanted = y.astype(np.float64)
+    wanted[1:6] = wanted[1:6] * gain + shift + x[1:6].astype(np.float64) @ a.T @ b
+    entry = [a.ctypes.data, b.ctypes.data, rank, gain.ctypes.data, shift.ctypes.data]
+    try:
+        add_updates(y, x, rows, np.array([entry], np.int64))
+    except Exception as error:  # whatever numba or LLVM raises
+        return f"numba does not run here ({first_line(error)}), {TORCH_SERVES}"
+    off = float(abs(y - wanted).max() / abs(wanted).max())
+    return None if off <= TOLERANCE else f"numba is off by {off:.1e} here, {TORCH_SERVES}"

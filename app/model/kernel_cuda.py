@@ -7,9 +7,8 @@ al. 2023) for shrink and expand by segment, S-LoRA (Sheng et al. 2023) for ranks
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.model.kernel import FIELDS
-from app.model.machine import to_device
+from app.adapters.adapter import LoRALayer, tensors_of
+from app.model.kernel import FIELDS, TORCH_SERVES, entry_of
+from app.model.machine import first_line, to_device
 
-log = logging.getLogger(__name__)
 ROWS = 32  # of one segment that a program takes; a text has about as many
 RANKS = 16  # and no fewer: what tensor cores multiply at once
 COLUMNS = 64  # of x in a step of shrink, of y in a program of expand
+LOAD_BYTES = 16  # of one instruction at most, where its address is a multiple of that
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest value
 
 
@@ -32,12 +32,13 @@ class Plan:
     """One batch's updates on the device, once for all of its layers.
 
     tiles [n, 3] int64: a segment, its first row here and past the last of its rows.
-    table [the base's Linears, S, FIELDS] int64: see delta.with_updates. width: the largest rank.
+    table [the base's Linears, S, FIELDS] int64: see delta.with_updates. blocks: of each Linear, how
+    many RANKS wide its widest update is.
     """
 
     tiles: Tensor
     table: Tensor
-    width: int
+    blocks: tuple[int, ...]
 
 
 def plan(rows: np.ndarray, table: np.ndarray, device: torch.device) -> Plan:
@@ -47,135 +48,167 @@ def plan(rows: np.ndarray, table: np.ndarray, device: torch.device) -> Plan:
         for i, (start, stop) in enumerate(rows.tolist())
         for first in range(start, stop, ROWS)
     ]
-    width = int(table[..., 2].max(initial=0))
+    widest = table[..., 2].max(axis=1, initial=0)
     return Plan(
         to_device(torch.tensor(tiles, dtype=torch.int64), device),
         to_device(torch.from_numpy(table), device),
-        triton.cdiv(width, RANKS) * RANKS,
+        tuple(triton.cdiv(int(rank), RANKS) for rank in widest),
     )
 
 
 def add_updates(y: Tensor, x: Tensor, plan: Plan, number: int) -> None:
     """y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T for every segment, in place.
 
-    x [T, in], y [T, out] contiguous, of the adapters' dtype; sums are float32. number: which of the
-    base's Linears it is.
+    x [T, in], y [T, out] contiguous, of the adapters' dtype; sums are float32. An adapter's parts
+    begin at multiples of LOAD_BYTES (adapter.laid_out). number: which of the base's Linears it is.
     """
+    if y.data_ptr() % LOAD_BYTES:
+        moved = y.clone()
+        add_updates(moved, x, plan, number)
+        y.copy_(moved)
+        return
+    if x.data_ptr() % LOAD_BYTES:
+        x = x.clone()
     (count, in_), out = x.shape, y.shape[1]
-    tiles = len(plan.tiles)
-    table = plan.table[number]
-    sums = torch.empty(count, plan.width, device=x.device, dtype=torch.float32)
+    tiles, blocks = len(plan.tiles), plan.blocks[number]
+    # An offset and not plan.table[number]: that begins 8 bytes off 16 for every other number, which
+    # Triton would compile a variant for, inside a request.
+    offset = number * plan.table.shape[1] * FIELDS
+    sums = torch.empty(count, blocks * RANKS, device=x.device, dtype=torch.float32)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        if plan.width:
-            grid = (tiles, plan.width // RANKS)
-            _shrink[grid](x, sums, plan.tiles, table, in_, plan.width, ROWS, RANKS, COLUMNS, FIELDS)
-        grid = (tiles, triton.cdiv(out, COLUMNS))
-        _expand[grid](y, sums, plan.tiles, table, out, plan.width, ROWS, RANKS, COLUMNS, FIELDS)
+        if blocks:
+            _shrink[(tiles, blocks)](
+                x, sums, plan.tiles, plan.table, offset, in_, blocks, ROWS, RANKS, COLUMNS, FIELDS
+            )
+        _expand[(tiles, triton.cdiv(out, COLUMNS))](
+            y, sums, plan.tiles, plan.table, offset, out, blocks, ROWS, RANKS, COLUMNS, FIELDS
+        )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _shrink(
-    x: Any,
-    sums: Any,
-    tiles: Any,
-    table: Any,
-    in_: Any,
-    width: Any,
+# The kernels' arguments have no annotations but constexpr: Triton's compiler looks each one up in its own
+# language, which its interpreter does not. What differs between layers and batches is not specialised on:
+# x, y and sums are always aligned, in and out nearly always multiples of 16, so that one variant serves.
+VARYING = ("offset", "blocks")
+
+
+@triton.jit(do_not_specialize=VARYING)  # type: ignore[untyped-decorator]
+def _shrink(  # type: ignore[no-untyped-def]
+    x,
+    sums,
+    tiles,
+    table,
+    offset,
+    in_,
+    blocks,
     ROWS: tl.constexpr,
     RANKS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FIELDS: tl.constexpr,
-) -> None:
+):
     """sums[row, r] = x[row] · A[r] for one tile's rows and RANKS ranks."""
     tile = tiles + 3 * tl.program_id(0)
-    entry = table + FIELDS * tl.load(tile)
+    entry = table + offset + FIELDS * tl.load(tile)
     stop = tl.load(tile + 2)
     rank = tl.load(entry + 2)
     rows = (tl.load(tile + 1) + tl.arange(0, ROWS))[:, None]
     ranks = (tl.program_id(1) * RANKS + tl.arange(0, RANKS))[None, :]
     if tl.program_id(1) * RANKS < rank:
-        a = tl.load(entry).to(tl.pointer_type(x.dtype.element_ty))
+        a = tl.multiple_of(tl.load(entry).to(tl.pointer_type(x.dtype.element_ty)), 16)
         found = tl.zeros((ROWS, RANKS), tl.float32)
         for start in range(0, in_, COLUMNS):
             k = start + tl.arange(0, COLUMNS)
             u = tl.load(x + rows * in_ + k[None, :], (rows < stop) & (k[None, :] < in_), 0.0)
             v = tl.load(a + ranks * in_ + k[:, None], (ranks < rank) & (k[:, None] < in_), 0.0)
             found += tl.dot(u, v, input_precision="ieee")
-        tl.store(sums + rows * width + ranks, found, (rows < stop) & (ranks < rank))
+        # Past the rank they are zeros, so that _expand need not mask what it reads: 16 bytes at once.
+        tl.store(sums + rows * (blocks * RANKS) + ranks, found, rows < stop)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _expand(
-    y: Any,
-    sums: Any,
-    tiles: Any,
-    table: Any,
-    out: Any,
-    width: Any,
+@triton.jit(do_not_specialize=VARYING)  # type: ignore[untyped-decorator]
+def _expand(  # type: ignore[no-untyped-def]
+    y,
+    sums,
+    tiles,
+    table,
+    offset,
+    out,
+    blocks,
     ROWS: tl.constexpr,
     RANKS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FIELDS: tl.constexpr,
-) -> None:
+):
     """y[row, n] = gain[n] * y[row, n] + shift[n] + sums[row] · B[n] for one tile and COLUMNS n."""
     tile = tiles + 3 * tl.program_id(0)
-    entry = table + FIELDS * tl.load(tile)
+    entry = table + offset + FIELDS * tl.load(tile)
     stop = tl.load(tile + 2)
     rank = tl.load(entry + 2)
     rows = (tl.load(tile + 1) + tl.arange(0, ROWS))[:, None]
     n = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     here = (rows < stop) & (n < out)
     pointer: tl.constexpr = tl.pointer_type(y.dtype.element_ty)
-    b, gain, shift = tl.load(entry + 1), tl.load(entry + 3), tl.load(entry + 4)
-    found = tl.load(y + rows * out + n, here, 0.0).to(tl.float32)
-    if gain != 0:
-        found *= tl.load(gain.to(pointer) + n, n < out, 0.0).to(tl.float32)
-    if shift != 0:
-        found += tl.load(shift.to(pointer) + n, n < out, 0.0).to(tl.float32)
-    for start in range(0, rank, RANKS):
-        r = start + tl.arange(0, RANKS)
-        u = tl.load(sums + rows * width + r[None, :], (rows < stop) & (r[None, :] < rank), 0.0)
-        v = tl.load(b.to(pointer) + r[:, None] * out + n, (r[:, None] < rank) & (n < out), 0.0)
-        found += tl.dot(u.to(v.dtype), v, input_precision="ieee")
-    tl.store(y + rows * out + n, found.to(y.dtype.element_ty), here)
+    gain, shift = tl.load(entry + 3), tl.load(entry + 4)
+    if (rank > 0) | (gain != 0) | (shift != 0):
+        found = tl.load(y + rows * out + n, here, 0.0).to(tl.float32)
+        if gain != 0:
+            gains = tl.multiple_of(gain.to(pointer), 16)
+            found *= tl.load(gains + n, n < out, 0.0).to(tl.float32)
+        if shift != 0:
+            shifts = tl.multiple_of(shift.to(pointer), 16)
+            found += tl.load(shifts + n, n < out, 0.0).to(tl.float32)
+        b = tl.multiple_of(tl.load(entry + 1).to(pointer), 16)
+        for start in range(0, rank, RANKS):
+            r = start + tl.arange(0, RANKS)
+            at = sums + rows * (blocks * RANKS) + r[None, :]
+            u = tl.load(at, rows < stop, 0.0)
+            v = tl.load(b + r[:, None] * out + n, (r[:, None] < rank) & (n < out), 0.0)
+            found += tl.dot(u.to(v.dtype), v, input_precision="ieee")
+        tl.store(y + rows * out + n, found.to(y.dtype.element_ty), here)
 
 
-def agrees(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels run here and give what torch gives in float64; a warning where not.
+def why_not(
+    device: torch.device, dtype: torch.dtype, shapes: Iterable[tuple[int, int]]
+) -> str | None:
+    """Why torch has to serve instead, in words; None where the kernels give what it gives in float64.
 
-    Asked once at start, so that a Triton or a card that does otherwise costs speed and not answers.
+    shapes: (out, in) of the base's Linears. Asked once at start, so that a Triton or a card that does
+    otherwise costs speed and not answers, and so that every variant that will serve is compiled.
     """
     try:
-        worst = _worst(device, dtype)
-    except Exception as error:  # whatever a compiler or a driver raises: torch serves instead
-        log.warning("Triton does not run here, adapters go through torch: %s", error)
-        return False
+        worst = max(_worst(device, dtype, out, in_) for out, in_ in sorted(set(shapes)))
+    except Exception as error:  # whatever a compiler or a driver raises
+        return f"Triton does not run here ({first_line(error)}), {TORCH_SERVES}"
     if not worst <= TOLERANCE[dtype]:
-        log.warning("Triton is off by %.1e here, adapters go through torch", worst)
-        return False
-    return True
+        return f"Triton is off by {worst:.1e} here, {TORCH_SERVES}"
+    return None
 
 
-def _worst(device: torch.device, dtype: torch.dtype) -> float:
-    """The largest error over ranks that fill a block, that do not, and that are none."""
+def _worst(device: torch.device, dtype: torch.dtype, out: int, in_: int) -> float:
+    """The largest error over ranks that fill a block, that do not, and that are none.
+
+    Through the second of two Linears, so that the way to its entries is gone as well.
+    """
     rng = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng).to(device, dtype)
 
-    in_, out, kept = 200, 168, 3
+    kept = 3
     rows = np.array([(3, 40), (40, 41), (41, 110), (110, 120)], np.int64)
-    x, y = draw(rows.max(), in_), draw(rows.max(), out)
-    layers = [(draw(r, in_) / in_**0.5, draw(r, out), draw(out), draw(out)) for r in (8, 1, 40, 0)]
-    table = [
-        (a.data_ptr(), b.data_ptr(), len(a), g.data_ptr(), s.data_ptr()) for a, b, g, s in layers
+    x, y = draw(int(rows.max()), in_), draw(int(rows.max()), out)
+    layers = [
+        LoRALayer(draw(r, in_) / in_**0.5, draw(r, out).T, draw(out), draw(out))
+        for r in (8, 1, 40, 0)
     ]
+    table = np.zeros((2, len(rows), FIELDS), np.int64)
+    table[1] = [entry_of(layer) for layer in layers]
     wanted = y.double()
-    for (start, stop), (a, b, g, s) in zip(rows.tolist(), layers, strict=True):
-        update = x[start:stop].double() @ a.double().T @ b.double()
-        wanted[start:stop] = wanted[start:stop] * g.double() + s.double() + update
+    for (start, stop), layer in zip(rows.tolist(), layers, strict=True):
+        A, B, gain, shift = (t.double() for t in tensors_of(layer))
+        wanted[start:stop] = wanted[start:stop] * gain + shift + x[start:stop].double() @ A.T @ B.T
     before = y[:kept].clone()
-    add_updates(y, x, plan(rows, np.array([table], np.int64), device), 0)
+    add_updates(y, x, plan(rows, table, device), 1)
     if not torch.equal(y[:kept], before):
         return float("inf")
-    return float((y.double() - wanted).abs().max() / wanted.abs().max())
+    off = (y.double() - wanted).abs().max() / wanted.abs().max()
+    return float(torch.nan_to_num(off, nan=float("inf")))

@@ -2,17 +2,38 @@
 
 On the CPU the weight is reordered by oneDNN at load. That product's bits do not depend on how many
 rows are computed beside a row (docs/decisions/0002), which is why a text's embedding is the same
-whatever else is in its batch.
+whatever else is in its batch. Which processors oneDNN serves, and in which dtypes, is tried and not
+looked up (docs/decisions/0012).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PACKED_DTYPES = (torch.float32, torch.bfloat16)
+from app.model.machine import first_line
+
+BITS = "a text's last bits may depend on its batch"
+PLAIN = f"torch's own product serves, slower, and {BITS}"
+WIDE = "float32 products of the same numbers serve, as fast as DTYPE=float32 and no faster"
 PACK_ROWS = 256  # the row count that oneDNN lays the weight out for; others only run slower
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest value
+
+
+@dataclass(frozen=True)
+class Product:
+    """How this processor multiplies by weights of one dtype.
+
+    dtype: in which oneDNN holds the weight and multiplies; None: F.linear does it. instead: why it is
+    not oneDNN in the weight's own dtype, in words; None where it is.
+    """
+
+    dtype: torch.dtype | None
+    instead: str | None = None
 
 
 class FrozenLinear:
@@ -20,34 +41,86 @@ class FrozenLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep_weight: bool = True) -> None:
         """weight [out, in], bias [out]. keep_weight=False drops the plain copy where it is packed."""
-        self.bias = bias
-        self.packed = (
-            torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACK_ROWS)
-            if _packs(weight)
-            else None
-        )
+        held = product(weight.dtype).dtype if weight.device.type == "cpu" else None
+        self.bias = bias if held is None or bias is None else bias.to(held)
+        self.packed = None if held is None else _packed(weight.detach().to(held))
+        self.held = held
         self.weight = weight if keep_weight or self.packed is None else None
-        self.bytes = weight.numel() * weight.element_size()
+        self.bytes = weight.numel() * (held or weight.dtype).itemsize
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None:
             return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
         if x.shape[0] == 1:  # one row alone takes another kernel: run two, so that bits stay
             return self(x.expand(2, -1).contiguous())[:1]
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return y
+        return _multiply(x.to(self.held), self.packed, self.bias).to(x.dtype)
 
     def intact(self) -> bool:
         """Whether the packed copy still holds the plain weight's very values."""
         if self.packed is None or self.weight is None:
             return True
-        return torch.equal(self.packed.to_dense(), self.weight)
+        return torch.equal(self.packed.to_dense().to(self.weight.dtype), self.weight)
 
 
-def _packs(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in PACKED_DTYPES
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+@cache
+def product(dtype: torch.dtype) -> Product:
+    """The best way that runs here and is right: tried on a small layer, once a process.
+
+    Half precision that the processor does not multiply is multiplied in float32, which is exact and 6
+    to 8 times as fast as what F.linear does then. Its bits ignore the batch as well.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return Product(None, f"torch has no oneDNN here: {PLAIN}")
+    if dtype == torch.float16 and _multiplies_float16():
+        return Product(None)  # F.linear is oneDNN's there; packed it has been tried nowhere
+    whys = []
+    for held in (torch.bfloat16, torch.float32) if dtype == torch.bfloat16 else (torch.float32,):
+        found = _tried(dtype, held)
+        if not isinstance(found, str):
+            return found
+        whys.append(found)
+    return Product(None, f"oneDNN's product does not run here ({'; '.join(whys)}): {PLAIN}")
+
+
+def _multiplies_float16() -> bool:
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    except AttributeError:
+        return False
+
+
+@torch.inference_mode()
+def _tried(dtype: torch.dtype, held: torch.dtype) -> Product | str:
+    """Weights of `dtype` held in `held`: the product, or what is wrong with it."""
+    rng = torch.Generator().manual_seed(0)
+    weight, bias, x = (
+        torch.randn(*s, generator=rng).to(dtype) for s in ((48, 64), (48,), (33, 64))
     )
+    try:
+        packed, rows, wide = _packed(weight.to(held)), x.to(held), bias.to(held)
+        whole = _multiply(rows, packed, wide)
+        parts = [_multiply(rows[:count], packed, wide) for count in (2, 3, 7)]
+    except Exception as error:  # whatever oneDNN or a torch without its operators raises
+        return first_line(error)
+    wanted = F.linear(x.double(), weight.double(), bias.double())
+    off = float((whole.to(dtype).double() - wanted).abs().max() / wanted.abs().max())
+    if not off <= TOLERANCE[dtype]:
+        return f"{_name(held)} is off by {off:.1e}"
+    notes = [] if held == dtype else [f"it does not multiply {_name(dtype)}: {WIDE}"]
+    if not all(torch.equal(part, whole[: len(part)]) for part in parts):
+        notes.append(BITS)
+    return Product(held, "; ".join(notes) or None)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _packed(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_ROWS)
+    return packed
+
+
+def _multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return y

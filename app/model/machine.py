@@ -48,6 +48,12 @@ def free_memory(device: torch.device) -> int:
     return min(free, limit - used)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the page of advice and traces that torch and compilers add."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on the device; to a GPU from pinned memory, without waiting for it."""
     if device.type == "cuda":

@@ -82,6 +82,25 @@ def test_a_forward_that_hangs_is_told_and_ends_the_process(run: Callable[..., Pr
     assert "a forward has stood still for 2 s" in log and "faulty.py" in log
 
 
+def test_a_lost_device_is_told_and_ends_the_process(run: Callable[..., Process]) -> None:
+    process = run()
+    assert embed(process.url, [2, 5, 6, 3]).status_code == 200
+    answer = embed(process.url, [faulty.POISON, [2, 5, 6, 3]])
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "device_lost")
+    assert faulty.POISONED in answer.json()["error"]
+    assert "DSA" not in answer.json()["error"]
+    for path, kind in (
+        ("/livez", "device_lost"),
+        ("/readyz", "not_ready"),
+        ("/health", "not_ready"),
+    ):
+        told = process.client.get(path)
+        assert (told.status_code, told.json()["error_type"]) == (503, kind)
+        assert "the device is lost" in told.json()["error"]
+    assert process.child.wait(20) == 70
+    assert faulty.POISONED in process.log.read_text()
+
+
 def _swallow(url: str, ids: list[int]) -> None:
     with contextlib.suppress(httpx.TransportError):
         embed(url, ids)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from app.engine.engine import Ask, Engine, ForwardFailed, NotFinite, OutOfMemory
+from app.engine.engine import Ask, Engine
+from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory, lost_its_device
 from app.engine.queue import Asker
 from app.engine.tokenizer import Tokens
 from app.engine.watchdog import Looks
@@ -189,6 +190,55 @@ def test_an_answer_that_is_no_number_is_an_error_and_its_neighbours_are_none() -
     five, failed, six = asyncio.run(run())
     assert isinstance(failed, NotFinite)
     assert [a.rows[0].item() for a in (five, six)] == [5, 6]  # type: ignore[attr-defined]
+
+
+CUDA_ERRORS = (
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("Triton Error [CUDA]: unspecified launch failure"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
+)
+
+
+@pytest.mark.parametrize("error", CUDA_ERRORS, ids=str)
+def test_a_device_is_lost_where_it_answers_no_more_after_an_error(error: Exception) -> None:
+    def dead() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    assert lost_its_device(error, dead)
+    assert not lost_its_device(error, lambda: None)  # a launch that asked for too much, say
+    assert not lost_its_device(torch.OutOfMemoryError("CUDA out of memory"), dead)
+    assert not lost_its_device(ValueError("unlucky"), dead)
+
+
+class PoisonedEncoder:
+    """Fails for ever once it has seen token 13; counts what is tried."""
+
+    max_length = 100
+    device = torch.device("cuda")  # which is not there, as a poisoned one is not
+
+    def __init__(self) -> None:
+        self.tried = 0
+
+    def run(self, items: list[Item], between: object) -> list[torch.Tensor]:
+        self.tried += 1
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nand advice")
+
+
+def test_on_a_lost_device_nothing_is_tried_again() -> None:
+    encoder = PoisonedEncoder()
+
+    async def run() -> list[object]:
+        engine = Engine(encoder, 1000, 1000)  # type: ignore[arg-type]
+        waiting = [asyncio.create_task(engine.run([ask(i, 2)])) for i in range(5)]
+        await asyncio.sleep(0)
+        engine.start()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert engine.lost == "CUDA error: device-side assert triggered"
+        await asyncio.to_thread(engine.stop)
+        return list(found)
+
+    assert all(isinstance(error, DeviceLost) for error in asyncio.run(run()))
+    assert encoder.tried == 1
 
 
 def test_who_gets_on_is_not_taken_for_hung() -> None:

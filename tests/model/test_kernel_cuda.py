@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,18 +20,19 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 from app.model import kernel_cuda  # noqa: E402
 
-PATHS = ["l.0.self.query", "l.0.output.dense"]
+PATHS = ["l.0.self.query", "l.0.self.key", "l.0.output.dense"]  # an odd number of them
 IN, OUT = 72, 100
+SHAPES = [(OUT, IN), (64, 48), (48, 64)]
 
 
 def drawn(seed: int, rank: int, extras: bool) -> Adapter:
-    """One of two layers IN -> OUT, in float32 on the tests' device."""
+    """One of three layers IN -> OUT, in float32 on the tests' device."""
     rng = torch.Generator().manual_seed(seed)
     parts = [
         torch.randn(*shape, generator=rng) for shape in ((rank, IN), (OUT, rank), (OUT,), (OUT,))
     ]
     layer = LoRALayer(*parts[:2], *(parts[2:] if extras else (None, None)))
-    return laid_out(Adapter({PATHS[seed % 2]: layer}, "peft", 1.0), DEVICE, torch.float32)
+    return laid_out(Adapter({PATHS[seed % 3]: layer}, "peft", 1.0), DEVICE, torch.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +43,10 @@ def plain_numpy() -> Iterator[None]:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    counts=st.lists(st.sampled_from([1, 2, 31, 32, 33, 70]), min_size=1, max_size=4),
-    ranks=st.lists(st.sampled_from([0, 1, 8, 16, 17, 256]), min_size=4, max_size=4),
-    plain=st.integers(0, 4),
+    counts=st.lists(st.sampled_from([1, 2, 31, 32, 33, 70]), min_size=1, max_size=5)
+    | st.just([1] * 20),
+    ranks=st.lists(st.sampled_from([0, 1, 8, 16, 17, 256]), min_size=20, max_size=20),
+    plain=st.integers(0, 20),
     extras=st.booleans(),
 )
 def test_the_kernels_give_what_torch_gives_segment_by_segment(
@@ -72,11 +75,40 @@ def test_the_kernels_give_what_torch_gives_segment_by_segment(
             assert torch.equal(got[end - n : end], y[end - n : end])
 
 
+def test_operands_that_begin_anywhere_in_memory_are_read_right() -> None:
+    """The compiled kernels take x and y for aligned: what is not is copied."""
+    layers = unmerged_layers(drawn(0, 8, extras=True), PATHS)
+    updates = gather([(slice(0, 5), layers)], kernels_on=torch.device("cpu"))
+    assert updates.rows is not None and updates.table is not None
+    plan = kernel_cuda.plan(updates.rows, updates.table, DEVICE)
+    x, y = (torch.randn(5 * n + 1).to(DEVICE)[1:].view(5, n) for n in (IN, OUT))
+    assert x.data_ptr() % kernel_cuda.LOAD_BYTES and y.data_ptr() % kernel_cuda.LOAD_BYTES
+    wanted = add_delta(y.clone(), x, gather([(slice(0, 5), layers)], kernels_on=None), PATHS[0], 0)
+    kernel_cuda.add_updates(y, x, plan, 0)
+    assert_close(y, wanted, rtol=1e-5, atol=1e-3)
+
+
+def test_a_layer_that_no_adapter_of_the_batch_changes_launches_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched: list[int] = []
+    monkeypatch.setattr(
+        kernel_cuda, "add_updates", lambda y, x, plan, number: launched.append(number)
+    )
+    monkeypatch.setattr(kernel_cuda, "to_device", lambda tensor, _: tensor.to(DEVICE))
+    layers = unmerged_layers(drawn(1, 8, extras=False), PATHS)
+    updates = gather([(slice(0, 4), layers)], kernels_on=torch.device("cuda"))
+    x, y = torch.randn(4, IN), torch.randn(4, OUT)
+    for number, path in enumerate(PATHS):
+        add_delta(y, x, updates, path, number)
+    assert launched == [1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_check_at_start_lets_the_kernels_through(dtype: torch.dtype) -> None:
     if not ON_GPU and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter multiplies with numpy, which has no bfloat16")
-    assert kernel_cuda.agrees(DEVICE, dtype)
+    assert kernel_cuda.why_not(DEVICE, dtype, SHAPES) is None
 
 
 def test_the_check_at_start_notices_a_wrong_kernel_and_one_that_cannot_run(
@@ -85,9 +117,30 @@ def test_the_check_at_start_notices_a_wrong_kernel_and_one_that_cannot_run(
     def wrong(y: Tensor, *_: object) -> None:
         y += 1
 
-    def broken(*_: object) -> None:
-        raise RuntimeError("no such architecture")
+    def infinite(y: Tensor, *_: object) -> None:
+        y[5:] /= 0
 
-    for instead in (wrong, broken):
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such architecture\nand a page of advice")
+
+    for instead, why in (
+        (wrong, "off by"),
+        (infinite, "off by"),
+        (broken, r"(no such architecture), torch"),
+    ):
         monkeypatch.setattr(kernel_cuda, "add_updates", instead)
-        assert not kernel_cuda.agrees(DEVICE, torch.float32)
+        assert why in (kernel_cuda.why_not(DEVICE, torch.float32, SHAPES) or "")
+
+
+def test_the_check_at_start_runs_the_bases_own_shapes_and_so_compiles_all_that_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, shapes = kernel_cuda.add_updates, set()
+
+    def noted(y: Tensor, x: Tensor, *rest: Any) -> None:
+        shapes.add((y.shape[1], x.shape[1]))
+        run(y, x, *rest)
+
+    monkeypatch.setattr(kernel_cuda, "add_updates", noted)
+    assert kernel_cuda.why_not(DEVICE, torch.float32, SHAPES) is None
+    assert shapes == set(SHAPES)

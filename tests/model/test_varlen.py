@@ -62,22 +62,23 @@ def test_one_call_over_all_lengths_gives_what_the_runs_give(
 
 
 def test_it_is_not_used_on_the_cpu_nor_in_float32() -> None:
-    assert not attention.varlen_agrees(CONFIG, CPU, torch.bfloat16)
-    assert not attention.varlen_agrees(CONFIG, torch.device("cuda"), torch.float32)
+    assert not attention.varlen_is_for(CPU, torch.bfloat16)
+    assert not attention.varlen_is_for(torch.device("cuda"), torch.float32)
+    assert attention.varlen_is_for(torch.device("cuda"), torch.bfloat16)
 
 
 def test_where_it_does_not_run_or_is_wrong_the_runs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check itself, on the CPU: varlen_attn raises there, and its stand-ins are right or wrong."""
-    check = attention._varlen_off
-    assert not check(CONFIG, CPU, torch.bfloat16) <= attention.VARLEN_TOLERANCE
+    check = attention.varlen_why_not
+    assert "does not run here" in (check(CONFIG, CPU, torch.bfloat16) or "")
     monkeypatch.setattr(attention, "varlen_attn", as_documented)
-    assert check(CONFIG, CPU, torch.bfloat16) <= attention.VARLEN_TOLERANCE
-    monkeypatch.setattr(attention, "varlen_attn", lambda q, *_, **__: q)
-    assert not check(CONFIG, CPU, torch.bfloat16) <= attention.VARLEN_TOLERANCE
+    assert check(CONFIG, CPU, torch.bfloat16) is None
+    for wrong in (lambda q, *_, **__: q, lambda q, *_, **__: q / 0):
+        monkeypatch.setattr(attention, "varlen_attn", wrong)
+        assert "is off by" in (check(CONFIG, CPU, torch.bfloat16) or "")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_it_is_used_on_a_gpu_in_half_precision(dtype: torch.dtype) -> None:
-    config = BertConfig()
-    assert attention.varlen_agrees(config, torch.device("cuda"), dtype)
+    assert attention.varlen_why_not(BertConfig(), torch.device("cuda"), dtype) is None

@@ -1,0 +1,55 @@
+"""How a forward fails: alone, for want of memory, in numbers that are none, or with its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+NOT_FINITE = "the answer is NaN or infinite; the adapter's weights, or DTYPE, are too large for it"
+SHORT_OF_MEMORY = "the device has no memory for it now; send it again, or a shorter one"
+BUG = "the model failed on it; this is a bug, please report it"
+# Whoever says so in its error has called CUDA: torch, its libraries, Triton.
+CUDAS = ("CUDA error", "Triton Error [CUDA]", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
+
+
+class ForwardFailed(Exception):
+    """The model failed on this very input, alone as well."""
+
+
+class OutOfMemory(ForwardFailed):
+    """The device has no memory even for this input alone."""
+
+
+class NotFinite(ForwardFailed):
+    """The answer to this input holds NaN or infinity."""
+
+
+class DeviceLost(ForwardFailed):
+    """The device answers nothing any more, until the process starts anew."""
+
+
+def lost_its_device(error: BaseException, ask: Callable[[], object]) -> bool:
+    """Whether this error has ended CUDA's context: every later call would fail of it as well.
+
+    Which errors do is not in their names (an illegal address, an assert, a launch that failed; not a
+    launch that asked for too much), so the device is asked once more: `ask` waits for it.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if not isinstance(error, torch.AcceleratorError) and not any(s in str(error) for s in CUDAS):
+        return False
+    try:
+        ask()
+    except Exception:
+        return True
+    return False
+
+
+def told(index: int, error: BaseException, lost: str | None) -> ForwardFailed:
+    """What the client of the request's index-th input is told. lost: the error that ended the device."""
+    if lost is not None:
+        return DeviceLost(f"the device is lost ({lost}): this process is about to end")
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory(f"inputs[{index}]: {SHORT_OF_MEMORY}")
+    return ForwardFailed(f"inputs[{index}]: {BUG}")

@@ -1,0 +1,110 @@
+"""numba's compiler, for a level of processors instead of this very one, and with a place to keep its code.
+
+numba keys what it keeps by the processor's name and features, so that an image compiled on one machine
+would compile again on every other, at each start. Here the key is the level of x86-64 that the
+processor has: two levels, compiled when the image is built, serve all of them (docs/decisions/0012).
+
+    python -m app.model.compiled        compile every level into this installation
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding
+from numba import config, njit
+from numba.core.caching import _CacheLocator
+
+# What a processor needs beyond the level before, in LLVM's words.
+LEVELS = {
+    "x86-64-v3": ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"),
+    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+}
+MODULES = ("app.model.kernel", "app.api.json_text")  # that have something to compile
+PACKAGE = Path(__file__).parents[1]
+NAMES = "__pycache__/*.nb?"  # beside the sources: an index for each function, and what it points to
+
+
+def level_of(features: Mapping[str, bool]) -> str | None:
+    """The highest level whose features are all there, and those of the levels below; None: none is."""
+    highest = None
+    for level, needed in LEVELS.items():
+        if not all(features.get(name) for name in needed):
+            break
+        highest = level
+    return highest
+
+
+def _compile_for_a_level() -> None:
+    """Unless the environment says for which processor; on others than x86-64-v3 numba decides."""
+    if "NUMBA_CPU_NAME" in os.environ:
+        return
+    try:
+        level = level_of(binding.get_host_cpu_features())
+    except RuntimeError:  # LLVM does not know this platform's
+        return
+    if level is not None:
+        os.environ.update(NUMBA_CPU_NAME=level, NUMBA_CPU_FEATURES="")
+        config.reload_config()
+
+
+def _read_from_where_nobody_may_write(package: Path) -> Any:
+    """Copy what was shipped to where numba may write: it takes no other folder, not to read either.
+
+    package: the folder of the modules whose code it is. Returns the folder, which goes with the returned
+    object; None where there is nothing to copy or no need to.
+    """
+    if config.CACHE_DIR or not (files := list(package.rglob(NAMES))):
+        return None
+    try:
+        for folder in {file.parent for file in files}:
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        try:
+            copy = tempfile.TemporaryDirectory(prefix="bert-lora-numba-")
+            for file in files:
+                source = file.parents[1] / "any.py"  # numba names a place by the source's folder
+                place = Path(copy.name, _CacheLocator.get_suitable_cache_subpath(str(source)))
+                place.mkdir(exist_ok=True)
+                shutil.copy(file, place)
+        except OSError:  # nowhere at all: it is compiled at this start
+            return None
+        os.environ["NUMBA_CACHE_DIR"] = copy.name
+        config.reload_config()
+        return copy
+    return None
+
+
+_compile_for_a_level()
+_copy = _read_from_where_nobody_may_write(PACKAGE)
+
+
+def compiled(**options: Any) -> Callable[[Any], Any]:
+    """numba's njit, its machine code kept on disk where there is a place to write: seconds a start."""
+
+    def decorate(function: Any) -> Any:
+        try:
+            return njit(cache=True, error_model="numpy", **options)(function)
+        except RuntimeError:  # a read-only installation without a home
+            return njit(error_model="numpy", **options)(function)
+
+    return decorate
+
+
+def main() -> None:
+    """Each level in a process of its own: numba compiles for one a process. Nothing compiled is run."""
+    compile_it = "".join(f"import {module}; {module}.compile_only()\n" for module in MODULES)
+    for level in LEVELS:
+        environ = {**os.environ, "NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": ""}
+        subprocess.run([sys.executable, "-c", compile_it], env=environ, check=True)
+
+
+if __name__ == "__main__":
+    main()

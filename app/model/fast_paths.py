@@ -1,0 +1,58 @@
+"""Which fast paths this machine serves: each is tried at start, and has a slower twin.
+
+A path that does not run here, or is wrong, costs speed and not answers: its twin serves instead, and the
+reason is told in the log, in /info, /readyz?verbose=true and bert_lora_slow_paths.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.model import attention, kernel, linear
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class FastPaths:
+    """kernels_on: see delta.gather. varlen: whether one attention call serves all lengths.
+
+    slow: which part goes a slower way, and why; empty where all is well.
+    """
+
+    kernels_on: torch.device | None
+    varlen: bool
+    slow: Mapping[str, str]
+
+
+def try_paths(
+    config: Any, device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int]]
+) -> FastPaths:
+    """config: transformers', of the base. shapes: (out, in) of its Linears. Warns of what is slow."""
+    whys = {"products": linear.product(dtype).instead if device.type == "cpu" else None}
+    whys["updates"] = _kernels_why_not(device, dtype, shapes)
+    varlen = attention.varlen_is_for(device, dtype)
+    whys["attention"] = attention.varlen_why_not(config, device, dtype) if varlen else None
+    slow = {part: why for part, why in whys.items() if why is not None}
+    for part, why in slow.items():
+        log.warning("%s: %s", part, why)
+    return FastPaths(
+        None if "updates" in slow else device, varlen and "attention" not in slow, slow
+    )
+
+
+def _kernels_why_not(
+    device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int]]
+) -> str | None:
+    if device.type == "cpu":
+        return kernel.why_not()
+    try:
+        from app.model import kernel_cuda
+    except ImportError as error:
+        return f"{error}: {kernel.TORCH_SERVES}"
+    return kernel_cuda.why_not(device, dtype, shapes)

@@ -1,0 +1,96 @@
+"""The CPU's kernel is compiled for levels of processors, and read where nobody may write."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llvmlite import binding
+
+import app
+from app.model.compiled import LEVELS, level_of
+
+V3 = dict.fromkeys(LEVELS["x86-64-v3"], True)
+V4 = V3 | dict.fromkeys(LEVELS["x86-64-v4"], True)
+CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24  # linux/capability.h, linux/prctl.h
+START = """
+from app.api import json_text
+from app.model import kernel
+for module in (kernel, json_text):
+    module.prepare()
+assert kernel.why_not() is None
+stats = [kernel.add_updates.stats, json_text._scan.stats]
+print(sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats))
+"""
+LOAD = START.replace("prepare()", "compile_only()").replace("assert kernel.why_not() is None", "")
+
+
+def test_a_processor_has_the_level_whose_features_are_all_there() -> None:
+    assert level_of(V4) == "x86-64-v4"
+    assert level_of(V3) == "x86-64-v3"
+    assert level_of(V4 | {"avx512vl": False}) == "x86-64-v3"  # Knights Landing
+    assert level_of(V4 | {"fma": False}) is None
+    assert level_of({"sse4.2": True}) is None
+    assert level_of({"neon": True, "fp-armv8": True}) is None  # aarch64: numba decides
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package, compiled for every level as the image's build does it."""
+    folder = tmp_path_factory.mktemp("installation")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(app.__file__).parent, folder / "app", ignore=ignored)
+    run(folder, "-m", "app.model.compiled")
+    return folder
+
+
+def run(folder: Path, *arguments: str, **environ: str) -> str:
+    """A Python that has this installation alone, no home, and no way around a folder's permissions."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
+    process = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**kept, "PYTHONPATH": str(folder), "HOME": "/proc", **environ},
+        preexec_fn=_as_anybody,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def _as_anybody() -> None:
+    """Root may write everywhere, but for what it gives up before exec."""
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or level_of(binding.get_host_cpu_features()) is None,
+    reason="needs a processor of one of the levels, and Linux's permissions",
+)
+def test_a_read_only_installation_compiles_nothing_at_its_start(
+    installation: Path, tmp_path: Path
+) -> None:
+    shipped = [installation / "app" / room / "__pycache__" for room in ("model", "api")]
+    before = {file: file.read_bytes() for folder in shipped for file in folder.glob("*.nb?")}
+    for folder in shipped:
+        folder.chmod(0o555)
+    try:
+        assert run(installation, "-c", START, TMPDIR=str(tmp_path)) == "2 0\n"
+        for level in LEVELS:
+            asked = {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": "", "TMPDIR": str(tmp_path)}
+            assert run(installation, "-c", LOAD, **asked) == "2 0\n", level
+        assert list(tmp_path.iterdir()) == []  # and leaves nothing behind
+    finally:
+        for folder in shipped:
+            folder.chmod(0o755)
+    assert before == {
+        file: file.read_bytes() for folder in shipped for file in folder.glob("*.nb?")
+    }
+    assert {file.parent for file in before} == set(shipped)

@@ -1,0 +1,74 @@
+"""The GPU's kernels through Triton's own compiler and assembler, for cards that are not here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+CARDS = (80, 86, 89, 90, 100, 120)  # A100, A10, L4, H100, B200, RTX 50
+DTYPES = ("torch.float32", "torch.float16", "torch.bfloat16")
+# In two processes, for two cores. A base with odd widths, whom nobody knows, for one card of each.
+SHARES = (["80", "86:served", "89:served"], ["90", "100:served", "120:served"])
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Every variant that a forward of the known bases compiles, in each dtype, for each card."""
+    home = tmp_path_factory.mktemp("triton")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.model.compiled_kernels", *cards],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(home / cards[0])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for cards in SHARES
+    ]
+    lines: list[str] = []
+    for process in running:
+        out, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        lines += out.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def served(variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [v for v in variants if v["base"] == "served"]
+
+
+def test_each_kernel_is_compiled_once_whatever_layers_ranks_and_operands_a_forward_has(
+    variants: list[dict[str, Any]],
+) -> None:
+    wanted = sorted((c, d, k) for c in CARDS for d in DTYPES for k in ("_expand", "_shrink"))
+    assert sorted((v["card"], v["dtype"], v["kernel"]) for v in served(variants)) == wanted
+    odd = [(v["card"], v["dtype"], v["kernel"]) for v in variants if v["base"] == "odd"]
+    assert sorted(odd) == [w for w in wanted if w[0] in (80, 90)]
+
+
+def test_nothing_is_spilled(variants: list[dict[str, Any]]) -> None:
+    assert [v for v in served(variants) if v["spilled"]] == []
+
+
+def test_half_precision_goes_through_tensor_cores_and_float32_stays_exact(
+    variants: list[dict[str, Any]],
+) -> None:
+    """float32 through tensor cores would be TF32, which the promised 1e-5 does not allow."""
+    for v in variants:
+        assert (v["tensor_cores"] > 0) == (v["dtype"] != "torch.float32"), v
+
+
+def test_operands_come_sixteen_bytes_at_a_time_and_ahead(variants: list[dict[str, Any]]) -> None:
+    """copies: what cp.async brings while the product before is running. Single numbers are loaded for
+    addresses, ranks and rows alone (b64); y, gain and shift four at once."""
+    for v in served(variants):
+        assert v["copies"] == [16], v
+        assert set(v["loads"]) <= {"b64", "v4.b32"}, v
