@@ -59,6 +59,9 @@ class UploadQuery(BaseModel):
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = Field(None, description="Which activation the head's scores get.")
+    path: str | None = Field(
+        None, max_length=1000, description="Which folder of the upload; none: the one with weights."
+    )
     merge: Literal["auto", "off"] | None = Field(
         None, description="Whether traffic may merge it; none: as before, or as the server is set."
     )
@@ -195,6 +198,7 @@ async def put(
                 query.dry_run,
                 asked,
                 caller(request),
+                query.path,
             ),
         )
     if done.name is None:

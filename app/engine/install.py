@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.adapters.archive import unpack
+from app.adapters.copying import copy_adapter
 from app.adapters.disk import StoreFull, StoreUnavailable
-from app.adapters.files import copy_adapter, folder_state
+from app.adapters.files import folder_state
+from app.adapters.own_files import MOST_TOLD, other_folders
 from app.adapters.pointer import (
     Entry,
     Pointer,
@@ -73,8 +75,9 @@ def _always(_: str | None) -> None:
 class How:
     """What a PUT asks for beside the files, and who asks.
 
-    merge: whether traffic may merge it; tokens_per_s: what it may be asked for, 0: any; None: as
-    before. stage: hold the version beside the current one.
+    path: which of the upload's folders; None: the one that has weights. merge: whether traffic may
+    merge it; tokens_per_s: what it may be asked for, 0: any; None: as before. stage: hold the version
+    beside the current one.
     """
 
     options: Options = field(default_factory=Options)
@@ -85,6 +88,7 @@ class How:
     dry_run: bool = False
     precondition: Precondition = _always
     by: str | None = None
+    path: str | None = None
 
 
 @dataclass(eq=False)
@@ -113,17 +117,17 @@ class Installer:
         left: list[str] = []
         size = self.max_adapter_bytes
         if content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json":
-            await asyncio.to_thread(fetch_source, body, self.sources, folder, size)
+            await asyncio.to_thread(fetch_source, body, self.sources, folder, size, how.path)
         else:
-            left = await asyncio.to_thread(unpack, body, content_type, folder, size)
-        installed = await self._install(name, folder, None, how)
-        left_aside = [f"{file!r}: not part of an adapter, left aside" for file in left]
-        warnings = [*installed.report["warnings"], *left_aside]
-        return Installed(
-            {**installed.report, "warnings": warnings},
-            installed.name,
-            installed.created,
-            installed.unchanged,
+            left = await asyncio.to_thread(unpack, body, content_type, folder, size, how.path)
+        try:
+            installed = await self._install(name, folder, None, how)
+        except AdapterRejected as error:
+            error.problems += other_folders(left)
+            raise
+        report = installed.report
+        return replace(
+            installed, report={**report, "warnings": [*report["warnings"], *_left_aside(left)]}
         )
 
     async def install_folder(self, name: str, source: Path) -> Installed | None:
@@ -290,6 +294,15 @@ class Installer:
             found = self.registry.get(name)
             self.registry.merged.pop(name, None)
             return found
+
+
+def _left_aside(paths: list[str]) -> list[str]:
+    """A warning for each, and one for how many more there are."""
+    said = [
+        f"{path!r:.200}: not one of the adapter's files, left aside" for path in paths[:MOST_TOLD]
+    ]
+    more = len(paths) - len(said)
+    return [*said, f"{more} more files were left aside"] if more else said
 
 
 def _can_merge(version: Version) -> bool:
