@@ -18,6 +18,7 @@ from app.adapters.sentence import Sentence
 
 Task = Literal["embed", "classify", "tokens"]
 Scores = Literal["softmax", "sigmoid", "none"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Source = Literal["cls", "mean", "pooler", "tokens"]
 T = TypeVar("T")
 
@@ -103,7 +104,8 @@ class Adapter:
 
     layers, replaced, norms, embeddings: by the base's module path; a path is in one of them only.
     kind: PEFT's peft_type. sentence: how it makes vectors; what it leaves unsaid is the base's.
-    ignored: tensors of the file that say what the base says already.
+    ignored: tensors of the file that say what the base says already. assumed: what nothing said, and
+    how it was taken, in words.
     """
 
     layers: Mapping[str, LoRALayer]
@@ -119,6 +121,7 @@ class Adapter:
     scores: Scores = "softmax"
     sentence: Sentence = field(default_factory=Sentence)
     ignored: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:

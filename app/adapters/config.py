@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from app.adapters.adapter import Task
+from app.adapters.adapter import ProblemType, Task
 from app.adapters.adapterhub import in_pefts_words, is_adapterhub
 from app.adapters.fields import Fields
 from app.adapters.kinds import KINDS, MATHEMATICS, METADATA, unserved_field, why_not
+from app.adapters.labels import read_labels, task_of_class
 from app.adapters.patterns import Patterns
 from app.adapters.peft_config import bias, blocks, init, number, targeting, tokens, trained_type
 from app.adapters.recipe import PROBLEM_TYPES, Options, Recipe
@@ -25,10 +26,6 @@ TASKS: dict[str | None, Task | None] = {
     "SEQ_CLS": "classify",
     "TOKEN_CLS": "tokens",
     "FEATURE_EXTRACTION": "embed",
-}
-ARCHITECTURES: dict[str, Task] = {
-    "ForSequenceClassification": "classify",
-    "ForTokenClassification": "tokens",
 }
 LAYOUTS = ("peft", "tutorial", "tutorial-swapped")
 DEFAULT_ALPHA = 8.0  # PEFT's own, of every method that has one
@@ -156,15 +153,7 @@ def _task_of_class(fields: Mapping[str, Any], model_config: Mapping[str, Any]) -
     mapping, names = fields.get("auto_mapping"), model_config.get("architectures")
     classes = [mapping.get("base_model_class")] if isinstance(mapping, dict) else []
     classes += names[:1] if isinstance(names, list) else []
-    return next(
-        (
-            task
-            for name in classes
-            for end, task in ARCHITECTURES.items()
-            if str(name).endswith(end)
-        ),
-        None,
-    )
+    return next((task for name in classes if (task := task_of_class(name))), None)
 
 
 def _problem_type(
@@ -172,10 +161,11 @@ def _problem_type(
     fields: Mapping[str, Any],
     model_config: Mapping[str, Any],
     problems: list[Problem],
-) -> str | None:
+) -> ProblemType | None:
     said = options.problem_type or fields.get("problem_type") or model_config.get("problem_type")
-    if said is None or said in tuple(PROBLEM_TYPES):
-        return said
+    found = next((kind for kind in PROBLEM_TYPES if kind == said), None)
+    if said is None or found is not None:
+        return found
     problems.append(Problem(f"problem_type {said!r:.60} is none of {', '.join(PROBLEM_TYPES)}"))
     return None
 
@@ -216,12 +206,8 @@ def _labels(
         if not by_id:
             continue
         try:
-            ordered = {int(i): str(label) for i, label in by_id.items()}
-        except (AttributeError, ValueError, TypeError):
-            problems.append(Problem("id2label is not a map from id to label"))
+            return read_labels(by_id)
+        except ValueError as error:
+            problems.append(Problem(str(error)))
             return None
-        if sorted(ordered) != list(range(len(ordered))):
-            problems.append(Problem("id2label does not number its labels 0, 1, 2, …"))
-            return None
-        return tuple(ordered[i] for i in range(len(ordered)))
     return None

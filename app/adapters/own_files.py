@@ -157,3 +157,12 @@ def other_folders(aside: Sequence[str]) -> list[Problem]:
     known = [path for path in aside if PurePosixPath(path).name in (CONFIG, MODEL_CONFIG)]
     reason = "lies in another folder than the weights, and was left aside"
     return [Problem(reason, printable(path)[:200]) for path in known[:MOST_TOLD]]
+
+
+def left_aside(paths: Sequence[str]) -> list[str]:
+    """A warning for each of these, and one for how many more there are."""
+    said = [
+        f"{path!r:.200}: not one of the adapter's files, left aside" for path in paths[:MOST_TOLD]
+    ]
+    more = len(paths) - len(said)
+    return [*said, f"{more} more files were left aside"] if more else said

@@ -30,11 +30,13 @@ from app.adapters.fold_whole import (
     whole_norm,
     whole_table,
 )
-from app.adapters.heads import POOLERS, HeadReader, check_labels
+from app.adapters.heads import POOLERS, HeadReader
+from app.adapters.labels import label
 from app.adapters.layouts import PEFT_KINDS, Parts, read_names
 from app.adapters.made_for import other_base, summary
-from app.adapters.recipe import Recipe, scores_of
+from app.adapters.recipe import Recipe
 from app.adapters.targets import check_targets
+from app.adapters.tasks import purpose_of, refuse_untold
 from app.adapters.upload import AdapterRejected, Problem
 
 SHARED = ("", "base_model")  # where VeRA's projections are, which belong to no layer
@@ -81,28 +83,32 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
     resolved = {p: t for p in parts.modules if (t := base.resolve(p)) is not None}
     folding = _Folding(parts, recipe, shared, _widest(parts, resolved, base), found.scales)
     reader = HeadReader(parts, recipe, base, folding.linear, problems, set())
-    head, task = reader.read()
+    purpose = purpose_of(parts, recipe, base)
+    head = reader.read(purpose.task)
     rest = [p for p in parts.modules if p not in reader.used and p not in SHARED]
     _read_layers(rest, resolved, folding, base, found, problems)
     problems += _stray_shared(parts, recipe)
     problems += check_targets(recipe, base, parts, resolved)
     if problems:
         raise AdapterRejected(summary(parts, recipe, base, problems), problems)
-    labels = check_labels(head, recipe.labels)
+    if purpose.untold:
+        refuse_untold(parts)
+    named = label(head, purpose.task, recipe, base, own=reader.own)
     adapter = Adapter(
         layers=found.layers,
         layout=parts.layout,
         scale=next(iter(found.scales)) if len(found.scales) == 1 else None,
         kind=recipe.kind,
-        task=task,
+        task=purpose.task,
         replaced=found.replaced,
         norms=found.norms,
         embeddings=found.embeddings,
         head=head,
-        labels=labels,
-        scores=scores_of(recipe, len(labels)) if task == "classify" else "softmax",
+        labels=named.labels,
+        scores=named.scores,
         sentence=recipe.sentence,
         ignored=tuple(sorted(parts.ignored)),
+        assumed=(*([purpose.assumed] if purpose.assumed else []), *named.assumed),
     )
     if not adapter.changes_encoder and head is None:
         raise AdapterRejected(

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.adapters.adapter import Scores, Task
+from app.adapters.adapter import ProblemType, Scores, Task
 from app.adapters.patterns import Patterns
 from app.adapters.sentence import Pooling, Sentence
 from app.adapters.upload import AdapterRejected, Problem
 
-PROBLEM_TYPES: dict[str, Scores] = {
+PROBLEM_TYPES: dict[ProblemType, Scores] = {
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
     "regression": "none",
@@ -29,7 +29,7 @@ class Options:
     pooling: Pooling | None = None
     normalize: bool | None = None
     task: Task | None = None
-    problem_type: str | None = None
+    problem_type: ProblemType | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Recipe:
     task: Task | None = None
     task_of_class: Task | None = None
     labels: tuple[str, ...] | None = None
-    problem_type: str | None = None
+    problem_type: ProblemType | None = None
     sentence: Sentence = field(default_factory=Sentence)
     model_config: Mapping[str, Any] = field(default_factory=dict)
     made_for: str | None = None
@@ -106,10 +106,3 @@ class Recipe:
         """
         found = (v for p, v in patterns.items() if self.patterns.match(rf"(.*\.)?({p})$", path))
         return next(found, default)
-
-
-def scores_of(recipe: Recipe, labels: int) -> Scores:
-    """softmax; sigmoid for multi-label; none for regression, which one label alone means."""
-    if recipe.problem_type is None:
-        return "none" if labels == 1 else "softmax"
-    return PROBLEM_TYPES[recipe.problem_type]

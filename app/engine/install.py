@@ -17,22 +17,10 @@ from app.adapters.archive import unpack
 from app.adapters.copying import copy_adapter
 from app.adapters.disk import StoreFull, StoreUnavailable
 from app.adapters.files import folder_state
-from app.adapters.own_files import MOST_TOLD, other_folders
-from app.adapters.pointer import (
-    Entry,
-    Pointer,
-    deleted,
-    moved,
-    now,
-    staged,
-)
+from app.adapters.own_files import left_aside, other_folders
+from app.adapters.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.adapters.recipe import Options
-from app.adapters.registry import (
-    Name,
-    Registry,
-    find_version,
-    version_before,
-)
+from app.adapters.registry import Name, Registry, find_version, version_before
 from app.adapters.residents import Version
 from app.adapters.source import Sources, fetch_source
 from app.adapters.store import Store, content_version
@@ -121,13 +109,13 @@ class Installer:
         else:
             left = await asyncio.to_thread(unpack, body, content_type, folder, size, how.path)
         try:
-            installed = await self._install(name, folder, None, how)
+            installed = await self.install(name, folder, None, how)
         except AdapterRejected as error:
             error.problems += other_folders(left)
             raise
         report = installed.report
         return replace(
-            installed, report={**report, "warnings": [*report["warnings"], *_left_aside(left)]}
+            installed, report={**report, "warnings": [*report["warnings"], *left_aside(left)]}
         )
 
     async def install_folder(self, name: str, source: Path) -> Installed | None:
@@ -146,10 +134,10 @@ class Installer:
             pointer = await asyncio.to_thread(self.store.pointer, name)
             if pointer is not None and pointer.folder == content:
                 return None
-            return await self._install(name, folder, content, How())
+            return await self.install(name, folder, content, How())
 
-    async def _install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
-        """content: the folder's hash where it comes from ADAPTERS_DIR."""
+    async def install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
+        """A folder of adapter files becomes the name's version, as `how` says. content: the folder's hash where it comes from ADAPTERS_DIR."""
         said = said_of(how.options)
         digest = await asyncio.to_thread(content_version, folder, said)
         async with self.changing:
@@ -294,15 +282,6 @@ class Installer:
             found = self.registry.get(name)
             self.registry.merged.pop(name, None)
             return found
-
-
-def _left_aside(paths: list[str]) -> list[str]:
-    """A warning for each, and one for how many more there are."""
-    said = [
-        f"{path!r:.200}: not one of the adapter's files, left aside" for path in paths[:MOST_TOLD]
-    ]
-    more = len(paths) - len(said)
-    return [*said, f"{more} more files were left aside"] if more else said
 
 
 def _can_merge(version: Version) -> bool:
