@@ -9,6 +9,9 @@ from torch import Tensor
 
 from app.adapters.adapter import ProblemType, Task
 
+HEAD_PATHS = {"classifier", "classifier.dense", "classifier.out_proj", "pre_classifier", "head.dense",
+              "head.norm"}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Classifier:

@@ -16,7 +16,16 @@ from app.adapters.fields import Fields
 from app.adapters.kinds import KINDS, MATHEMATICS, METADATA, unserved_field, why_not
 from app.adapters.labels import read_labels, task_of_class
 from app.adapters.patterns import Patterns
-from app.adapters.peft_config import bias, blocks, init, number, targeting, tokens, trained_type
+from app.adapters.peft_config import (
+    bias,
+    blocks,
+    computed_otherwise,
+    init,
+    number,
+    targeting,
+    tokens,
+    trained_type,
+)
 from app.adapters.recipe import PROBLEM_TYPES, Options, Recipe
 from app.adapters.sentence import SHORTEST_LENGTH, Pooling, Sentence
 from app.adapters.upload import AdapterRejected, HalfACharacter, Problem, whole_text
@@ -85,6 +94,7 @@ def read_recipe(
         model_config=model_config,
         made_for=_text(fields.get("base_model_name_or_path")),
         made_for_type=trained_type(fields),
+        assumed=computed_otherwise(kind, fields),
         patterns=Patterns(),
     )
     return replace(recipe, problems=tuple(problems))

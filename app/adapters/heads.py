@@ -59,8 +59,6 @@ TOKEN_HEADS = dict.fromkeys(SEQUENCE_HEADS, PLAIN_TOKENS) | {
     )
 }
 POOLERS = {"bert": "pooler.dense", "albert": "pooler"}
-HEAD_PATHS = {"classifier", "classifier.dense", "classifier.out_proj", "pre_classifier", "head.dense",
-              "head.norm"}  # fmt: skip
 
 
 @dataclass(eq=False)

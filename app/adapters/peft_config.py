@@ -110,3 +110,22 @@ def trained_type(fields: Mapping[str, Any]) -> str | None:
     if parts[:2] != ["transformers", "models"] or len(parts) < 3:
         return None
     return parts[2].replace("_", "-")
+
+
+def computed_otherwise(kind: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """A warning for a method that an older PEFT computed in another way, which no file tells.
+
+    PEFT notes its version since 0.18. tests/zoo has what the older ones answered.
+    """
+    if fields.get("peft_type") is None or fields.get("peft_version") is not None:
+        return ()
+    if kind == "LOKR":
+        return (
+            "PEFT before 0.13 left alpha / r out of LoKr; it is served as PEFT 0.21 loads it: if it was "
+            "trained with such a version, write alpha equal to r into its config",
+        )
+    if kind == "OFT":
+        return (
+            "PEFT before 0.18 computed OFT otherwise; it is served as PEFT 0.21 loads the file",
+        )
+    return ()

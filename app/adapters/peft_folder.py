@@ -30,7 +30,7 @@ def peft_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """(tensors by PEFT's names, the config to send along, None: the uploaded one)."""
     if recipe.configured and adapter.layout == "peft":
-        named = {name: plain_name(name) for name in tensors}
+        named = {name: plain_name(name, base) for name in tensors}
         return {new: tensors[name] for name, new in named.items() if new is not None}, None
     parts = read_names(tensors, recipe, base)
     found: dict[str, Tensor] = {}

@@ -31,16 +31,16 @@ from app.adapters.fold_whole import (
     whole_table,
 )
 from app.adapters.heads import POOLERS, HeadReader
-from app.adapters.labels import label
+from app.adapters.labels import Labelling, label
 from app.adapters.layouts import PEFT_KINDS, Parts, read_names
 from app.adapters.made_for import other_base, summary
 from app.adapters.recipe import Recipe
-from app.adapters.targets import check_targets
-from app.adapters.tasks import purpose_of, refuse_untold
+from app.adapters.switches import LORA_PARTS, check_switches, kind_of_layer
+from app.adapters.targets import check_targets, lost_biases
+from app.adapters.tasks import Purpose, purpose_of, refuse_untold
 from app.adapters.upload import AdapterRejected, Problem
 
 SHARED = ("", "base_model")  # where VeRA's projections are, which belong to no layer
-LORA_PARTS = {"A", "B", "B.bias", "magnitude", "diag"}
 
 
 @dataclass(eq=False)
@@ -108,13 +108,26 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
         scores=named.scores,
         sentence=recipe.sentence,
         ignored=tuple(sorted(parts.ignored)),
-        assumed=(*([purpose.assumed] if purpose.assumed else []), *named.assumed),
+        assumed=_assumed(recipe, parts, purpose, named),
     )
     if not adapter.changes_encoder and head is None:
         raise AdapterRejected(
             "the file changes no layer and has no head: there is nothing to serve"
         )
     return adapter
+
+
+def _assumed(recipe: Recipe, parts: Parts, purpose: Purpose, named: Labelling) -> tuple[str, ...]:
+    lost = (
+        "bias=lora_only was trained, and PEFT (before 0.21) saved none of the biases: it is served "
+        "with the base's own, as PEFT loads it"
+    )
+    return (
+        *recipe.assumed,
+        *([lost] if lost_biases(recipe, parts) else []),
+        *([purpose.assumed] if purpose.assumed else []),
+        *named.assumed,
+    )
 
 
 def _read_layers(
@@ -167,7 +180,7 @@ class _Folding:
 
     def linear(self, layer: Layer) -> LoRALayer | Dense:
         """Raises Misfit."""
-        kind = _kind(layer, self.recipe)
+        kind = kind_of_layer(layer, self.recipe)
         if kind is None:
             self._only(layer, {"weight", "bias"})
             return whole_linear(layer)
@@ -188,7 +201,7 @@ class _Folding:
         else:
             self._only(layer, own)
         if kind == "LORA":
-            _check_switches(layer, recipe)
+            check_switches(layer, recipe)
             return fold_lora(layer, recipe)
         if kind == "ADALORA":
             return fold_adalora(layer, recipe)
@@ -220,7 +233,7 @@ class _Folding:
         if layer.parts.keys() == {"weight"}:
             table = whole_table(layer)
             return None if table is None else Rows(table)
-        _check_switches(layer, self.recipe)
+        check_switches(layer, self.recipe)
         change, scale = fold_embedding(layer, self.recipe)
         self.scales.add(scale)
         return change
@@ -229,43 +242,6 @@ class _Folding:
         for part in layer.parts:
             if part not in allowed:
                 raise Misfit("does not belong to a layer like this one", part)
-
-
-def _kind(layer: Layer, recipe: Recipe) -> str | None:
-    """Whose formula a Linear's parts are; None: it is given whole. Raises Misfit."""
-    kinds = {PEFT_KINDS[part] for part in layer.parts if part in PEFT_KINDS}
-    if not kinds and layer.parts.keys() & LORA_PARTS:
-        kinds = {"LORA"}
-    if len(kinds) > 1:
-        raise Misfit(f"mixes the tensors of {' and '.join(sorted(kinds))}")
-    kind = next(iter(kinds), None)
-    if kind not in (None, recipe.kind):
-        part = next(part for part in layer.parts if PEFT_KINDS.get(part, kind) == kind)
-        if not recipe.configured:
-            raise Misfit(f"is {kind}'s, whose adapter_config.json is needed: send it along", part)
-        raise Misfit(f"is {kind}'s, and the config's peft_type is {recipe.kind}", part)
-    return kind
-
-
-def _check_switches(layer: Layer, recipe: Recipe) -> None:
-    """What the config switches on must be in the file, and nothing that it leaves off. Raises Misfit."""
-    if "diag" in layer.parts and not recipe.configured:
-        raise Misfit("is KaSA's, whose adapter_config.json is needed: send it along", "diag")
-    switches = [("magnitude", "use_dora", recipe.dora)]
-    if "A" in layer.parts:
-        switches += [
-            ("diag", "kasa_config", recipe.truncated),
-            ("B.bias", "lora_bias", recipe.lora_bias),
-        ]
-    for part, name, on in switches:
-        if part in layer.parts and not on:
-            raise Misfit(f"is there, but the config's {name} is off: PEFT would leave it out", part)
-        pair = next((p for p in ("A", "embedding_A") if p in layer.parts), None)
-        if part == "B.bias" and recipe.blocks is not None:
-            continue  # a block-diagonal B has none
-        if on and part not in layer.parts and pair is not None:
-            said = "the config's" if recipe.configured else "other layers'"
-            raise Misfit(f"{said} {name} is on, but this layer has no {part}", pair)
 
 
 def _widest(parts: Parts, resolved: Mapping[str, str], base: Base) -> tuple[int, int]:

@@ -49,8 +49,8 @@ class Recipe:
 
     configured: there is a config of PEFT's, so what it does not switch on is off. init: pissa
     or olora where the base changes at load. blocks: BD-LoRA's. truncated: KaSA cut the base's
-    smallest singular values off. numbers: what this kind's formula reads (kinds.py). problems: what
-    cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
+    smallest singular values off. numbers: what this kind's formula reads (kinds.py). assumed: what
+    the files leave open, in words. problems: what cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
     """
 
     kind: str = "LORA"
@@ -79,6 +79,7 @@ class Recipe:
     made_for: str | None = None
     made_for_type: str | None = None
     problems: tuple[Problem, ...] = ()
+    assumed: tuple[str, ...] = ()
     patterns: Patterns = field(default_factory=Patterns)
 
     def scale(self, path: str, rank: int) -> float:

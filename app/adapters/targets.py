@@ -171,9 +171,17 @@ def _missing_biases(
     """Biases that the config says were trained. lora_only: the targets'; all: every one."""
     if recipe.bias == "none":
         return
+    if lost_biases(recipe, parts):
+        return
     have = {resolved.get(p) for p, module in parts.modules.items() if "bias" in module}
     adapted = {resolved.get(p) for p, m in parts.modules.items() if m.keys() - WHOLE_PARTS}
     for path in [*base.linears, *base.norms]:
         wanted = path in adapted if recipe.bias == "lora_only" else IN_STACK.search(path)
         if wanted and base.bias(path) is not None and path not in have:
             yield Problem(f"bias={recipe.bias}, but its bias is not in the file", f"{path}.bias")
+
+
+def lost_biases(recipe: Recipe, parts: Parts) -> bool:
+    """Whether bias=lora_only was trained and PEFT has saved none of them, as it did before 0.21."""
+    adapted = [module for module in parts.modules.values() if module.keys() - WHOLE_PARTS]
+    return recipe.bias == "lora_only" and not any("bias" in module for module in adapted)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from app.adapters.adapter import Task
-from app.adapters.base import Base
-from app.adapters.heads import HEAD_PATHS, POOLERS, SEQUENCE_HEADS, TOKEN_HEADS, HeadKeys
+from app.adapters.base import HEAD_PATHS, Base
+from app.adapters.heads import POOLERS, SEQUENCE_HEADS, TOKEN_HEADS, HeadKeys
 from app.adapters.layouts import Parts
 from app.adapters.recipe import Recipe
 from app.adapters.targets import is_target
