@@ -23,6 +23,16 @@ Source = Literal["cls", "mean", "pooler", "tokens"]
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """What a layer's matrices are multiplied by, by which formula of which numbers. None: not in it."""
+
+    formula: str
+    scale: float
+    alpha: float | None = None
+    r: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class LoRALayer:
     """One Linear's update: y = gain * (x @ W.T + b) + shift + (x @ A.T) @ B.T.
@@ -103,14 +113,14 @@ class Adapter:
     """A canonical adapter: all that the forward needs, all scales folded.
 
     layers, replaced, norms, embeddings: by the base's module path; a path is in one of them only.
-    kind: PEFT's peft_type. sentence: how it makes vectors; what it leaves unsaid is the base's.
+    scalings: each that is among its layers' once. kind: PEFT's peft_type. sentence: how it makes vectors; what it leaves unsaid is the base's.
     ignored: tensors of the file that say what the base says already. assumed: what nothing said, and
     how it was taken, in words.
     """
 
     layers: Mapping[str, LoRALayer]
     layout: str
-    scale: float | None
+    scalings: tuple[Scaling, ...] = ()
     kind: str = "LORA"
     task: Task = "embed"
     replaced: Mapping[str, Dense] = field(default_factory=dict)
@@ -122,6 +132,12 @@ class Adapter:
     sentence: Sentence = field(default_factory=Sentence)
     ignored: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float | None:
+        """Its layers' scale, where they all have one and the same."""
+        found = {scaling.scale for scaling in self.scalings}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def rank(self) -> int:

@@ -13,7 +13,15 @@ from typing import Any, get_args
 from app.adapters.adapter import ProblemType, Task
 from app.adapters.adapterhub import in_pefts_words, is_adapterhub
 from app.adapters.fields import Fields
-from app.adapters.kinds import KINDS, MATHEMATICS, METADATA, unserved_field, why_not
+from app.adapters.kinds import (
+    KINDS,
+    MATHEMATICS,
+    METADATA,
+    SCALED_BY_QUERY,
+    Method,
+    unserved_field,
+    why_not,
+)
 from app.adapters.labels import read_labels, task_of_class
 from app.adapters.patterns import Patterns
 from app.adapters.peft_config import (
@@ -70,6 +78,7 @@ def read_recipe(
         kind=kind,
         configured=configured,
         alpha=_alpha(read, kind, configured, [options.alpha, *_alphas(said)]),
+        given_scale=_given_scale(kind, options, problems),
         rank=read.integer("r", 0) or None,
         rslora=bool(fields.get("use_rslora")),
         rank_pattern={} if kind == "ADALORA" else read.patterns("rank_pattern"),
@@ -116,13 +125,14 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     return fields
 
 
-def kind_of(config: Mapping[str, Any]) -> str:
+def kind_of(config: Mapping[str, Any]) -> Method:
     """Its peft_type, LORA where it says none. Raises AdapterRejected for one that is not served."""
     kind = config.get("peft_type") or "LORA"
-    reason = why_not(kind)
-    if reason:
+    found = next((method for method in KINDS if method == kind), None)
+    if found is None:
+        reason = why_not(kind)
         raise AdapterRejected(reason, [Problem(reason)])
-    return str(kind)
+    return found
 
 
 def _alphas(said: Mapping[str, Any]) -> list[Any]:
@@ -143,6 +153,15 @@ def _alpha(read: Fields, kind: str, configured: bool, others: list[Any]) -> floa
             where = "the query or the file's metadata"
             read.problems.append(Problem(f"alpha is {other:g} in {where}, and {found:g} elsewhere"))
     return found
+
+
+def _given_scale(kind: Method, options: Options, problems: list[Problem]) -> float | None:
+    """The query's scale. Whether it agrees with a config's alpha, each layer's rank tells."""
+    if options.scale is not None and options.alpha is not None:
+        problems.append(Problem("the query gives both alpha and scale: leave one of them out"))
+    if options.scale is not None and kind not in SCALED_BY_QUERY:
+        problems.append(Problem(f"the query gives a scale, and {kind} has none that is free"))
+    return options.scale
 
 
 def _task(read: Fields, options: Options) -> Task | None:

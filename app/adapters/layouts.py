@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from app.adapters.base import HEAD_PATHS, Base
+from app.adapters.kinds import Method
 from app.adapters.letters import canonical, letter_order
 from app.adapters.recipe import Recipe
 from app.adapters.upload import AdapterRejected, Problem
@@ -56,11 +57,11 @@ WORDS = {  # PEFT's own spelling -> ours, where it is longer than it need be
     "trainable_tokens_delta": "tokens",
 }  # fmt: skip
 WITH_LEAF = {"lora_A", "lora_B", "lora_magnitude_vector", "oft_R"}  # the others are bare parameters
-PEFT_KINDS = {  # which of PEFT's methods writes a part
-    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "LOHA"),
-    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b"), "LOKR"),
-    **dict.fromkeys(("lokr_w2", "lokr_w2_a", "lokr_w2_b"), "LOKR"),
-    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"), "VERA"),
+PEFT_KINDS: dict[str, Method] = {  # which of PEFT's methods writes a part
+    "hada_w1_a": "LOHA", "hada_w1_b": "LOHA", "hada_w2_a": "LOHA", "hada_w2_b": "LOHA",
+    "lokr_w1": "LOKR", "lokr_w1_a": "LOKR", "lokr_w1_b": "LOKR",
+    "lokr_w2": "LOKR", "lokr_w2_a": "LOKR", "lokr_w2_b": "LOKR",
+    "vera_lambda_b": "VERA", "vera_lambda_d": "VERA", "vera_A": "VERA", "vera_B": "VERA",
     "ia3_l": "IA3", "fourierft_spectrum": "FOURIERFT", "oft_R": "OFT", "E": "ADALORA",
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.adapters.fields import Fields
+from app.adapters.kinds import Method
 from app.adapters.recipe import Targeting
 from app.adapters.upload import Problem
 
@@ -112,7 +113,7 @@ def trained_type(fields: Mapping[str, Any]) -> str | None:
     return parts[2].replace("_", "-")
 
 
-def computed_otherwise(kind: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
+def computed_otherwise(kind: Method, fields: Mapping[str, Any]) -> tuple[str, ...]:
     """A warning for a method that an older PEFT computed in another way, which no file tells.
 
     PEFT notes its version since 0.18. tests/zoo has what the older ones answered.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import assert_never
 
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows
+from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows, Scaling
 from app.adapters.base import Base
 from app.adapters.fold import Layer, Misfit, fold_adalora, fold_lora
 from app.adapters.fold_other import (
@@ -31,6 +32,7 @@ from app.adapters.fold_whole import (
     whole_table,
 )
 from app.adapters.heads import POOLERS, HeadReader
+from app.adapters.kinds import Method
 from app.adapters.labels import Labelling, label
 from app.adapters.layouts import PEFT_KINDS, Parts, read_names
 from app.adapters.made_for import other_base, summary
@@ -51,17 +53,20 @@ class _Found:
     replaced: dict[str, Dense] = field(default_factory=dict)
     norms: dict[str, Norm] = field(default_factory=dict)
     embeddings: dict[str, Rows] = field(default_factory=dict)
-    scales: set[float] = field(default_factory=set)
+    scalings: set[Scaling] = field(default_factory=set)
 
     def add(self, target: str, change: LoRALayer | Dense | Norm | Rows) -> None:
-        if isinstance(change, LoRALayer):
-            self.layers[target] = change
-        elif isinstance(change, Dense):
-            self.replaced[target] = change
-        elif isinstance(change, Norm):
-            self.norms[target] = change
-        else:
-            self.embeddings[target] = change
+        match change:
+            case LoRALayer():
+                self.layers[target] = change
+            case Dense():
+                self.replaced[target] = change
+            case Norm():
+                self.norms[target] = change
+            case Rows():
+                self.embeddings[target] = change
+            case _:
+                assert_never(change)
 
 
 def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Adapter:
@@ -81,7 +86,7 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
     found = _Found()
     shared = {k: t for path in SHARED for k, t in parts.modules.get(path, {}).items()}
     resolved = {p: t for p in parts.modules if (t := base.resolve(p)) is not None}
-    folding = _Folding(parts, recipe, shared, _widest(parts, resolved, base), found.scales)
+    folding = _Folding(parts, recipe, shared, _widest(parts, resolved, base), found.scalings)
     reader = HeadReader(parts, recipe, base, folding.linear, problems, set())
     purpose = purpose_of(parts, recipe, base)
     head = reader.read(purpose.task)
@@ -97,7 +102,7 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
     adapter = Adapter(
         layers=found.layers,
         layout=parts.layout,
-        scale=next(iter(found.scales)) if len(found.scales) == 1 else None,
+        scalings=tuple(sorted(found.scalings, key=lambda s: (s.scale, s.r or 0))),
         kind=recipe.kind,
         task=purpose.task,
         replaced=found.replaced,
@@ -170,13 +175,13 @@ def _read_layers(
 
 @dataclass(eq=False)
 class _Folding:
-    """The formulas, with what is the same for all of a file's layers. scales: filled as found."""
+    """The formulas, with what is the same for all of a file's layers. scalings: filled as found."""
 
     parts: Parts
     recipe: Recipe
     shared: Mapping[str, Tensor]
     widest: tuple[int, int]
-    scales: set[float]
+    scalings: set[Scaling]
 
     def linear(self, layer: Layer) -> LoRALayer | Dense:
         """Raises Misfit."""
@@ -188,32 +193,39 @@ class _Folding:
             if not repeats(layer):
                 raise Misfit("replaces a layer that the file also adapts", "weight")
             self.parts.ignored.append(self.parts.name(layer.path, "weight"))
-        change, scale = self._by_kind(kind, layer)
-        if scale is not None:
-            self.scales.add(scale)
+        change, scaling = self._by_kind(kind, layer)
+        if scaling is not None:
+            self.scalings.add(scaling)
         return change
 
-    def _by_kind(self, kind: str, layer: Layer) -> tuple[LoRALayer | Dense, float | None]:
+    def _by_kind(self, kind: Method, layer: Layer) -> tuple[LoRALayer | Dense, Scaling | None]:
+        """Raises Misfit."""
         own = {part for part, of in PEFT_KINDS.items() if of == kind} | {"weight", "bias"}
+        own |= LORA_PARTS if kind == "LORA" else {"A", "B"} if kind == "ADALORA" else set()
+        self._only(layer, own)
         recipe = self.recipe
-        if kind in ("LORA", "ADALORA"):
-            self._only(layer, own | ({"A", "B"} if kind == "ADALORA" else LORA_PARTS))
-        else:
-            self._only(layer, own)
-        if kind == "LORA":
-            check_switches(layer, recipe)
-            return fold_lora(layer, recipe)
-        if kind == "ADALORA":
-            return fold_adalora(layer, recipe)
-        if kind == "LOHA":
-            return fold_loha(layer, recipe)
-        if kind == "LOKR":
-            return fold_lokr(layer, recipe)
-        if kind == "IA3":
-            return fold_ia3(layer), None
-        if kind == "VERA":
-            return fold_vera(layer, recipe, self.shared, self.widest), None
-        return (fold_fourier if kind == "FOURIERFT" else fold_oft)(layer, recipe), None
+        match kind:
+            case "LORA":
+                check_switches(layer, recipe)
+                return fold_lora(layer, recipe)
+            case "ADALORA":
+                return fold_adalora(layer, recipe)
+            case "LOHA":
+                return fold_loha(layer, recipe)
+            case "LOKR":
+                return fold_lokr(layer, recipe)
+            case "IA3":
+                return fold_ia3(layer), None
+            case "VERA":
+                return fold_vera(layer, recipe, self.shared, self.widest), None
+            case "FOURIERFT":
+                return fold_fourier(layer, recipe)
+            case "OFT":
+                return fold_oft(layer, recipe), None
+            case "LN_TUNING" | "TRAINABLE_TOKENS":
+                raise Misfit(f"is no part of {kind}")
+            case _:
+                assert_never(kind)
 
     def norm(self, layer: Layer) -> Norm:
         """Raises Misfit."""
@@ -234,8 +246,8 @@ class _Folding:
             table = whole_table(layer)
             return None if table is None else Rows(table)
         check_switches(layer, self.recipe)
-        change, scale = fold_embedding(layer, self.recipe)
-        self.scales.add(scale)
+        change, scaling = fold_embedding(layer, self.recipe)
+        self.scalings.add(scaling)
         return change
 
     def _only(self, layer: Layer, allowed: set[str]) -> None:

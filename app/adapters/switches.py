@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from app.adapters.fold import Layer, Misfit
+from app.adapters.kinds import Method
 from app.adapters.layouts import PEFT_KINDS
 from app.adapters.recipe import Recipe
 
 LORA_PARTS = {"A", "B", "B.bias", "magnitude", "diag"}
 
 
-def kind_of_layer(layer: Layer, recipe: Recipe) -> str | None:
+def kind_of_layer(layer: Layer, recipe: Recipe) -> Method | None:
     """Whose formula a Linear's parts are; None: it is given whole. Raises Misfit."""
-    kinds = {PEFT_KINDS[part] for part in layer.parts if part in PEFT_KINDS}
+    kinds: set[Method] = {PEFT_KINDS[part] for part in layer.parts if part in PEFT_KINDS}
     if not kinds and layer.parts.keys() & LORA_PARTS:
         kinds = {"LORA"}
     if len(kinds) > 1:

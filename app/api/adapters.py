@@ -51,6 +51,12 @@ class UploadQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     alpha: float | None = Field(None, gt=0, allow_inf_nan=False, description="LoRA's alpha.")
+    scale: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="What B A is multiplied by, in place of alpha / r.",
+    )
     layout: Literal["peft", "tutorial", "tutorial-swapped"] | None = None
     labels: str | None = Field(None, description="neg,pos: the head's labels in order.")
     pooling: Pooling | None = None
@@ -88,6 +94,7 @@ class UploadQuery(BaseModel):
             self.normalize,
             self.task,
             self.problem_type,
+            self.scale,
         )
 
 

@@ -225,6 +225,9 @@ def _report(
         "kind": adapter.kind,
         "rank": adapter.rank,
         "scale": adapter.scale,
+        "scaling": [
+            {k: v for k, v in asdict(s).items() if v is not None} for s in adapter.scalings
+        ],
         "targets": adapter.targets,
         "bytes": read.file_bytes,
         "resident_bytes": adapter.resident_bytes,
