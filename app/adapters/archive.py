@@ -21,6 +21,7 @@ from app.adapters.form import unpack_form
 from app.adapters.received import Received
 from app.adapters.upload import (
     CHUNK_BYTES,
+    TAKEN,
     AdapterRejected,
     UnsupportedMedia,
     UploadTooLarge,
@@ -61,10 +62,7 @@ def unpack(
         unpack_form(body, content_type, received)
         return received.settle(folder, asked)
     if kind.startswith(("text/", "image/", "audio/", "video/")):
-        raise UnsupportedMedia(
-            f"an adapter does not come as {kind}: send the .safetensors bytes "
-            "(application/octet-stream), multipart/form-data, or a tar or zip of a PEFT folder"
-        )
+        raise UnsupportedMedia(f"an adapter does not come as {kind}: {TAKEN}")
     with body.open("rb") as file:
         start = file.read(512)
     if start[:4] == b"PK\x03\x04":
@@ -103,6 +101,9 @@ def _unpack_zip(body: Path, received: Received, room: Room) -> None:
 
 def _unpack_tar(body: Path, received: Received, room: Room) -> None:
     try:
+        with _plain(body) as plain:
+            if (start := plain.read(512)) and start[257:262] != b"ustar":
+                raise AdapterRejected(f"the gzip holds no tar: {TAKEN}")
         with _plain(body) as plain, tarfile.open(fileobj=plain, mode="r:") as archive:
             for member in archive:
                 if member.isdir():

@@ -26,6 +26,7 @@ from app.adapters.labels import read_labels, task_of_class
 from app.adapters.patterns import Patterns
 from app.adapters.peft_config import (
     bias,
+    biases_saved,
     blocks,
     computed_otherwise,
     init,
@@ -86,6 +87,7 @@ def read_recipe(
         dora=bool(fields.get("use_dora")),
         lora_bias=bool(fields.get("lora_bias")),
         bias=bias(read),
+        biases_saved=biases_saved(fields),
         init=init(fields, problems),
         blocks=blocks(fields, problems),
         truncated=fields.get("kasa_config") is not None,

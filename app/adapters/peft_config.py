@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from packaging.version import InvalidVersion, Version
 
 from app.adapters.fields import Fields
 from app.adapters.kinds import Method
 from app.adapters.recipe import Targeting
-from app.adapters.upload import Problem
+from app.adapters.upload import AdapterRejected, Problem
 
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false")
 REPEATABLE_INITS = ("pissa", "olora")  # PEFT changes the base by them at load, always alike
+PRINTED = re.compile(r"[\[{(]\s*(['\"])[\w.]+\1(\s*,\s*(['\"])[\w.]+\3)*\s*,?\s*[\])}]")
+QUOTED = re.compile(r"['\"]([\w.]+)['\"]")
+BIASES_SINCE = Version("0.21")
 WRAPPED = "0.auto_model."  # how sentence-transformers' own model spells its encoder
 
 
@@ -21,6 +28,17 @@ def bias(read: Fields) -> str:
     if isinstance(said, str) and said.endswith("_only"):
         return "lora_only"
     return read.one_of("bias", ("none", "all")) or "none"
+
+
+def biases_saved(fields: Mapping[str, Any]) -> bool:
+    """Whether the PEFT that wrote it saved what bias=lora_only trained: 0.8 to 0.18 saved none, 0.21 all.
+
+    It notes its version since 0.18.
+    """
+    try:
+        return Version(str(fields.get("peft_version"))) >= BIASES_SINCE
+    except InvalidVersion:
+        return False
 
 
 def number(read: Fields, name: str, default: Any) -> Any:
@@ -74,6 +92,8 @@ def tokens(fields: Mapping[str, Any], problems: list[Problem]) -> Any:
 
 
 def targeting(read: Fields) -> Targeting:
+    """Raises AdapterRejected for names that were printed into a text."""
+
     def names(name: str) -> tuple[str, ...] | None:
         value = read.fields.get(name)
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -84,6 +104,12 @@ def targeting(read: Fields) -> Targeting:
 
     def expression(name: str) -> str | tuple[str, ...] | None:
         value = read.fields.get(name)
+        if isinstance(value, str) and PRINTED.fullmatch(value.strip()):
+            reason = (
+                f"{name}={value!r:.80} is the print of a Python set or list: PEFT takes it for an "
+                f"expression, which matches no layer; write {json.dumps(QUOTED.findall(value)):.80}"
+            )
+            raise AdapterRejected(reason, [Problem(reason)])
         return value if isinstance(value, str) and value else names(name)
 
     layers = read.fields.get("layers_to_transform")

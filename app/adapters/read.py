@@ -35,7 +35,7 @@ from app.adapters.heads import POOLERS, HeadReader
 from app.adapters.kinds import Method
 from app.adapters.labels import Labelling, label
 from app.adapters.layouts import PEFT_KINDS, Parts, read_names
-from app.adapters.made_for import other_base, summary
+from app.adapters.made_for import other_base, summary, whole_checkpoint
 from app.adapters.recipe import Recipe
 from app.adapters.switches import LORA_PARTS, check_switches, kind_of_layer
 from app.adapters.targets import check_targets, lost_biases
@@ -79,6 +79,9 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
     if reason:
         raise AdapterRejected(reason)
     parts = read_names(tensors, recipe, base)
+    reason = whole_checkpoint(parts, recipe, base)
+    if reason:
+        raise AdapterRejected(reason)
     if not recipe.configured:  # then one layer's magnitude says that all must have one
         said = {part for module in parts.modules.values() for part in module}
         recipe = replace(recipe, dora="magnitude" in said, lora_bias="B.bias" in said)

@@ -49,8 +49,8 @@ class Targeting:
 class Recipe:
     """How an upload's tensors are to be read; None: not said.
 
-    configured: there is a config of PEFT's, so what it does not switch on is off. given_scale: the
-    query's, in place of a formula. init: pissa
+    configured: there is a config of PEFT's, so what it does not switch on is off. biases_saved: the PEFT that wrote it saved
+    the biases of bias=lora_only. given_scale: the query's, in place of a formula. init: pissa
     or olora where the base changes at load. blocks: BD-LoRA's. truncated: KaSA cut the base's
     smallest singular values off. numbers: what this kind's formula reads (kinds.py). assumed: what
     the files leave open, in words. problems: what cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
@@ -67,6 +67,7 @@ class Recipe:
     dora: bool = False
     lora_bias: bool = False
     bias: str = "none"
+    biases_saved: bool = True
     init: str | None = None
     blocks: int | None = None
     truncated: bool = False

@@ -184,4 +184,5 @@ def _missing_biases(
 def lost_biases(recipe: Recipe, parts: Parts) -> bool:
     """Whether bias=lora_only was trained and PEFT has saved none of them, as it did before 0.21."""
     adapted = [module for module in parts.modules.values() if module.keys() - WHOLE_PARTS]
-    return recipe.bias == "lora_only" and not any("bias" in module for module in adapted)
+    kept = recipe.biases_saved or any("bias" in module for module in adapted)
+    return recipe.bias == "lora_only" and not kept

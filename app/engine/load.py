@@ -18,6 +18,7 @@ from app.adapters.adapter import Adapter, laid_out
 from app.adapters.changes import changed_tokens, changes_a_weight
 from app.adapters.config import kind_of, read_recipe
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
+from app.adapters.made_for import made_for_another
 from app.adapters.pointer import digest_of
 from app.adapters.read import read_adapter
 from app.adapters.recipe import Options, Recipe
@@ -135,7 +136,10 @@ def _read(folder: Path, said: Mapping[str, Any], encoder: Encoder) -> _Read:
     if adapter.head is not None and options.task == "embed":
         raise AdapterRejected("the query says task=embed, and the file holds a head")
     _refuse_embedding(adapter.sentence, encoder)
-    warnings = [*_other_base(recipe.made_for, encoder.files.id), *adapter.assumed]
+    warnings = [
+        *made_for_another(recipe.made_for, encoder.files.id, encoder.files.folder),
+        *adapter.assumed,
+    ]
     return _Read(adapter, len(weights.tensors), weights.file_bytes, goldens, warnings)
 
 
@@ -176,13 +180,6 @@ def _refuse_embedding(sentence: Sentence, encoder: Encoder) -> None:
         raise AdapterRejected(
             f"its vectors' lengths {sorted(lengths)} are not all within the base's {encoder.base.hidden}"
         )
-
-
-def _other_base(made_for: str | None, base: str) -> list[str]:
-    """A warning where the config names another base; folders and organisations may differ."""
-    if not made_for or Path(made_for).name.lower() == Path(base).name.lower():
-        return []
-    return [f"made for {made_for!r}, as its config says; its shapes fit this base, {base}"]
 
 
 def _refuse_no_effect(delta: Delta, adapter: Adapter, encoder: Encoder, allow_noop: bool) -> None:
