@@ -83,6 +83,9 @@ def check(
     alpha: Annotated[
         float | None, typer.Option(help="LoRA's alpha, where no file says it.")
     ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="What B A is multiplied by, in place of alpha / r.")
+    ] = None,
     layout: Annotated[Layout | None, typer.Option(help="Whose keys they are.")] = None,
     labels: Annotated[str | None, typer.Option(help="neg,pos: the head's labels in order.")] = None,
     task: Annotated[Task | None, typer.Option(help="What the head is for.")] = None,
@@ -95,7 +98,7 @@ def check(
     from app.tools.check import check as run
 
     named = None if labels is None else tuple(labels.split(","))
-    options = Options(alpha=alpha, layout=layout, labels=named, task=task)
+    options = Options(alpha=alpha, layout=layout, labels=named, task=task, scale=scale)
     text, served = _tool(lambda: run(source, model, options, as_json=as_json))
     typer.echo(text)
     raise typer.Exit(0 if served else 1)

@@ -18,9 +18,20 @@ from app.adapters.sentence import Sentence
 
 Task = Literal["embed", "classify", "tokens"]
 Scores = Literal["softmax", "sigmoid", "none"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Source = Literal["cls", "mean", "pooler", "tokens"]
 T = TypeVar("T")
 PART_BYTES = 16  # what a GPU reads at once, where it begins at a multiple of that
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a layer's matrices are multiplied by, by which formula of which numbers. None: not in it."""
+
+    formula: str
+    scale: float
+    alpha: float | None = None
+    r: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +114,14 @@ class Adapter:
     """A canonical adapter: all that the forward needs, all scales folded.
 
     layers, replaced, norms, embeddings: by the base's module path; a path is in one of them only.
-    kind: PEFT's peft_type. sentence: how it makes vectors; what it leaves unsaid is the base's.
-    ignored: tensors of the file that say what the base says already.
+    scalings: each that is among its layers' once. kind: PEFT's peft_type. sentence: how it makes vectors; what it leaves unsaid is the base's.
+    ignored: tensors of the file that say what the base says already. assumed: what nothing said, and
+    how it was taken, in words.
     """
 
     layers: Mapping[str, LoRALayer]
     layout: str
-    scale: float | None
+    scalings: tuple[Scaling, ...] = ()
     kind: str = "LORA"
     task: Task = "embed"
     replaced: Mapping[str, Dense] = field(default_factory=dict)
@@ -120,6 +132,13 @@ class Adapter:
     scores: Scores = "softmax"
     sentence: Sentence = field(default_factory=Sentence)
     ignored: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float | None:
+        """Its layers' scale, where they all have one and the same."""
+        found = {scaling.scale for scaling in self.scalings}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def rank(self) -> int:

@@ -12,26 +12,22 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from app.adapters.files import (
-    WEIGHTS,
-    adapter_file,
-    place,
-    refuse_if_only_pickle,
-)
+from app.adapters.files import WEIGHTS
 from app.adapters.form import unpack_form
+from app.adapters.received import Received
 from app.adapters.upload import (
     CHUNK_BYTES,
+    TAKEN,
     AdapterRejected,
     UnsupportedMedia,
     UploadTooLarge,
     refuse_by_first_bytes,
 )
 
-MAX_ARCHIVE_ENTRIES = 1_000
 MOST_RATIO, FREE_BYTES = 20, 32 << 20  # trained floats shrink by a tenth when packed
 GZIP = b"\x1f\x8b"
 # What the standard library raises for bytes that are no archive.
@@ -51,31 +47,35 @@ DAMAGE = (
 )
 
 
-def unpack(body: Path, content_type: str, folder: Path, max_bytes: int) -> list[str]:
+def unpack(
+    body: Path, content_type: str, folder: Path, max_bytes: int, asked: str | None = None
+) -> list[str]:
     """Put the adapter files of `body` into `folder`; returns the names that were left aside.
 
-    multipart by its content type, archives and bare safetensors by their first bytes.
+    multipart by its content type, archives and bare safetensors by their first bytes. asked: which of
+    an upload's folders; None: the one that has weights.
     Raises AdapterRejected, UploadTooLarge, UnsupportedMedia.
     """
     kind = content_type.split(";", maxsplit=1)[0].strip().lower()
+    received = Received(folder.with_name("received"))
     if kind == "multipart/form-data":
-        return unpack_form(body, content_type, folder)
+        unpack_form(body, content_type, received)
+        return received.settle(folder, asked)
     if kind.startswith(("text/", "image/", "audio/", "video/")):
-        raise UnsupportedMedia(
-            f"an adapter does not come as {kind}: send the .safetensors bytes "
-            "(application/octet-stream), multipart/form-data, or a tar or zip of a PEFT folder"
-        )
+        raise UnsupportedMedia(f"an adapter does not come as {kind}: {TAKEN}")
     with body.open("rb") as file:
         start = file.read(512)
     if start[:4] == b"PK\x03\x04":
-        left = _unpack_zip(body, folder, _room(body, max_bytes))
+        _unpack_zip(body, received, _room(body, max_bytes))
     elif start[:2] == GZIP or start[257:262] == b"ustar":
-        left = _unpack_tar(body, folder, _room(body, max_bytes))
+        _unpack_tar(body, received, _room(body, max_bytes))
     else:
         refuse_by_first_bytes(start)
+        if asked is not None:
+            raise AdapterRejected(f"path={asked!r:.200} is given, and a bare file has no folders")
         body.rename(folder / WEIGHTS)
         return []
-    return left
+    return received.settle(folder, asked)
 
 
 def _damaged(kind: str, error: Exception) -> Exception:
@@ -85,29 +85,25 @@ def _damaged(kind: str, error: Exception) -> Exception:
     return AdapterRejected(f"the {kind} cannot be read: {error or type(error).__name__}")
 
 
-def _unpack_zip(body: Path, folder: Path, room: Room) -> list[str]:
-    left: list[str] = []
-    seen = Entries()
+def _unpack_zip(body: Path, received: Received, room: Room) -> None:
     try:
         with zipfile.ZipFile(body) as archive:
-            entries = [e for e in archive.infolist() if not e.is_dir()]
-            kept = [seen.check(e.filename) for e in entries]
-            for entry, name in zip(entries, kept, strict=True):
-                if name is None:
-                    left.append(entry.filename)
+            for entry in archive.infolist():
+                if entry.is_dir():
                     continue
-                with archive.open(entry) as source:
-                    _copy_capped(source, place(folder, name), room)
+                target = received.place(_inside(entry.filename), entry.filename)
+                if target is not None:
+                    with archive.open(entry) as source:
+                        _copy_capped(source, target, room)
     except DAMAGE as error:
         raise _damaged("zip", error) from None
-    refuse_if_only_pickle(folder, left)
-    return left
 
 
-def _unpack_tar(body: Path, folder: Path, room: Room) -> list[str]:
-    left: list[str] = []
-    seen = Entries()
+def _unpack_tar(body: Path, received: Received, room: Room) -> None:
     try:
+        with _plain(body) as plain:
+            if (start := plain.read(512)) and start[257:262] != b"ustar":
+                raise AdapterRejected(f"the gzip holds no tar: {TAKEN}")
         with _plain(body) as plain, tarfile.open(fileobj=plain, mode="r:") as archive:
             for member in archive:
                 if member.isdir():
@@ -116,18 +112,23 @@ def _unpack_tar(body: Path, folder: Path, room: Room) -> list[str]:
                     raise AdapterRejected(
                         f"{member.name!r} in the tar is a link or device, not a file"
                     )
-                name = seen.check(member.name)
+                target = received.place(_inside(member.name), member.name)
                 source = archive.extractfile(member)
-                if name is None or source is None:
+                if target is None or source is None:
                     room.take(member.size)  # skipped bytes are read too
-                    left.append(member.name)
                     continue
-                _copy_capped(source, place(folder, name), room)
+                _copy_capped(source, target, room)
             _check_end(plain, archive.offset, room)
     except DAMAGE as error:
         raise _damaged("tar", error) from None
-    refuse_if_only_pickle(folder, left)
-    return left
+
+
+def _inside(name: str) -> str:
+    """An entry's path with / between. Raises AdapterRejected for one that points outside."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise AdapterRejected(f"{name!r:.200} in the archive points outside of it")
+    return str(path)
 
 
 def _plain(body: Path) -> IO[bytes]:
@@ -147,33 +148,6 @@ def _check_end(plain: IO[bytes], end: int, room: Room) -> None:
         raise AdapterRejected("the tar is damaged or cut short: its end mark is missing")
     while chunk := plain.read(CHUNK_BYTES):
         room.take(len(chunk))
-
-
-@dataclass
-class Entries:
-    """What an archive's names have been so far."""
-
-    count: int = 0
-    kept: set[str] = field(default_factory=set)
-
-    def check(self, name: str) -> str | None:
-        """The adapter file that it is, or None. Raises AdapterRejected for a name that points
-        outside, an adapter file that was there before, and endless lists.
-        """
-        self.count += 1
-        if self.count > MAX_ARCHIVE_ENTRIES:
-            raise AdapterRejected(f"the archive holds more than {MAX_ARCHIVE_ENTRIES} files")
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise AdapterRejected(f"{name!r:.200} in the archive points outside of it")
-        kept = adapter_file(name)
-        if kept in self.kept:
-            raise AdapterRejected(
-                f"the archive holds {kept} more than once: send one adapter's folder"
-            )
-        if kept is not None:
-            self.kept.add(kept)
-        return kept
 
 
 @dataclass

@@ -7,6 +7,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from app.adapters.adapter import ProblemType, Task
+
+HEAD_PATHS = {"classifier", "classifier.dense", "classifier.out_proj", "pre_classifier", "head.dense",
+              "head.norm"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What the base's own config.json says of its head; None: not said."""
+
+    task: Task | None
+    labels: tuple[str, ...] | None
+    problem_type: ProblemType | None
+
 
 @dataclass(frozen=True, eq=False)
 class Base:
@@ -30,6 +44,7 @@ class Base:
     classifier_pooling: str
     classifier_activation: str
     norm_eps: float
+    classifier: Classifier | None = None
 
     def resolve(self, path: str) -> str | None:
         """The base's own path of a layer, which a model with a head spells with a prefix."""

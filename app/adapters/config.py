@@ -10,12 +10,31 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from app.adapters.adapter import Task
+from app.adapters.adapter import ProblemType, Task
 from app.adapters.adapterhub import in_pefts_words, is_adapterhub
 from app.adapters.fields import Fields
-from app.adapters.kinds import KINDS, MATHEMATICS, METADATA, unserved_field, why_not
+from app.adapters.kinds import (
+    KINDS,
+    MATHEMATICS,
+    METADATA,
+    SCALED_BY_QUERY,
+    Method,
+    unserved_field,
+    why_not,
+)
+from app.adapters.labels import read_labels, task_of_class
 from app.adapters.patterns import Patterns
-from app.adapters.peft_config import bias, blocks, init, number, targeting, tokens, trained_type
+from app.adapters.peft_config import (
+    bias,
+    biases_saved,
+    blocks,
+    computed_otherwise,
+    init,
+    number,
+    targeting,
+    tokens,
+    trained_type,
+)
 from app.adapters.recipe import PROBLEM_TYPES, Options, Recipe
 from app.adapters.sentence import SHORTEST_LENGTH, Pooling, Sentence
 from app.adapters.upload import AdapterRejected, HalfACharacter, Problem, whole_text
@@ -25,10 +44,6 @@ TASKS: dict[str | None, Task | None] = {
     "SEQ_CLS": "classify",
     "TOKEN_CLS": "tokens",
     "FEATURE_EXTRACTION": "embed",
-}
-ARCHITECTURES: dict[str, Task] = {
-    "ForSequenceClassification": "classify",
-    "ForTokenClassification": "tokens",
 }
 LAYOUTS = ("peft", "tutorial", "tutorial-swapped")
 DEFAULT_ALPHA = 8.0  # PEFT's own, of every method that has one
@@ -64,6 +79,7 @@ def read_recipe(
         kind=kind,
         configured=configured,
         alpha=_alpha(read, kind, configured, [options.alpha, *_alphas(said)]),
+        given_scale=_given_scale(kind, options, problems),
         rank=read.integer("r", 0) or None,
         rslora=bool(fields.get("use_rslora")),
         rank_pattern={} if kind == "ADALORA" else read.patterns("rank_pattern"),
@@ -71,6 +87,7 @@ def read_recipe(
         dora=bool(fields.get("use_dora")),
         lora_bias=bool(fields.get("lora_bias")),
         bias=bias(read),
+        biases_saved=biases_saved(fields),
         init=init(fields, problems),
         blocks=blocks(fields, problems),
         truncated=fields.get("kasa_config") is not None,
@@ -88,6 +105,7 @@ def read_recipe(
         model_config=model_config,
         made_for=_text(fields.get("base_model_name_or_path")),
         made_for_type=trained_type(fields),
+        assumed=computed_otherwise(kind, fields),
         patterns=Patterns(),
     )
     return replace(recipe, problems=tuple(problems))
@@ -109,13 +127,14 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     return fields
 
 
-def kind_of(config: Mapping[str, Any]) -> str:
+def kind_of(config: Mapping[str, Any]) -> Method:
     """Its peft_type, LORA where it says none. Raises AdapterRejected for one that is not served."""
     kind = config.get("peft_type") or "LORA"
-    reason = why_not(kind)
-    if reason:
+    found = next((method for method in KINDS if method == kind), None)
+    if found is None:
+        reason = why_not(kind)
         raise AdapterRejected(reason, [Problem(reason)])
-    return str(kind)
+    return found
 
 
 def _alphas(said: Mapping[str, Any]) -> list[Any]:
@@ -138,6 +157,15 @@ def _alpha(read: Fields, kind: str, configured: bool, others: list[Any]) -> floa
     return found
 
 
+def _given_scale(kind: Method, options: Options, problems: list[Problem]) -> float | None:
+    """The query's scale. Whether it agrees with a config's alpha, each layer's rank tells."""
+    if options.scale is not None and options.alpha is not None:
+        problems.append(Problem("the query gives both alpha and scale: leave one of them out"))
+    if options.scale is not None and kind not in SCALED_BY_QUERY:
+        problems.append(Problem(f"the query gives a scale, and {kind} has none that is free"))
+    return options.scale
+
+
 def _task(read: Fields, options: Options) -> Task | None:
     """The query's or the config's task, or its task_type."""
     said = read.fields.get("task_type")
@@ -156,15 +184,7 @@ def _task_of_class(fields: Mapping[str, Any], model_config: Mapping[str, Any]) -
     mapping, names = fields.get("auto_mapping"), model_config.get("architectures")
     classes = [mapping.get("base_model_class")] if isinstance(mapping, dict) else []
     classes += names[:1] if isinstance(names, list) else []
-    return next(
-        (
-            task
-            for name in classes
-            for end, task in ARCHITECTURES.items()
-            if str(name).endswith(end)
-        ),
-        None,
-    )
+    return next((task for name in classes if (task := task_of_class(name))), None)
 
 
 def _problem_type(
@@ -172,10 +192,11 @@ def _problem_type(
     fields: Mapping[str, Any],
     model_config: Mapping[str, Any],
     problems: list[Problem],
-) -> str | None:
+) -> ProblemType | None:
     said = options.problem_type or fields.get("problem_type") or model_config.get("problem_type")
-    if said is None or said in tuple(PROBLEM_TYPES):
-        return said
+    found = next((kind for kind in PROBLEM_TYPES if kind == said), None)
+    if said is None or found is not None:
+        return found
     problems.append(Problem(f"problem_type {said!r:.60} is none of {', '.join(PROBLEM_TYPES)}"))
     return None
 
@@ -216,12 +237,8 @@ def _labels(
         if not by_id:
             continue
         try:
-            ordered = {int(i): str(label) for i, label in by_id.items()}
-        except (AttributeError, ValueError, TypeError):
-            problems.append(Problem("id2label is not a map from id to label"))
+            return read_labels(by_id)
+        except ValueError as error:
+            problems.append(Problem(str(error)))
             return None
-        if sorted(ordered) != list(range(len(ordered))):
-            problems.append(Problem("id2label does not number its labels 0, 1, 2, …"))
-            return None
-        return tuple(ordered[i] for i in range(len(ordered)))
     return None

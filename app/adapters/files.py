@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-
-from app.adapters.upload import AdapterRejected
+from pathlib import Path
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -20,28 +15,13 @@ TRANSFORMER, PROMPTS = "sentence_bert_config.json", "config_sentence_transformer
 SENTENCE_FILES = (MODULES, POOLING, TRANSFORMER, PROMPTS)
 ADAPTER_FILES = (WEIGHTS, CONFIG, MODEL_CONFIG, *SENTENCE_FILES, GOLDEN)
 ALIASES = {"adapter.safetensors": WEIGHTS}  # AdapterHub's name for it
-MODULE_FOLDER = re.compile(r"\d+_\w+")
-
-
-def copy_adapter(
-    source: Path, folder: Path, copy: Callable[[Path, Path], object] = shutil.copyfile
-) -> None:
-    """A new `folder` with the adapter files of an existing one.
-
-    Raises OSError, AdapterRejected, and what `copy` raises.
-    """
-    folder.mkdir()
-    for name in ADAPTER_FILES:
-        found = next((source / n for n in _spellings(name) if (source / n).is_file()), None)
-        if found is not None:
-            copy(found, place(folder, name))
-    refuse_if_only_pickle(folder, sorted(path.name for path in source.iterdir()))
+MODULE = "0_Transformer"  # where an old sentence-transformers folder has its encoder
 
 
 def _spellings(name: str) -> list[str]:
     """Where a folder may have it: by an alias, or in a sentence-transformers model's first module."""
     plain = [name, *(alias for alias, of in ALIASES.items() if of == name)]
-    return [*plain, *(f"0_Transformer/{spelled}" for spelled in plain)]
+    return [*plain, *(f"{MODULE}/{spelled}" for spelled in plain)]
 
 
 def looks_like_adapter(folder: Path) -> bool:
@@ -85,40 +65,8 @@ def folder_state(folder: Path) -> State:
     return frozenset(found)
 
 
-def adapter_file(name: str) -> str | None:
-    """The adapter file that an archive's or form's name stands for, or None.
-
-    What lies in a sentence-transformers module's own folder ("2_Normalize/config.json") is not the
-    adapter's, but for the pooling's config.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if "/".join(path.parts[-2:]) == POOLING:
-        return POOLING
-    folders = [part for part in path.parts[:-1] if MODULE_FOLDER.fullmatch(part)]
-    if any(not part.startswith("0_") for part in folders):  # 0_Transformer is the adapter's own
-        return None
-    found = ALIASES.get(path.name, path.name)
-    return found if found in ADAPTER_FILES else None
-
-
 def place(folder: Path, name: str) -> Path:
     """Where an adapter file goes."""
     target = folder / name
     target.parent.mkdir(exist_ok=True)
     return target
-
-
-def refuse_if_only_pickle(folder: Path, left: list[str]) -> None:
-    """Raises AdapterRejected where no weights came, saying what came in their place."""
-    if (folder / WEIGHTS).exists():
-        return
-    left = [printable(name) for name in left]
-    if WEIGHTS in left:
-        raise AdapterRejected(f"{WEIGHTS} is no plain file: a link that leads nowhere, or a device")
-    pickles = [name for name in left if name.endswith((".bin", ".pt", ".pth", ".pkl", "data.pkl"))]
-    if pickles:
-        raise AdapterRejected(
-            f"{pickles[0]} is a pickle, which can run code and is never opened: send "
-            f"{WEIGHTS} (PEFT: save_pretrained(safe_serialization=True))"
-        )
-    raise AdapterRejected(f"no {WEIGHTS} in the upload; it holds {', '.join(left) or 'no files'}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Dense, LoRALayer
+from app.adapters.adapter import Dense, LoRALayer, Scaling
 from app.adapters.recipe import Recipe
 
 
@@ -80,7 +80,7 @@ class Layer:
         return self.get("bias", self.out) if "bias" in self.parts else self.own_bias
 
 
-def fold_lora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
+def fold_lora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, Scaling]:
     """LoRA with whatever its config adds, and its scale.
 
     y = b + g * (W' x + s B A x + s c): g = 1, or DoRA's m / ||W' + s B A|| per output row (Liu et
@@ -96,7 +96,8 @@ def fold_lora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
     )  # PiSSA, OLoRA cut a rank over the layer's
     if A.shape[0] != min(rank, most):
         raise Misfit(f"has rank {A.shape[0]}, while the config says {rank}", "A")
-    scale = recipe.scale(layer.path, rank)
+    scaling = recipe.scaling(layer.path, rank)
+    scale = scaling.scale
     B = B * scale
     if "diag" in layer.parts:
         B = B * layer.get("diag", A.shape[0])
@@ -113,11 +114,11 @@ def fold_lora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
         B = gain[:, None] * B
     bias = layer.new_bias if shift is None else layer.new_bias + shift
     if removed is not None:
-        return smallest(layer, A, B, gain, bias), scale
-    return low_rank(layer, A, B, gain, bias), scale
+        return smallest(layer, A, B, gain, bias), scaling
+    return low_rank(layer, A, B, gain, bias), scaling
 
 
-def fold_adalora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer, float]:
+def fold_adalora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer, Scaling]:
     """AdaLoRA (Zhang et al. 2023): y += (alpha / (init_r + 1e-5)) B (E * A) x.
 
     A [r, in], E [r, 1], B [out, r]; r is what is left of init_r, perhaps nothing. Raises Misfit.
@@ -129,9 +130,10 @@ def fold_adalora(layer: Layer, recipe: Recipe) -> tuple[LoRALayer, float]:
     ranks = float(recipe.numbers["init_r"])
     if rank > ranks:
         raise Misfit(f"has rank {rank}, over the config's init_r {ranks:g}", "A")
-    alpha = recipe.scale(layer.path, 1)
-    scale = (alpha if alpha > 0 else rank) / (ranks + 1e-5)
-    return low_rank(layer, E * A, B * scale, None, layer.new_bias), scale
+    said = recipe.scaling(layer.path, 1).scale
+    alpha = said if said > 0 else float(rank)
+    scaling = Scaling("alpha / (init_r + 1e-5)", alpha / (ranks + 1e-5), alpha, ranks)
+    return low_rank(layer, E * A, B * scaling.scale, None, layer.new_bias), scaling
 
 
 def low_rank(layer: Layer, A: Tensor, B: Tensor, gain: Tensor | None, bias: Tensor) -> LoRALayer:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Dense, LoRALayer
+from app.adapters.adapter import Dense, LoRALayer, Scaling
 from app.adapters.fold import Layer, Misfit, block_diagonal, dense, low_rank, rank_zero, smallest
 from app.adapters.recipe import Recipe
 
@@ -20,7 +20,7 @@ MAX_OFT_BLOCK = 4096
 MOST_TERMS = 64  # PEFT's own is 5; a series that needs more does not converge
 
 
-def fold_loha(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
+def fold_loha(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, Scaling]:
     """LoHa (Hyeon-Woo et al. 2022): W += s (w1_a w1_b) * (w2_a w2_b), of rank r * r.
 
     w_a [out, r], w_b [r, in]. The product's factors are all pairs of columns and of rows.
@@ -31,16 +31,17 @@ def fold_loha(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
     _check_rank(layer, recipe, rank, "hada_w1_a")
     b1 = layer.get("hada_w1_b", rank, layer.in_)
     a2, b2 = layer.get("hada_w2_a", layer.out, rank), layer.get("hada_w2_b", rank, layer.in_)
-    scale = recipe.scale(layer.path, rank)
+    scaling = recipe.scaling(layer.path, rank)
+    scale = scaling.scale
     if rank * rank * (layer.out + layer.in_) >= layer.out * layer.in_:
         delta = (a1 @ b1) * (a2 @ b2) * scale
-        return dense(layer, layer.frozen + delta, layer.new_bias), scale
+        return dense(layer, layer.frozen + delta, layer.new_bias), scaling
     B = (a1[:, :, None] * a2[:, None, :]).flatten(1) * scale
     A = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
-    return low_rank(layer, A, B, None, layer.new_bias), scale
+    return low_rank(layer, A, B, None, layer.new_bias), scaling
 
 
-def fold_lokr(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
+def fold_lokr(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, Scaling]:
     """LoKr (Yeh et al. 2024): W += (alpha / r) kron(w1, w2); each whole, or a product w_a w_b.
 
     kron(a b, c d) = kron(a, c) kron(b, d). Source: peft.tuners.lokr.layer.LoKrLayer.get_delta_weight.
@@ -55,12 +56,13 @@ def fold_lokr(layer: Layer, recipe: Recipe) -> tuple[LoRALayer | Dense, float]:
     if any(rank != expected for rank in inner):
         raise Misfit(f"has rank {inner[0]}, while the config says {expected}", None)
     _check_lokr_form(layer, recipe, expected, (l1, r1), (l2, r2))
-    scale = recipe.scale(layer.path, expected)
+    scaling = recipe.scaling(layer.path, expected)
+    scale = scaling.scale
     if l1.shape[1] * l2.shape[1] * (layer.out + layer.in_) >= layer.out * layer.in_:
         delta = torch.kron(l1 @ r1, l2 @ r2) * scale
-        return dense(layer, layer.frozen + delta, layer.new_bias), scale
+        return dense(layer, layer.frozen + delta, layer.new_bias), scaling
     A, B = torch.kron(r1, r2), torch.kron(l1, l2) * scale
-    return low_rank(layer, A, B, None, layer.new_bias), scale
+    return low_rank(layer, A, B, None, layer.new_bias), scaling
 
 
 def fold_ia3(layer: Layer) -> LoRALayer | Dense:
@@ -100,7 +102,7 @@ def fold_vera(
     return smallest(layer, A, B, None, layer.new_bias)
 
 
-def fold_fourier(layer: Layer, recipe: Recipe) -> Dense:
+def fold_fourier(layer: Layer, recipe: Recipe) -> tuple[Dense, Scaling]:
     """FourierFT (Gao et al. 2024): W += scaling * Re ifft2 of a spectrum that is zero but for n places.
 
     The places are drawn from the config's seed, as PEFT does at load.
@@ -114,8 +116,9 @@ def fold_fourier(layer: Layer, recipe: Recipe) -> Dense:
     places = torch.randperm(size, generator=generator)[: len(values)]
     spectrum = torch.zeros(layer.out, layer.in_, dtype=torch.float64)
     spectrum[places // layer.in_, places % layer.in_] = values
-    delta = torch.fft.ifft2(spectrum).real * recipe.numbers["scaling"]
-    return dense(layer, layer.frozen + delta, layer.new_bias)
+    scaling = Scaling("the config's scaling", float(recipe.numbers["scaling"]))
+    delta = torch.fft.ifft2(spectrum).real * scaling.scale
+    return dense(layer, layer.frozen + delta, layer.new_bias), scaling
 
 
 def fold_oft(layer: Layer, recipe: Recipe) -> Dense:

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Dense, LoRALayer, Norm, Rows
+from app.adapters.adapter import Dense, LoRALayer, Norm, Rows, Scaling
 from app.adapters.fold import Layer, Misfit, dense, rank_zero, to_float
 from app.adapters.recipe import Recipe
 
 
-def fold_embedding(layer: Layer, recipe: Recipe) -> tuple[Rows, float]:
+def fold_embedding(layer: Layer, recipe: Recipe) -> tuple[Rows, Scaling]:
     """LoRA on an embedding: y = g * (table[id] + s A[:, id] B.T).
 
     embedding_A [r, num], embedding_B [dim, r]; g = 1, or DoRA's m / ||table + s (B A).T|| per column.
@@ -29,8 +29,8 @@ def fold_embedding(layer: Layer, recipe: Recipe) -> tuple[Rows, float]:
     expected = recipe.expected_rank(layer.path)
     if expected is not None and A.shape[0] != expected:
         raise Misfit(f"has rank {A.shape[0]}, while the config says {expected}", "embedding_A")
-    scale = recipe.scale(layer.path, A.shape[0])
-    B = B * scale
+    scaling = recipe.scaling(layer.path, A.shape[0])
+    B = B * scaling.scale
     table = whole_table(layer)
     gain = None
     if "magnitude" in layer.parts:
@@ -39,7 +39,7 @@ def fold_embedding(layer: Layer, recipe: Recipe) -> tuple[Rows, float]:
         gain = layer.get("magnitude", dim) / norm
         B = gain[:, None] * B
     rows = Rows(table, to_float(A.T), to_float(B), None if gain is None else to_float(gain))
-    return rows, scale
+    return rows, scaling
 
 
 def fold_tokens(layer: Layer, recipe: Recipe) -> Rows:

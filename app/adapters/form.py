@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
-from app.adapters.files import WEIGHTS, adapter_file, place, refuse_if_only_pickle
+from app.adapters.own_files import could_be_own
+from app.adapters.received import Received
 from app.adapters.upload import CHUNK_BYTES, AdapterRejected
 
-MAX_LEFT = 1_000
 MAX_HEADER_BYTES = 16 << 10  # of one part; a name and a file name
 
 
-def unpack_form(body: Path, content_type: str, folder: Path) -> list[str]:
-    """Put the adapter files of a multipart body into `folder`; returns the names left aside.
-
-    Raises AdapterRejected.
-    """
+def unpack_form(body: Path, content_type: str, received: Received) -> None:
+    """Take the files of a multipart body. Raises AdapterRejected."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise AdapterRejected("the multipart body has no boundary in its Content-Type")
-    form = _Form(folder)
+    form = _Form(received)
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         with body.open("rb") as file:
@@ -39,17 +36,13 @@ def unpack_form(body: Path, content_type: str, folder: Path) -> list[str]:
         raise AdapterRejected(f"the multipart body cannot be read: {error}") from None
     finally:
         form.end_part()
-    refuse_if_only_pickle(folder, form.left)
-    return form.left
 
 
 @dataclass(eq=False)
 class _Form:
     """The parser's callbacks: each part's bytes go straight to its file, or nowhere."""
 
-    folder: Path
-    left: list[str] = field(default_factory=list)
-    _seen: set[str] = field(default_factory=set)
+    received: Received
     _headers: dict[bytes, bytes] = field(default_factory=dict)
     _name: bytes = b""
     _value: bytes = b""
@@ -91,18 +84,8 @@ class _Form:
                 f"the form's text field {(names or ['?'])[0]!r:.80} is not a file: send files as "
                 "-F NAME=@file, and what is said about the adapter in the query, e.g. ?alpha=16"
             )
-        target = next((kept for kept in map(adapter_file, names) if kept), None)
-        if target is None and any(name.endswith(".safetensors") for name in names):
-            target = WEIGHTS
-        if target is None:
-            self.left.append(names[-1][:200])
-            if len(self.left) > MAX_LEFT:
-                raise AdapterRejected(f"the form holds over {MAX_LEFT} files that are no adapter's")
-            return
-        if target in self._seen:
-            raise AdapterRejected(f"the upload holds {target} twice")
-        self._seen.add(target)
-        self._file = place(self.folder, target).open("wb")
+        target = self.received.place(_path(names), names[-1][:200])
+        self._file = None if target is None else target.open("wb")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
@@ -112,3 +95,18 @@ class _Form:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _path(names: list[str]) -> str:
+    """A part's path: its own name's or its file name's, whichever is an adapter file's; of two, the longer.
+
+    Browsers send a folder's files under one name, with paths in their file names.
+    """
+    paths = ["/".join(_parts(name)) for name in names]
+    own = [path for path in paths if could_be_own(path)] or paths[-1:]
+    return max(own, key=lambda path: path.count("/"))
+
+
+def _parts(name: str) -> list[str]:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return [part for part in parts if part not in ("/", "..")] or ["?"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from app.adapters.base import Base
 from app.adapters.fold import Layer, Misfit
 from app.adapters.layouts import Parts
 from app.adapters.recipe import Recipe
-from app.adapters.upload import AdapterRejected, Problem
+from app.adapters.upload import Problem
 
 Fold = Callable[[Layer], "LoRALayer | Dense"]
 
@@ -58,13 +59,14 @@ TOKEN_HEADS = dict.fromkeys(SEQUENCE_HEADS, PLAIN_TOKENS) | {
     )
 }
 POOLERS = {"bert": "pooler.dense", "albert": "pooler"}
-HEAD_PATHS = {"classifier", "classifier.dense", "classifier.out_proj", "pre_classifier", "head.dense",
-              "head.norm"}  # fmt: skip
 
 
 @dataclass(eq=False)
 class HeadReader:
-    """Builds one file's head. problems: filled as they are found. used: the paths it took."""
+    """Builds one file's head. problems: filled as they are found. used: the paths it took.
+
+    own: whether what answers is the base's own output layer, and not one that came with the file.
+    """
 
     parts: Parts
     recipe: Recipe
@@ -72,20 +74,27 @@ class HeadReader:
     fold: Fold
     problems: list[Problem]
     used: set[str]
+    own: bool = False
 
-    def read(self) -> tuple[Head | None, Task]:
-        """The head and its task; (None, "embed") where neither file nor config speak of one."""
-        task = self._task()
-        if task == "embed":
-            return None, task
-        keys = (SEQUENCE_HEADS if task == "classify" else TOKEN_HEADS)[self.base.model_type]
+    def read(self, task: Task) -> Head | None:
+        """The head for this task; None for none, and where there are problems."""
+        match task:
+            case "embed":
+                return None
+            case "classify":
+                keys = SEQUENCE_HEADS[self.base.model_type]
+            case "tokens":
+                keys = TOKEN_HEADS[self.base.model_type]
+            case _:
+                assert_never(task)
         before = len(self.problems)
         pooler = self._own_pooler(keys)
         dense = pooler or (self._dense(keys.dense) if keys.dense else None)
         norm = self._norm(keys.norm) if keys.norm else None
         out = self._dense(keys.out)
         if out is None or len(self.problems) > before:
-            return None, task
+            return None
+        self.own = not self._given(keys.out)
         if dense is not None and dense.weight.shape[0] != out.weight.shape[1]:
             self._problem(keys.out, "does not fit the head's other layer")
         source, activation = self._source(keys, pooler), keys.activation
@@ -93,23 +102,7 @@ class HeadReader:
             activation = self.base.classifier_activation
         if pooler is not None:
             activation = "tanh"
-        return Head(source, dense, activation, out, norm, self.base.norm_eps), task
-
-    def _task(self) -> Task:
-        """What the config says, else what the file's tensors say."""
-        sequence = SEQUENCE_HEADS[self.base.model_type].out
-        tokens = TOKEN_HEADS[self.base.model_type].out
-        if self.recipe.task in ("classify", "tokens"):
-            return self.recipe.task
-        hint = self.recipe.task_of_class if self.recipe.task is None else None
-        if hint is not None:
-            out = (SEQUENCE_HEADS if hint == "classify" else TOKEN_HEADS)[self.base.model_type].out
-            in_file = any(path in self.parts.modules for path in HEAD_PATHS)
-            if in_file or f"{out}.weight" in self.base.head:
-                return hint
-        if self._given(sequence):
-            return "classify"
-        return "tokens" if self._given(tokens) else "embed"
+        return Head(source, dense, activation, out, norm, self.base.norm_eps)
 
     def _given(self, path: str) -> bool:
         return "weight" in self.parts.modules.get(path, {})
@@ -207,17 +200,3 @@ class HeadReader:
     def _problem(self, path: str, reason: str, part: str | None = None) -> None:
         name = self.parts.names.get((path, part or "weight"), f"{path}.{part or 'weight'}")
         self.problems.append(Problem(reason, name))
-
-
-def check_labels(head: Head | None, labels: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The head's labels, LABEL_0… where none are given. Raises AdapterRejected."""
-    if head is None:
-        return ()
-    labels = labels or tuple(f"LABEL_{i}" for i in range(head.labels))
-    if len(labels) != head.labels:
-        raise AdapterRejected(f"{len(labels)} labels are given for a head of {head.labels}")
-    if any("\ud800" <= c <= "\udfff" for label in labels for c in label):
-        raise AdapterRejected("a label holds half of a surrogate pair, which is no character")
-    if len(set(labels)) != len(labels):
-        raise AdapterRejected("a label is given twice")
-    return labels

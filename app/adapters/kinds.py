@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Method = Literal[
+    "LORA", "ADALORA", "LOHA", "LOKR", "IA3", "VERA", "FOURIERFT", "OFT", "LN_TUNING", "TRAINABLE_TOKENS"
+]  # fmt: skip
+SCALED_BY_QUERY: tuple[Method, ...] = ("LORA", "LOHA", "LOKR")  # whose scale is one free number
 
 OFF: tuple[Any, ...] = (None, False, "", [], {}, 0)
 
@@ -62,7 +67,7 @@ class Kind:
     no_effect: frozenset[str] = frozenset()
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[Method, Kind] = {
     "LORA": Kind(no_effect=LORA_FIELDS),
     "ADALORA": Kind(
         {"init_r": 12},
@@ -107,15 +112,13 @@ MATHEMATICS = frozenset({
 })  # fmt: skip
 
 
-def why_not(kind: object) -> str | None:
-    """Why adapters of this peft_type are not served; None: they are."""
-    if isinstance(kind, str) and kind in KINDS:
-        return None
+def why_not(kind: object) -> str:
+    """Why adapters of this peft_type, which is no Method, are not served."""
     reason = REFUSED_KINDS.get(str(kind), f"served are {', '.join(KINDS)}")
     return f"peft_type {kind!r:.40} is not served: {reason}"
 
 
-def unserved_field(kind: str, name: str, value: Any, *, configured: bool = True) -> str | None:
+def unserved_field(kind: Method, name: str, value: Any, *, configured: bool = True) -> str | None:
     """Why a field of this kind's config cannot be served; None: it can.
 
     configured: it is PEFT's config, and not a few fields beside a file.

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from app.adapters.base import Base
+from app.adapters.base import HEAD_PATHS, Base
+from app.adapters.kinds import Method
+from app.adapters.letters import canonical, letter_order
 from app.adapters.recipe import Recipe
 from app.adapters.upload import AdapterRejected, Problem
 
@@ -26,12 +28,18 @@ PEFT_KEY = re.compile(
     r"|lokr_w[12](?:_[ab])?|ia3_l|vera_lambda_[bd]|vera_[AB]|fourierft_spectrum|oft_R"
     rf"|ln_tuning_layers|base_layer){NAME}(?:\.(?P<leaf>weight|bias))?"
 )
-TRAINED = re.compile(
-    r"(?P<path>.+?)\.modules_to_save\.(?:[^.]+\.(?P<inner>.+)\.)?(?P<part>weight|bias)"
-)
+TRAINED = re.compile(r"(?P<path>.+?)\.modules_to_save(?:\.(?P<rest>.+))?\.(?P<part>weight|bias)")
 UNTRAINED = re.compile(
     r".+?\.original_module\..+"
 )  # PEFT's copy of the base beside the trained one
+UNKNOWN = "is no tensor that this server knows"
+NO_LONGER = {  # what old versions of PEFT wrote, and PEFT itself reads no more
+    re.compile(
+        r"\.oft_[rs]$"
+    ): "is OFT's as PEFT before 0.16 wrote it, which PEFT itself reads no more",
+    re.compile(r"\.(modules_to_save|original_module)\.(.+\.)?lora_"): "is LoRA on a layer that was "
+    "trained whole as well, which PEFT itself reads no more",
+}
 OTHER_KEYS = {
     "tutorial": re.compile(r"(?P<path>.+)\.lora\.(?P<part>[AB])"),
     "minlora": re.compile(r"(?P<path>.+)\.parametrizations\.weight\.0\.lora_(?P<part>[AB])"),
@@ -49,11 +57,11 @@ WORDS = {  # PEFT's own spelling -> ours, where it is longer than it need be
     "trainable_tokens_delta": "tokens",
 }  # fmt: skip
 WITH_LEAF = {"lora_A", "lora_B", "lora_magnitude_vector", "oft_R"}  # the others are bare parameters
-PEFT_KINDS = {  # which of PEFT's methods writes a part
-    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "LOHA"),
-    **dict.fromkeys(("lokr_w1", "lokr_w1_a", "lokr_w1_b"), "LOKR"),
-    **dict.fromkeys(("lokr_w2", "lokr_w2_a", "lokr_w2_b"), "LOKR"),
-    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"), "VERA"),
+PEFT_KINDS: dict[str, Method] = {  # which of PEFT's methods writes a part
+    "hada_w1_a": "LOHA", "hada_w1_b": "LOHA", "hada_w2_a": "LOHA", "hada_w2_b": "LOHA",
+    "lokr_w1": "LOKR", "lokr_w1_a": "LOKR", "lokr_w1_b": "LOKR",
+    "lokr_w2": "LOKR", "lokr_w2_a": "LOKR", "lokr_w2_b": "LOKR",
+    "vera_lambda_b": "VERA", "vera_lambda_d": "VERA", "vera_A": "VERA", "vera_B": "VERA",
     "ia3_l": "IA3", "fourierft_spectrum": "FOURIERFT", "oft_R": "OFT", "E": "ADALORA",
 }  # fmt: skip
 
@@ -92,7 +100,7 @@ class _Key:
 
 def read_names(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Parts:
     """Raises AdapterRejected for names of two layouts or of two adapters."""
-    keys = {name: _understand(name) for name in tensors}
+    keys = {name: _understand(name, base) for name in tensors}
     layouts = {key.layout for key in keys.values() if key and key.layout}
     if (
         "tutorial" in layouts or "minlora" in layouts
@@ -104,7 +112,7 @@ def read_names(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Par
         raise AdapterRejected(f"the file holds several adapters: {', '.join(adapters[:5])}")
     layout = _layout(layouts, known, recipe)
     if layout == "tutorial":
-        layout = _letter_order(tensors, known, recipe, base)
+        layout = letter_order(_pairs(tensors, known), recipe, base)
     parts = Parts(layout)
     if recipe.configured and layout == "peft":
         prefixed = [name.startswith("base_model.") for name in tensors]
@@ -112,7 +120,8 @@ def read_names(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Par
             reason = f"some tensors' names begin with {PEFT_PREFIX} and some do not: PEFT would leave these out"
             parts.problems.append(Problem(reason))
     for name in tensors.keys() - known.keys():
-        parts.problems.append(Problem("is no tensor that this server knows", name))
+        reason = next((why for old, why in NO_LONGER.items() if old.search(name)), UNKNOWN)
+        parts.problems.append(Problem(reason, name))
     for name, key in known.items():
         _add(parts, name, key, tensors[name])
     if layout != "peft":
@@ -120,14 +129,13 @@ def read_names(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Par
     return parts
 
 
-def plain_name(name: str) -> str | None:
+def plain_name(name: str, base: Base) -> str | None:
     """PEFT's own spelling of a PEFT key: its prefix, and no adapter's name. None: PEFT ignores it."""
     bare = _bare(name)
     if UNTRAINED.fullmatch(bare):
         return None
     if found := TRAINED.fullmatch(bare):
-        inner = f".{found['inner']}" if found["inner"] else ""
-        return f"{PEFT_PREFIX}{found['path']}{inner}.{found['part']}"
+        return f"{PEFT_PREFIX}{_trained_path(found, base)}.{found['part']}"
     if found := PEFT_KEY.fullmatch(bare):
         leaf = f".{found['leaf']}" if found["leaf"] else ""
         if found["part"] in ("vera_A", "vera_B"):
@@ -141,15 +149,17 @@ def _bare(name: str) -> str:
     return name[found.end() :] if found else name
 
 
-def _understand(name: str) -> _Key | None:
+def _understand(name: str, base: Base) -> _Key | None:
     bare = _bare(name)
     for layout, pattern in OTHER_KEYS.items():
         if found := pattern.fullmatch(bare):
             adapter = found.groupdict().get("name")
             return _Key(found["path"], found["part"], layout, adapter)
+    if any(old.search(bare) for old in NO_LONGER):
+        return None
     if found := TRAINED.fullmatch(bare):
-        inner = f".{found['inner']}" if found["inner"] else ""
-        return _Key(found["path"] + inner, found["part"], "peft", wrap="modules_to_save")
+        path = _trained_path(found, base)
+        return _Key(path, found["part"], "peft", wrap="modules_to_save")
     if UNTRAINED.fullmatch(bare):
         return _Key(bare, "untrained", "peft")
     if found := PEFT_KEY.fullmatch(bare):
@@ -157,6 +167,16 @@ def _understand(name: str) -> _Key | None:
     if found := WHOLE.fullmatch(bare):
         return _Key(found["path"], found["part"], None)
     return None
+
+
+def _trained_path(found: re.Match[str], base: Base) -> str:
+    """The layer that PEFT's wrapper holds. Between the two may stand an adapter's name, the path of a layer
+    inside of the wrapped module, or both: bias=all leaves the name out up to PEFT 0.15.
+    """
+    path, steps = found["path"], (found["rest"] or "").split(".")
+    inside, named = (".".join([path, *filter(None, s)]) for s in (steps, steps[1:]))
+    known = (p for p in (inside, named) if p in HEAD_PATHS or base.resolve(p) is not None)
+    return next(known, named)
 
 
 def _peft_key(found: re.Match[str]) -> _Key | None:
@@ -180,6 +200,15 @@ def _frozen(name: str, layouts: set[str]) -> _Key | None:
         if layout in layouts and found:
             return _Key(found["path"], found["part"], layout)
     return None
+
+
+def _pairs(tensors: Mapping[str, Tensor], keys: Mapping[str, _Key]) -> dict[str, dict[str, Tensor]]:
+    """The tutorial's matrices by path and letter."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, key in keys.items():
+        if key.layout == "tutorial" and key.part in "AB":
+            found.setdefault(key.path, {})[key.part] = tensors[name]
+    return found
 
 
 def _layout(layouts: set[str], keys: Mapping[str, _Key], recipe: Recipe) -> str:
@@ -210,62 +239,14 @@ def _add(parts: Parts, name: str, key: _Key, tensor: Tensor) -> None:
         parts.names[key.path, key.part] = name
         parts.wraps[key.path, key.part] = key.wrap
     elif torch.equal(module[key.part], tensor):  # bias=all saves a trained head's bias twice
-        parts.ignored.append(name)
+        plain = not key.wrap and parts.wraps[key.path, key.part] == "modules_to_save"
+        parts.ignored.append(parts.name(key.path, key.part) if plain else name)
+        if plain:  # the name that PEFT reads
+            parts.names[key.path, key.part], parts.wraps[key.path, key.part] = name, key.wrap
     else:
         parts.problems.append(
             Problem(f"says otherwise than {parts.name(key.path, key.part)}", name)
         )
-
-
-def _letter_order(
-    tensors: Mapping[str, Tensor], keys: Mapping[str, _Key], recipe: Recipe, base: Base
-) -> str:
-    """Which of the tutorial's two letter orders; shapes decide where they can."""
-    if recipe.layout in ("tutorial", "tutorial-swapped"):
-        return recipe.layout
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for name, key in keys.items():
-        if key.layout == "tutorial" and key.part in "AB":
-            pairs.setdefault(key.path, {})[key.part] = tensors[name]
-    shapes = [base.linears.get(base.resolve(path) or "") for path in pairs]
-    fits = {
-        layout
-        for layout in ("tutorial", "tutorial-swapped")
-        if all(_fits(p, s, layout) for p, s in zip(pairs.values(), shapes, strict=True))
-    }
-    square = all(shape is None or shape[0] == shape[1] for shape in shapes)
-    if not any(shapes):
-        return "tutorial"  # no name is this base's: every one is then listed
-    if len(fits) == 1 and not square:
-        return fits.pop()
-    if not fits:
-        return "tutorial"  # every misfit is then listed by name
-    raise AdapterRejected(
-        "the shapes do not tell the tutorial's two letter orders apart: say ?layout=tutorial "
-        "(A [r, out], B [in, r]) or ?layout=tutorial-swapped (A [in, r], B [r, out])"
-    )
-
-
-def _fits(pair: dict[str, Tensor], shape: tuple[int, int] | None, layout: str) -> bool:
-    if shape is None or len(pair) < 2:
-        return True
-    A, B = canonical(pair["A"], pair["B"], layout)
-    if A.dim() != 2 or B.dim() != 2:
-        return False
-    return (B.shape[0], A.shape[1]) == shape and A.shape[0] == B.shape[1]
-
-
-def canonical(A: Tensor, B: Tensor, layout: str) -> tuple[Tensor, Tensor]:
-    """A [r, in] and B [out, r], as PEFT has them.
-
-    tutorial: y += x B A with B [in, r], A [r, out]; tutorial-swapped: y += x A B, A [in, r], B [r, out].
-    """
-    if A.dim() == 2 and B.dim() == 2:
-        if layout == "tutorial":
-            return B.T, A.T
-        if layout == "tutorial-swapped":
-            return A.T, B.T
-    return A, B
 
 
 def _turn(parts: Parts, base: Base) -> None:

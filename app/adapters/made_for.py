@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from app.adapters.base import Base
 from app.adapters.layouts import Parts
@@ -27,6 +27,8 @@ FAMILIES = (
     (re.compile(r"^m?deberta-"), "deberta"),
     (re.compile(r"^(paraphrase-|all-)?mpnet-"), "mpnet"),
 )
+HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
+CACHED = re.compile(r"(^|/)models--(?P<name>[^/]+)/snapshots/")
 NAMES = {
     "roberta": re.compile(r"^roberta\."),
     "distilbert": re.compile(r"^distilbert\.|(^|\.)transformer\.layer\."),
@@ -67,6 +69,29 @@ def other_base(recipe: Recipe, base: Base) -> str | None:
     )
 
 
+def made_for_another(made_for: str | None, base_id: str, folder: Path) -> list[str]:
+    """A warning where the config names another base. folder: the base's.
+
+    Folders and organisations differ for the same base, so only a hub's name is compared with whatever
+    this base is called, and a folder's only where both have well-known names.
+    """
+    if not made_for:
+        return []
+    theirs = _cached(made_for) or PurePath(made_for.replace("\\", "/")).name
+    mine = _cached(str(folder)) or PurePath(base_id).name
+    hub = HUB_ID.fullmatch(made_for) is not None or _cached(made_for) is not None
+    known = all(any(p.search(n.lower()) for p, _ in FAMILIES) for n in (theirs, mine))
+    if theirs.lower() == mine.lower() or not (hub or known):
+        return []
+    return [f"made for {made_for!r:.200}, as its config says; its shapes fit this base, {base_id}"]
+
+
+def _cached(path: str) -> str | None:
+    """The model's name where the path lies in the hub's cache, which has commits for folders."""
+    found = CACHED.search(path.replace("\\", "/"))
+    return found["name"].rsplit("--", 1)[-1] if found else None
+
+
 def _other_sizes(recipe: Recipe, base: Base) -> Iterator[str]:
     sizes = {
         "vocab_size": base.vocabulary,
@@ -86,6 +111,19 @@ def _family_of_names(parts: Parts, base: Base) -> str | None:
         if not mine and any(pattern.search(path) for path in parts.modules):
             return family
     return None
+
+
+def whole_checkpoint(parts: Parts, recipe: Recipe, base: Base) -> str | None:
+    """Why the file is no adapter: it holds a model's own layers, and no change of any; else None."""
+    said = {part for module in parts.modules.values() for part in module}
+    stack = [p for p, module in parts.modules.items() if "weight" in module and LAYER.search(p)]
+    if recipe.configured or said - {"weight", "bias"} or len(stack) < 4 * base.layers:
+        return None
+    return (
+        f"this is a whole checkpoint ({len(stack)} layers' own weights), not an adapter: 'bert-lora extract "
+        "CHECKPOINT OUT --rank 16' makes an adapter of one that was fine-tuned from this base; any "
+        "other is served as a base of its own (BERT_LORA_MODEL)"
+    )
 
 
 def summary(parts: Parts, recipe: Recipe, base: Base, problems: list[Problem]) -> str:

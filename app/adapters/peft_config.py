@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 from app.adapters.fields import Fields
+from app.adapters.kinds import Method
 from app.adapters.recipe import Targeting
-from app.adapters.upload import Problem
+from app.adapters.upload import AdapterRejected, Problem
 
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false")
 REPEATABLE_INITS = ("pissa", "olora")  # PEFT changes the base by them at load, always alike
+PRINTED = re.compile(r"[\[{(]\s*(['\"])[\w.]+\1(\s*,\s*(['\"])[\w.]+\3)*\s*,?\s*[\])}]")
+QUOTED = re.compile(r"['\"]([\w.]+)['\"]")
+BIASES_SINCE = Version("0.21")
 WRAPPED = "0.auto_model."  # how sentence-transformers' own model spells its encoder
 
 
@@ -20,6 +28,17 @@ def bias(read: Fields) -> str:
     if isinstance(said, str) and said.endswith("_only"):
         return "lora_only"
     return read.one_of("bias", ("none", "all")) or "none"
+
+
+def biases_saved(fields: Mapping[str, Any]) -> bool:
+    """Whether the PEFT that wrote it saved what bias=lora_only trained: 0.8 to 0.18 saved none, 0.21 all.
+
+    It notes its version since 0.18.
+    """
+    try:
+        return Version(str(fields.get("peft_version"))) >= BIASES_SINCE
+    except InvalidVersion:
+        return False
 
 
 def number(read: Fields, name: str, default: Any) -> Any:
@@ -73,6 +92,8 @@ def tokens(fields: Mapping[str, Any], problems: list[Problem]) -> Any:
 
 
 def targeting(read: Fields) -> Targeting:
+    """Raises AdapterRejected for names that were printed into a text."""
+
     def names(name: str) -> tuple[str, ...] | None:
         value = read.fields.get(name)
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -83,6 +104,12 @@ def targeting(read: Fields) -> Targeting:
 
     def expression(name: str) -> str | tuple[str, ...] | None:
         value = read.fields.get(name)
+        if isinstance(value, str) and PRINTED.fullmatch(value.strip()):
+            reason = (
+                f"{name}={value!r:.80} is the print of a Python set or list: PEFT takes it for an "
+                f"expression, which matches no layer; write {json.dumps(QUOTED.findall(value)):.80}"
+            )
+            raise AdapterRejected(reason, [Problem(reason)])
         return value if isinstance(value, str) and value else names(name)
 
     layers = read.fields.get("layers_to_transform")
@@ -110,3 +137,22 @@ def trained_type(fields: Mapping[str, Any]) -> str | None:
     if parts[:2] != ["transformers", "models"] or len(parts) < 3:
         return None
     return parts[2].replace("_", "-")
+
+
+def computed_otherwise(kind: Method, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """A warning for a method that an older PEFT computed in another way, which no file tells.
+
+    PEFT notes its version since 0.18. tests/zoo has what the older ones answered.
+    """
+    if fields.get("peft_type") is None or fields.get("peft_version") is not None:
+        return ()
+    if kind == "LOKR":
+        return (
+            "PEFT before 0.13 left alpha / r out of LoKr; it is served as PEFT 0.21 loads it: if it was "
+            "trained with such a version, write alpha equal to r into its config",
+        )
+    if kind == "OFT":
+        return (
+            "PEFT before 0.18 computed OFT otherwise; it is served as PEFT 0.21 loads the file",
+        )
+    return ()

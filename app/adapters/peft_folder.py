@@ -30,7 +30,7 @@ def peft_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """(tensors by PEFT's names, the config to send along, None: the uploaded one)."""
     if recipe.configured and adapter.layout == "peft":
-        named = {name: plain_name(name) for name in tensors}
+        named = {name: plain_name(name, base) for name in tensors}
         return {new: tensors[name] for name, new in named.items() if new is not None}, None
     parts = read_names(tensors, recipe, base)
     found: dict[str, Tensor] = {}
@@ -64,15 +64,22 @@ def _config(
     """LoraConfig's fields; each module by its whole path, so that nothing else matches."""
     said = {part for module in parts.modules.values() for part in module}
     rank = max(ranks.values(), default=1)
+    alpha, alphas = recipe.alpha, dict(recipe.alpha_pattern)
+    if alpha is None and recipe.given_scale is not None:
+        each = {
+            path: recipe.given_scale * (r**0.5 if recipe.rslora else r) for path, r in ranks.items()
+        }
+        alpha = max(each.values(), default=None)
+        alphas = {path: own for path, own in each.items() if own != alpha}
     return {
         "peft_type": "LORA",
         "task_type": TASK_TYPES[adapter.task],
         "base_model_name_or_path": recipe.made_for,
         "r": rank,
-        "lora_alpha": recipe.alpha,
+        "lora_alpha": alpha,
         "use_rslora": recipe.rslora,
         "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
-        "alpha_pattern": dict(recipe.alpha_pattern),
+        "alpha_pattern": alphas,
         "use_dora": "magnitude" in said,
         "lora_bias": "B.bias" in said,
         "target_modules": sorted(ranks),
@@ -82,8 +89,8 @@ def _config(
 
 
 def metadata_of(said: Mapping[str, Any]) -> dict[str, str]:
-    """What the query said, as a file's __metadata__ says it; the layout is PEFT's from here on."""
-    kept = {name: json.dumps(value) for name, value in said.items() if name != "layout"}
+    """What the query said, as a file's __metadata__ says it; layout and scale are PEFT's from here on."""
+    kept = {k: json.dumps(value) for k, value in said.items() if k not in ("layout", "scale")}
     return {"format": "pt", **kept}
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import assert_never
 
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows
+from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows, Scaling
 from app.adapters.base import Base
 from app.adapters.fold import Layer, Misfit, fold_adalora, fold_lora
 from app.adapters.fold_other import (
@@ -30,15 +31,18 @@ from app.adapters.fold_whole import (
     whole_norm,
     whole_table,
 )
-from app.adapters.heads import POOLERS, HeadReader, check_labels
+from app.adapters.heads import POOLERS, HeadReader
+from app.adapters.kinds import Method
+from app.adapters.labels import Labelling, label
 from app.adapters.layouts import PEFT_KINDS, Parts, read_names
-from app.adapters.made_for import other_base, summary
-from app.adapters.recipe import Recipe, scores_of
-from app.adapters.targets import check_targets
+from app.adapters.made_for import other_base, summary, whole_checkpoint
+from app.adapters.recipe import Recipe
+from app.adapters.switches import LORA_PARTS, check_switches, kind_of_layer
+from app.adapters.targets import check_targets, lost_biases
+from app.adapters.tasks import Purpose, purpose_of, refuse_untold
 from app.adapters.upload import AdapterRejected, Problem
 
 SHARED = ("", "base_model")  # where VeRA's projections are, which belong to no layer
-LORA_PARTS = {"A", "B", "B.bias", "magnitude", "diag"}
 
 
 @dataclass(eq=False)
@@ -49,17 +53,20 @@ class _Found:
     replaced: dict[str, Dense] = field(default_factory=dict)
     norms: dict[str, Norm] = field(default_factory=dict)
     embeddings: dict[str, Rows] = field(default_factory=dict)
-    scales: set[float] = field(default_factory=set)
+    scalings: set[Scaling] = field(default_factory=set)
 
     def add(self, target: str, change: LoRALayer | Dense | Norm | Rows) -> None:
-        if isinstance(change, LoRALayer):
-            self.layers[target] = change
-        elif isinstance(change, Dense):
-            self.replaced[target] = change
-        elif isinstance(change, Norm):
-            self.norms[target] = change
-        else:
-            self.embeddings[target] = change
+        match change:
+            case LoRALayer():
+                self.layers[target] = change
+            case Dense():
+                self.replaced[target] = change
+            case Norm():
+                self.norms[target] = change
+            case Rows():
+                self.embeddings[target] = change
+            case _:
+                assert_never(change)
 
 
 def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Adapter:
@@ -72,6 +79,9 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
     if reason:
         raise AdapterRejected(reason)
     parts = read_names(tensors, recipe, base)
+    reason = whole_checkpoint(parts, recipe, base)
+    if reason:
+        raise AdapterRejected(reason)
     if not recipe.configured:  # then one layer's magnitude says that all must have one
         said = {part for module in parts.modules.values() for part in module}
         recipe = replace(recipe, dora="magnitude" in said, lora_bias="B.bias" in said)
@@ -79,36 +89,53 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
     found = _Found()
     shared = {k: t for path in SHARED for k, t in parts.modules.get(path, {}).items()}
     resolved = {p: t for p in parts.modules if (t := base.resolve(p)) is not None}
-    folding = _Folding(parts, recipe, shared, _widest(parts, resolved, base), found.scales)
+    folding = _Folding(parts, recipe, shared, _widest(parts, resolved, base), found.scalings)
     reader = HeadReader(parts, recipe, base, folding.linear, problems, set())
-    head, task = reader.read()
+    purpose = purpose_of(parts, recipe, base)
+    head = reader.read(purpose.task)
     rest = [p for p in parts.modules if p not in reader.used and p not in SHARED]
     _read_layers(rest, resolved, folding, base, found, problems)
     problems += _stray_shared(parts, recipe)
     problems += check_targets(recipe, base, parts, resolved)
     if problems:
         raise AdapterRejected(summary(parts, recipe, base, problems), problems)
-    labels = check_labels(head, recipe.labels)
+    if purpose.untold:
+        refuse_untold(parts)
+    named = label(head, purpose.task, recipe, base, own=reader.own)
     adapter = Adapter(
         layers=found.layers,
         layout=parts.layout,
-        scale=next(iter(found.scales)) if len(found.scales) == 1 else None,
+        scalings=tuple(sorted(found.scalings, key=lambda s: (s.scale, s.r or 0))),
         kind=recipe.kind,
-        task=task,
+        task=purpose.task,
         replaced=found.replaced,
         norms=found.norms,
         embeddings=found.embeddings,
         head=head,
-        labels=labels,
-        scores=scores_of(recipe, len(labels)) if task == "classify" else "softmax",
+        labels=named.labels,
+        scores=named.scores,
         sentence=recipe.sentence,
         ignored=tuple(sorted(parts.ignored)),
+        assumed=_assumed(recipe, parts, purpose, named),
     )
     if not adapter.changes_encoder and head is None:
         raise AdapterRejected(
             "the file changes no layer and has no head: there is nothing to serve"
         )
     return adapter
+
+
+def _assumed(recipe: Recipe, parts: Parts, purpose: Purpose, named: Labelling) -> tuple[str, ...]:
+    lost = (
+        "bias=lora_only was trained, and PEFT (before 0.21) saved none of the biases: it is served "
+        "with the base's own, as PEFT loads it"
+    )
+    return (
+        *recipe.assumed,
+        *([lost] if lost_biases(recipe, parts) else []),
+        *([purpose.assumed] if purpose.assumed else []),
+        *named.assumed,
+    )
 
 
 def _read_layers(
@@ -151,17 +178,17 @@ def _read_layers(
 
 @dataclass(eq=False)
 class _Folding:
-    """The formulas, with what is the same for all of a file's layers. scales: filled as found."""
+    """The formulas, with what is the same for all of a file's layers. scalings: filled as found."""
 
     parts: Parts
     recipe: Recipe
     shared: Mapping[str, Tensor]
     widest: tuple[int, int]
-    scales: set[float]
+    scalings: set[Scaling]
 
     def linear(self, layer: Layer) -> LoRALayer | Dense:
         """Raises Misfit."""
-        kind = _kind(layer, self.recipe)
+        kind = kind_of_layer(layer, self.recipe)
         if kind is None:
             self._only(layer, {"weight", "bias"})
             return whole_linear(layer)
@@ -169,32 +196,39 @@ class _Folding:
             if not repeats(layer):
                 raise Misfit("replaces a layer that the file also adapts", "weight")
             self.parts.ignored.append(self.parts.name(layer.path, "weight"))
-        change, scale = self._by_kind(kind, layer)
-        if scale is not None:
-            self.scales.add(scale)
+        change, scaling = self._by_kind(kind, layer)
+        if scaling is not None:
+            self.scalings.add(scaling)
         return change
 
-    def _by_kind(self, kind: str, layer: Layer) -> tuple[LoRALayer | Dense, float | None]:
+    def _by_kind(self, kind: Method, layer: Layer) -> tuple[LoRALayer | Dense, Scaling | None]:
+        """Raises Misfit."""
         own = {part for part, of in PEFT_KINDS.items() if of == kind} | {"weight", "bias"}
+        own |= LORA_PARTS if kind == "LORA" else {"A", "B"} if kind == "ADALORA" else set()
+        self._only(layer, own)
         recipe = self.recipe
-        if kind in ("LORA", "ADALORA"):
-            self._only(layer, own | ({"A", "B"} if kind == "ADALORA" else LORA_PARTS))
-        else:
-            self._only(layer, own)
-        if kind == "LORA":
-            _check_switches(layer, recipe)
-            return fold_lora(layer, recipe)
-        if kind == "ADALORA":
-            return fold_adalora(layer, recipe)
-        if kind == "LOHA":
-            return fold_loha(layer, recipe)
-        if kind == "LOKR":
-            return fold_lokr(layer, recipe)
-        if kind == "IA3":
-            return fold_ia3(layer), None
-        if kind == "VERA":
-            return fold_vera(layer, recipe, self.shared, self.widest), None
-        return (fold_fourier if kind == "FOURIERFT" else fold_oft)(layer, recipe), None
+        match kind:
+            case "LORA":
+                check_switches(layer, recipe)
+                return fold_lora(layer, recipe)
+            case "ADALORA":
+                return fold_adalora(layer, recipe)
+            case "LOHA":
+                return fold_loha(layer, recipe)
+            case "LOKR":
+                return fold_lokr(layer, recipe)
+            case "IA3":
+                return fold_ia3(layer), None
+            case "VERA":
+                return fold_vera(layer, recipe, self.shared, self.widest), None
+            case "FOURIERFT":
+                return fold_fourier(layer, recipe)
+            case "OFT":
+                return fold_oft(layer, recipe), None
+            case "LN_TUNING" | "TRAINABLE_TOKENS":
+                raise Misfit(f"is no part of {kind}")
+            case _:
+                assert_never(kind)
 
     def norm(self, layer: Layer) -> Norm:
         """Raises Misfit."""
@@ -214,52 +248,15 @@ class _Folding:
         if layer.parts.keys() == {"weight"}:
             table = whole_table(layer)
             return None if table is None else Rows(table)
-        _check_switches(layer, self.recipe)
-        change, scale = fold_embedding(layer, self.recipe)
-        self.scales.add(scale)
+        check_switches(layer, self.recipe)
+        change, scaling = fold_embedding(layer, self.recipe)
+        self.scalings.add(scaling)
         return change
 
     def _only(self, layer: Layer, allowed: set[str]) -> None:
         for part in layer.parts:
             if part not in allowed:
                 raise Misfit("does not belong to a layer like this one", part)
-
-
-def _kind(layer: Layer, recipe: Recipe) -> str | None:
-    """Whose formula a Linear's parts are; None: it is given whole. Raises Misfit."""
-    kinds = {PEFT_KINDS[part] for part in layer.parts if part in PEFT_KINDS}
-    if not kinds and layer.parts.keys() & LORA_PARTS:
-        kinds = {"LORA"}
-    if len(kinds) > 1:
-        raise Misfit(f"mixes the tensors of {' and '.join(sorted(kinds))}")
-    kind = next(iter(kinds), None)
-    if kind not in (None, recipe.kind):
-        part = next(part for part in layer.parts if PEFT_KINDS.get(part, kind) == kind)
-        if not recipe.configured:
-            raise Misfit(f"is {kind}'s, whose adapter_config.json is needed: send it along", part)
-        raise Misfit(f"is {kind}'s, and the config's peft_type is {recipe.kind}", part)
-    return kind
-
-
-def _check_switches(layer: Layer, recipe: Recipe) -> None:
-    """What the config switches on must be in the file, and nothing that it leaves off. Raises Misfit."""
-    if "diag" in layer.parts and not recipe.configured:
-        raise Misfit("is KaSA's, whose adapter_config.json is needed: send it along", "diag")
-    switches = [("magnitude", "use_dora", recipe.dora)]
-    if "A" in layer.parts:
-        switches += [
-            ("diag", "kasa_config", recipe.truncated),
-            ("B.bias", "lora_bias", recipe.lora_bias),
-        ]
-    for part, name, on in switches:
-        if part in layer.parts and not on:
-            raise Misfit(f"is there, but the config's {name} is off: PEFT would leave it out", part)
-        pair = next((p for p in ("A", "embedding_A") if p in layer.parts), None)
-        if part == "B.bias" and recipe.blocks is not None:
-            continue  # a block-diagonal B has none
-        if on and part not in layer.parts and pair is not None:
-            said = "the config's" if recipe.configured else "other layers'"
-            raise Misfit(f"{said} {name} is on, but this layer has no {part}", pair)
 
 
 def _widest(parts: Parts, resolved: Mapping[str, str], base: Base) -> tuple[int, int]:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.adapters.adapter import Scores, Task
+from app.adapters.adapter import ProblemType, Scaling, Scores, Task
+from app.adapters.kinds import Method
 from app.adapters.patterns import Patterns
 from app.adapters.sentence import Pooling, Sentence
 from app.adapters.upload import AdapterRejected, Problem
 
-PROBLEM_TYPES: dict[str, Scores] = {
+PROBLEM_TYPES: dict[ProblemType, Scores] = {
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
     "regression": "none",
@@ -29,7 +30,8 @@ class Options:
     pooling: Pooling | None = None
     normalize: bool | None = None
     task: Task | None = None
-    problem_type: str | None = None
+    problem_type: ProblemType | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,17 @@ class Targeting:
 class Recipe:
     """How an upload's tensors are to be read; None: not said.
 
-    configured: there is a config of PEFT's, so what it does not switch on is off. init: pissa
+    configured: there is a config of PEFT's, so what it does not switch on is off. biases_saved: the PEFT that wrote it saved
+    the biases of bias=lora_only. given_scale: the query's, in place of a formula. init: pissa
     or olora where the base changes at load. blocks: BD-LoRA's. truncated: KaSA cut the base's
-    smallest singular values off. numbers: what this kind's formula reads (kinds.py). problems: what
-    cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
+    smallest singular values off. numbers: what this kind's formula reads (kinds.py). assumed: what
+    the files leave open, in words. problems: what cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
     """
 
-    kind: str = "LORA"
+    kind: Method = "LORA"
     configured: bool = False
     alpha: float | None = None
+    given_scale: float | None = None
     rank: int | None = None
     rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
@@ -63,6 +67,7 @@ class Recipe:
     dora: bool = False
     lora_bias: bool = False
     bias: str = "none"
+    biases_saved: bool = True
     init: str | None = None
     blocks: int | None = None
     truncated: bool = False
@@ -73,26 +78,37 @@ class Recipe:
     task: Task | None = None
     task_of_class: Task | None = None
     labels: tuple[str, ...] | None = None
-    problem_type: str | None = None
+    problem_type: ProblemType | None = None
     sentence: Sentence = field(default_factory=Sentence)
     model_config: Mapping[str, Any] = field(default_factory=dict)
     made_for: str | None = None
     made_for_type: str | None = None
     problems: tuple[Problem, ...] = ()
+    assumed: tuple[str, ...] = ()
     patterns: Patterns = field(default_factory=Patterns)
 
-    def scale(self, path: str, rank: int) -> float:
+    def scaling(self, path: str, rank: int) -> Scaling:
         """alpha / r, or alpha / sqrt(r) with rsLoRA; alpha_pattern's first match wins.
 
-        path: the module's path as the file spells it. Raises AdapterRejected where alpha is
-        nowhere said. Source: peft.tuners.lora.layer.LoraLayer.update_layer.
+        path: the module's path as the file spells it. Raises AdapterRejected where neither alpha nor a
+        scale is said, and where they disagree. Source: peft.tuners.lora.layer.LoraLayer.update_layer.
         """
         alpha: float | None = self._by_pattern(self.alpha_pattern, path, self.alpha)
+        if alpha is None and self.given_scale is not None:
+            return Scaling("the query's scale", self.given_scale)
         if alpha is None:
             raise AdapterRejected(
-                "alpha is not in the file: send adapter_config.json along, or ?alpha=16 in the query"
+                "alpha is not in the file: send adapter_config.json along, or in the query ?alpha=16 "
+                "(the scale is alpha / r then) or ?scale=2 outright"
             )
-        return alpha / (math.sqrt(rank) if self.rslora else float(rank))
+        formula = "alpha / sqrt(r)" if self.rslora else "alpha / r"
+        scale = alpha / (math.sqrt(rank) if self.rslora else float(rank))
+        if self.given_scale is not None and not math.isclose(scale, self.given_scale, rel_tol=1e-6):
+            raise AdapterRejected(
+                f"the query says scale={self.given_scale:g}, and the adapter's own config {formula} = "
+                f"{scale:g} for {path} (alpha {alpha:g}, r {rank}): leave one of them out"
+            )
+        return Scaling(formula, scale, alpha, rank)
 
     def expected_rank(self, path: str) -> int | None:
         """The rank that the config gives this module; None where it says none."""
@@ -106,10 +122,3 @@ class Recipe:
         """
         found = (v for p, v in patterns.items() if self.patterns.match(rf"(.*\.)?({p})$", path))
         return next(found, default)
-
-
-def scores_of(recipe: Recipe, labels: int) -> Scores:
-    """softmax; sigmoid for multi-label; none for regression, which one label alone means."""
-    if recipe.problem_type is None:
-        return "none" if labels == 1 else "softmax"
-    return PROBLEM_TYPES[recipe.problem_type]

@@ -13,17 +13,25 @@ import shutil
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from app.adapters.files import ADAPTER_FILES, ALIASES, copy_adapter
+from app.adapters.copying import copy_adapter
+from app.adapters.files import MODULE, POOLING
+from app.adapters.own_files import (
+    KNOWN_WEIGHTS,
+    own_files,
+    plain_folder,
+    refuse_without_weights,
+)
 from app.adapters.upload import AdapterRejected, UploadTooLarge
 
+MAX_BODY_BYTES = 64 << 10
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-HUB_FILES = [*ADAPTER_FILES, *ALIASES, "0_Transformer/*"]
+OWN_FOLDERS = ("", MODULE, POOLING.split("/", maxsplit=1)[0])
 
 
 class SourceMalformed(Exception):
@@ -42,45 +50,51 @@ class Sources:
     hub: bool = False
 
 
-def fetch_source(body: Path, allowed: Sources, folder: Path, max_bytes: int) -> None:
+def fetch_source(
+    body: Path, allowed: Sources, folder: Path, max_bytes: int, asked: str | None = None
+) -> None:
     """Put the adapter files that `body`, {"source": …}, points at into `folder`.
 
+    asked: the folder below the source that holds them; None: the source itself.
     Raises SourceMalformed, SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
     """
+    if body.stat().st_size > MAX_BODY_BYTES:
+        raise SourceMalformed(f"a body that says its source is over {MAX_BODY_BYTES:,} bytes")
     try:
-        asked = json.loads(body.read_bytes())
+        said = json.loads(body.read_bytes())
     except (ValueError, RecursionError):
         raise SourceMalformed("the body is not JSON, as its content type says") from None
     try:
-        source = asked["source"]
-        if not isinstance(source, str) or len(asked) != 1:
+        source = said["source"]
+        if not isinstance(source, str) or len(said) != 1:
             raise TypeError
     except (TypeError, LookupError):
         raise AdapterRejected(
             'JSON is taken as {"source": "/folder"} or {"source": "hf:org/repo@revision"} only; '
             "an adapter itself is sent as safetensors, multipart, tar or zip"
         ) from None
+    below = plain_folder(asked or "")
     folder.rmdir()
     if source.startswith("hf:"):
-        _from_hub(source, allowed, folder, max_bytes)
+        _from_hub(source, below, allowed, folder, max_bytes)
     else:
-        _from_folder(source, allowed, folder, max_bytes)
+        _from_folder(source, below, allowed, folder, max_bytes)
 
 
-def _from_folder(source: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
+def _from_folder(source: str, below: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
     roots = [root.resolve() for root in allowed.folders]
     try:
-        asked = Path(source)
-        real = asked.resolve()
+        whole = Path(source, below)
+        real = whole.resolve()
         is_folder = real.is_dir()
     except (ValueError, OSError, RuntimeError):
         raise AdapterRejected(f"{source!r} is no path") from None
-    if not asked.is_absolute() or not _below(real, roots):
+    if not whole.is_absolute() or not _below(real, roots):
         raise SourceForbidden(
-            f"{source!r} is not below a folder that this server may read (SOURCE_DIRS)"
+            f"{str(whole)!r} is not below a folder that this server may read (SOURCE_DIRS)"
         )
     if not is_folder:
-        raise AdapterRejected(f"{source!r} is no folder")
+        raise AdapterRejected(f"{str(whole)!r} is no folder")
     left = max_bytes
 
     def copy(path: Path, target: Path) -> None:
@@ -112,7 +126,7 @@ def _copy_below(path: Path, target: Path, roots: Sequence[Path]) -> int:
     return found.st_size
 
 
-def _from_hub(source: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
+def _from_hub(source: str, below: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
     if not allowed.hub:
         raise SourceForbidden("this server takes nothing from the hub (ALLOW_HUB)")
     matched = HUB.fullmatch(source)
@@ -121,24 +135,28 @@ def _from_hub(source: str, allowed: Sources, folder: Path, max_bytes: int) -> No
     repository, revision = matched.groups()
     downloaded = folder.with_name("hub")
     try:
-        files = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
-        wanted = [f for f in files if isinstance(f, RepoFile) and _wanted(f.path)]
-        if sum(file.size for file in wanted) > max_bytes:
+        tree = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
+        sizes = {file.path: file.size for file in tree if isinstance(file, RepoFile)}
+        wanted = _wanted(list(sizes), below)
+        if sum(sizes[path] for path in wanted) > max_bytes:
             raise UploadTooLarge(max_bytes)
         snapshot_download(
-            repository,
-            revision=revision,
-            local_dir=downloaded,
-            allow_patterns=[f.path for f in wanted] or list(ADAPTER_FILES),
+            repository, revision=revision, local_dir=downloaded, allow_patterns=wanted
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise AdapterRejected(f"the hub did not give {source}: {lines[0]}") from None
-    downloaded.mkdir(exist_ok=True)
-    copy_adapter(downloaded, folder)
+    copy_adapter(downloaded / below, folder)
     with contextlib.suppress(OSError):
         shutil.rmtree(downloaded)
 
 
-def _wanted(path: str) -> bool:
-    return path in HUB_FILES or path.startswith("0_Transformer/")
+def _wanted(paths: list[str], below: str) -> list[str]:
+    """The adapter's own files of the repository's folder. Raises AdapterRejected."""
+    before = f"{below}/" if below else ""
+    inside = [path.removeprefix(before) for path in paths if path.startswith(before)]
+    own = [path for path in inside if path.rpartition("/")[0] in OWN_FOLDERS]
+    if not any(path.endswith(".safetensors") for path in own):
+        elsewhere = [path for path in paths if PurePosixPath(path).name in KNOWN_WEIGHTS]
+        refuse_without_weights(inside, below, elsewhere)
+    return [before + path for path in own_files(own, "").files.values()]

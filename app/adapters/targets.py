@@ -50,10 +50,10 @@ def check_targets(
     present = {resolved[path] for path in adapted if path in resolved}
     for path in _could_be_targeted(recipe, base):
         spelled = base.spellings(path)[any(prefixed)]
-        if path not in present and _is_target(recipe, base, path, spelled):
+        if path not in present and is_target(recipe, base, path, spelled):
             found.append(Problem("is targeted by the config, but has no tensors in the file", path))
     for path in sorted(adapted):
-        if not _is_target(recipe, base, resolved.get(path, path), path):
+        if not is_target(recipe, base, resolved.get(path, path), path):
             reason = "is not among the layers that the config targets: PEFT would leave it out"
             found.append(Problem(reason, parts.name(path)))
     return found
@@ -111,8 +111,8 @@ def _could_be_targeted(recipe: Recipe, base: Base) -> Iterator[str]:
         yield from (path for path in base.linears if not path.startswith("pooler"))
 
 
-def _is_target(recipe: Recipe, base: Base, target: str, path: str) -> bool:
-    """target: the base's path; path: as the file spells it.
+def is_target(recipe: Recipe, base: Base, target: str, path: str) -> bool:
+    """Whether the config targets the layer. target: the base's path; path: as the file spells it.
 
     Source: peft.tuners.tuners_utils.check_target_module_exists.
     """
@@ -171,9 +171,18 @@ def _missing_biases(
     """Biases that the config says were trained. lora_only: the targets'; all: every one."""
     if recipe.bias == "none":
         return
+    if lost_biases(recipe, parts):
+        return
     have = {resolved.get(p) for p, module in parts.modules.items() if "bias" in module}
     adapted = {resolved.get(p) for p, m in parts.modules.items() if m.keys() - WHOLE_PARTS}
     for path in [*base.linears, *base.norms]:
         wanted = path in adapted if recipe.bias == "lora_only" else IN_STACK.search(path)
         if wanted and base.bias(path) is not None and path not in have:
             yield Problem(f"bias={recipe.bias}, but its bias is not in the file", f"{path}.bias")
+
+
+def lost_biases(recipe: Recipe, parts: Parts) -> bool:
+    """Whether bias=lora_only was trained and PEFT has saved none of them, as it did before 0.21."""
+    adapted = [module for module in parts.modules.values() if module.keys() - WHOLE_PARTS]
+    kept = recipe.biases_saved or any("bias" in module for module in adapted)
+    return recipe.bias == "lora_only" and not kept

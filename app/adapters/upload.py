@@ -58,21 +58,44 @@ class UnsupportedMedia(Exception):
     """A content type that no adapter comes in."""
 
 
+PACKED = {  # what archives begin with, that are not opened
+    b"\xfd7zXZ\x00": "an xz archive",
+    b"BZh": "a bzip2 archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a rar archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"\x04\x22\x4d\x18": "an lz4 archive",
+    b"PK\x05\x06": "an empty zip",
+}
+TAKEN = "send the .safetensors bytes, multipart/form-data, or a tar, tar.gz or zip of a PEFT folder"
+
+
+def another_kind(start: bytes) -> str | None:
+    """What a file is that was sent for another, where its first bytes tell, and what to do."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself: run 'git lfs pull'"
+    if text.startswith((b"<!doctype", b"<html")):
+        return "an HTML page, as a download gives that needs a login"
+    packed = next((kind for magic, kind in PACKED.items() if start.startswith(magic)), None)
+    return None if packed is None else f"{packed}, which is not opened: {TAKEN}"
+
+
 def refuse_by_first_bytes(start: bytes) -> None:
     """Say what a file that is no safetensors is, where its first bytes tell."""
-    text = start.lstrip()[:64].lower()
     if not start:
         raise AdapterRejected("the upload is empty")
-    # A safetensors header of 640 bytes begins as a pickle does, but for its brace at byte 8.
-    if start[:1] == b"\x80" and start[1:2] in PICKLE_PROTOCOLS and start[8:9] != b"{":
+    if kind := another_kind(start):
+        raise AdapterRejected(f"this is {kind}")
+    if start[8:9] == b"{":
+        return  # as a safetensors header begins
+    if start[:1] == b"\x80" and start[1:2] in PICKLE_PROTOCOLS:
         raise AdapterRejected(
             "this is a pickle (torch.save), which can run code and is never opened: "
             "save the adapter with safetensors (PEFT: save_pretrained(safe_serialization=True))"
         )
-    if text.startswith(b"version https://git-lfs"):
-        raise AdapterRejected("this is a git-lfs pointer, not the file itself: run 'git lfs pull'")
-    if text.startswith((b"<!doctype", b"<html")):
-        raise AdapterRejected("this is an HTML page, not a safetensors file")
+    if start.lstrip()[:1] in (b"{", b"["):
+        raise AdapterRejected(f"this is JSON, without an adapter's weights: {TAKEN}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,12 +230,25 @@ def read_any_json(path: Path) -> Any:
     """A small JSON value from an upload. Raises AdapterRejected."""
     if path.stat().st_size > MAX_JSON_BYTES:
         raise AdapterRejected(f"{path.name} is over {MAX_JSON_BYTES:,} bytes")
+    read = path.read_bytes()
+    refuse_another_kind(read, path.name)
     try:
-        return whole_text(json.loads(path.read_bytes().decode("utf-8-sig")))
+        return whole_text(json.loads(read.decode("utf-8-sig")))
     except HalfACharacter:
         raise AdapterRejected(f"{path.name} holds half of a surrogate pair, no character") from None
     except (ValueError, RecursionError):
         raise AdapterRejected(f"{path.name} is not JSON") from None
+
+
+def refuse_another_kind(read: bytes, name: str) -> None:
+    """Raises AdapterRejected for a text file that is empty, a pointer, a page or in UTF-16."""
+    kind = another_kind(read[:512])
+    if not read.strip():
+        kind = "empty"
+    elif read[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        kind = "in UTF-16, as PowerShell writes it: save it as UTF-8"
+    if kind is not None:
+        raise AdapterRejected(f"{name} is {kind}")
 
 
 class HalfACharacter(ValueError):

@@ -53,6 +53,12 @@ class UploadQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     alpha: float | None = Field(None, gt=0, allow_inf_nan=False, description="LoRA's alpha.")
+    scale: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="What B A is multiplied by, in place of alpha / r.",
+    )
     layout: Literal["peft", "tutorial", "tutorial-swapped"] | None = None
     labels: str | None = Field(None, description="neg,pos: the head's labels in order.")
     pooling: Pooling | None = None
@@ -61,6 +67,9 @@ class UploadQuery(BaseModel):
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = Field(None, description="Which activation the head's scores get.")
+    path: str | None = Field(
+        None, max_length=1000, description="Which folder of the upload; none: the one with weights."
+    )
     merge: Literal["auto", "off"] | None = Field(
         None, description="Whether traffic may merge it; none: as before, or as the server is set."
     )
@@ -87,6 +96,7 @@ class UploadQuery(BaseModel):
             self.normalize,
             self.task,
             self.problem_type,
+            self.scale,
         )
 
 
@@ -199,6 +209,7 @@ async def put(
                 query.dry_run,
                 asked,
                 caller(request),
+                query.path,
             ),
         )
     if done.name is None:

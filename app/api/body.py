@@ -25,11 +25,14 @@ STRINGS_PER_INPUT = 4  # a pair, its adapter, and room
 OTHERS = 256  # strings and lists beside the inputs
 
 
-def body_of(model: type[M], *, optional: bool = False) -> Any:
-    """A route's dependency that gives the body as `model`; None for an empty one that is optional."""
+def body_of(model: type[M], *, optional: bool = False, strings: int = 0) -> Any:
+    """A route's dependency that gives the body as `model`; None for an empty one that is optional.
+
+    strings: how many it may hold beyond those of any other body.
+    """
 
     async def read(request: Request) -> M | None:
-        return await _read(request, model, optional=optional)
+        return await _read(request, model, optional=optional, strings=strings)
 
     return Depends(read)
 
@@ -49,14 +52,14 @@ async def receive_body(request: Request) -> tuple[bytearray, bytes]:
     return raw, digest.digest()
 
 
-async def _read(request: Request, model: type[M], *, optional: bool) -> M | None:
+async def _read(request: Request, model: type[M], *, optional: bool, strings: int) -> M | None:
     """Raises Refusal (400, 413, 415, 422)."""
     raw, request.state.body_digest = await receive_body(request)
     if not raw and optional:
         return None
     _refuse_other_media(request, empty=not raw)
     serving: Serving = request.app.state.serving
-    most = most_of(serving.max_client_batch, serving.engine.encoder.max_length)
+    most = most_of(serving.max_client_batch, serving.engine.encoder.max_length, strings)
     if len(raw) <= ON_LOOP_BYTES:
         checked, request.state.shortened = _checked(raw, model, most)
     else:
@@ -64,10 +67,10 @@ async def _read(request: Request, model: type[M], *, optional: bool) -> M | None
     return checked
 
 
-def most_of(inputs: int, max_length: int) -> Most:
+def most_of(inputs: int, max_length: int, strings: int = 0) -> Most:
     """What a body of so many inputs may hold: a list of token ids may be twice what is read of it."""
     return Most(
-        strings=STRINGS_PER_INPUT * inputs + OTHERS,
+        strings=STRINGS_PER_INPUT * inputs + OTHERS + strings,
         scalars=2 * inputs * max_length + OTHERS,
         lists=inputs + OTHERS,
     )

@@ -1,4 +1,4 @@
-"""A name's versions: history, rollback, canary, shadow, promote, abort."""
+"""A name's versions: history, rollback, labels, canary, shadow, promote, abort."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.adapters.adapter import ProblemType
 from app.adapters.pointer import Trial, current_index
 from app.api.access import access
 from app.api.adapters import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
@@ -16,9 +17,11 @@ from app.api.body import body_of, documented_body
 from app.api.errors import documented
 from app.api.keys import caller
 from app.api.serving import Served, Serving
+from app.engine.relabel import relabel
 from app.engine.trials import begin_trial, end_trial
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
+MOST_LABELS = 100_000
 
 
 class RollbackBody(BaseModel):
@@ -64,6 +67,52 @@ async def rollback(
     asked = body.version if body else None
     found = await serving.installer.rollback(name, asked, precondition(request), caller(request))
     return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})
+
+
+class LabelsBody(BaseModel):
+    """A head's labels, in order, and what becomes of its logits."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"labels": ["neg", "pos"]}]}
+    )
+
+    labels: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
+        min_length=1,
+        max_length=MOST_LABELS,
+        fail_fast=True,
+        description="As many as the head has.",
+    )
+    problem_type: ProblemType | None = Field(None, description="None: as it was.")
+
+
+@router.put(
+    "/{name}/labels",
+    response_class=Response,
+    responses=ONE | documented(412, 413, 415, 503, 507),
+    dependencies=NOTHING,
+    openapi_extra=documented_body(LabelsBody),
+)
+@access("admin key")
+async def labels(
+    request: Request,
+    name: AdapterName,
+    serving: Served,
+    body: Annotated[LabelsBody, body_of(LabelsBody, strings=MOST_LABELS)],
+) -> Response:
+    """Name the labels of an adapter that is there: a new version of the same files."""
+    done = await relabel(
+        serving.installer,
+        name,
+        tuple(body.labels),
+        body.problem_type,
+        precondition(request),
+        caller(request),
+    )
+    if done.name is None:  # pragma: no cover - only a dry run has none
+        raise RuntimeError("labels were set and no name has them")
+    answer = describe(done.name, serving.registry)
+    answer |= {"unchanged": True} if done.unchanged else {}
+    return json_answer(answer, {"ETag": etag(done.name.digest)})
 
 
 class CanaryBody(BaseModel):

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.adapters.pointer import Pointer
 from app.adapters.registry import Name, Registry, UnknownAdapter
 from app.adapters.residents import Version
 from app.adapters.store import Store, content_version
+from app.adapters.tasks import HeadUntold
 from app.adapters.upload import AdapterRejected
 from app.engine.golden import CertificateFailed
 from app.engine.load import Loader, from_store, load_version, to_store
@@ -183,15 +185,22 @@ class Fetcher:
         await self.check_files(digest)
         said = await asyncio.to_thread(self.store.read_options, digest)
         known = await asyncio.to_thread(self._known, digest)
-        version = await load_version(
+        load = partial(
+            load_version,
             self.loader,
             folder,
             digest,
-            said,
             allow_noop=True,
             known=known,
             certify=digest not in self._certified,
         )
+        try:
+            version = await load(said)
+        except HeadUntold:  # stored before such a head was refused: what it was, it stays
+            task = await asyncio.to_thread(self._task_before, digest)
+            if task is None:
+                raise
+            version = await load({**said, "task": task})
         if known is None:
             report = to_store(version.report, encoder)
             with contextlib.suppress(StoreFull, StoreUnavailable):
@@ -200,6 +209,12 @@ class Fetcher:
         self.registry.residents.put(version)
         self.registry.keep_old(digest)
         return version
+
+    def _task_before(self, digest: str) -> str | None:
+        """What an earlier server read the version as, whatever its report's format. Blocks."""
+        report = (self.store.read_report(digest) or {}).get("report")
+        task = report.get("task") if isinstance(report, dict) else None
+        return task if task in ("classify", "tokens") else None
 
     async def check_files(self, digest: str) -> None:
         """Raises AdapterRejected where the stored files are not those of the upload; they are put aside."""

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from app.adapters.adapter import Adapter
 from app.adapters.sentence import Sentence
-from app.adapters.upload import MAX_GOLDEN_BYTES, AdapterRejected, Problem, whole_text
+from app.adapters.upload import (
+    MAX_GOLDEN_BYTES,
+    AdapterRejected,
+    Problem,
+    refuse_another_kind,
+    whole_text,
+)
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, InputRefused, TextTokenizer, tokenize
 from app.model.batch import Item, Want
@@ -51,8 +57,10 @@ def read_golden(path: Path) -> list[Golden]:
     """Every line of a certificate. Raises AdapterRejected, naming the lines that are wrong."""
     if path.stat().st_size > MAX_GOLDEN_BYTES:
         raise AdapterRejected(f"{path.name} is over {MAX_GOLDEN_BYTES:,} bytes")
+    read = path.read_bytes()
+    refuse_another_kind(read, path.name)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise AdapterRejected(f"{path.name} is not UTF-8") from None
     lines = [line for line in text.split("\n") if line.strip()]

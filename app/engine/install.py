@@ -14,23 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.adapters.archive import unpack
+from app.adapters.copying import copy_adapter
 from app.adapters.disk import StoreFull, StoreUnavailable
-from app.adapters.files import copy_adapter, folder_state
-from app.adapters.pointer import (
-    Entry,
-    Pointer,
-    deleted,
-    moved,
-    now,
-    staged,
-)
+from app.adapters.files import folder_state
+from app.adapters.own_files import left_aside, other_folders
+from app.adapters.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.adapters.recipe import Options
-from app.adapters.registry import (
-    Name,
-    Registry,
-    find_version,
-    version_before,
-)
+from app.adapters.registry import Name, Registry, find_version, version_before
 from app.adapters.residents import Version
 from app.adapters.source import Sources, fetch_source
 from app.adapters.store import Store, content_version
@@ -73,8 +63,9 @@ def _always(_: str | None) -> None:
 class How:
     """What a PUT asks for beside the files, and who asks.
 
-    merge: whether traffic may merge it; tokens_per_s: what it may be asked for, 0: any; None: as
-    before. stage: hold the version beside the current one.
+    path: which of the upload's folders; None: the one that has weights. merge: whether traffic may
+    merge it; tokens_per_s: what it may be asked for, 0: any; None: as before. stage: hold the version
+    beside the current one.
     """
 
     options: Options = field(default_factory=Options)
@@ -85,6 +76,7 @@ class How:
     dry_run: bool = False
     precondition: Precondition = _always
     by: str | None = None
+    path: str | None = None
 
 
 @dataclass(eq=False)
@@ -113,17 +105,17 @@ class Installer:
         left: list[str] = []
         size = self.max_adapter_bytes
         if content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json":
-            await asyncio.to_thread(fetch_source, body, self.sources, folder, size)
+            await asyncio.to_thread(fetch_source, body, self.sources, folder, size, how.path)
         else:
-            left = await asyncio.to_thread(unpack, body, content_type, folder, size)
-        installed = await self._install(name, folder, None, how)
-        left_aside = [f"{file!r}: not part of an adapter, left aside" for file in left]
-        warnings = [*installed.report["warnings"], *left_aside]
-        return Installed(
-            {**installed.report, "warnings": warnings},
-            installed.name,
-            installed.created,
-            installed.unchanged,
+            left = await asyncio.to_thread(unpack, body, content_type, folder, size, how.path)
+        try:
+            installed = await self.install(name, folder, None, how)
+        except AdapterRejected as error:
+            error.problems += other_folders(left)
+            raise
+        report = installed.report
+        return replace(
+            installed, report={**report, "warnings": [*report["warnings"], *left_aside(left)]}
         )
 
     async def install_folder(self, name: str, source: Path) -> Installed | None:
@@ -142,10 +134,10 @@ class Installer:
             pointer = await asyncio.to_thread(self.store.pointer, name)
             if pointer is not None and pointer.folder == content:
                 return None
-            return await self._install(name, folder, content, How())
+            return await self.install(name, folder, content, How())
 
-    async def _install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
-        """content: the folder's hash where it comes from ADAPTERS_DIR."""
+    async def install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
+        """A folder of adapter files becomes the name's version, as `how` says. content: the folder's hash where it comes from ADAPTERS_DIR."""
         said = said_of(how.options)
         digest = await asyncio.to_thread(content_version, folder, said)
         async with self.changing:

@@ -18,6 +18,7 @@ from app.adapters.adapter import Adapter, laid_out
 from app.adapters.changes import changed_tokens, changes_a_weight
 from app.adapters.config import kind_of, read_recipe
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
+from app.adapters.made_for import made_for_another
 from app.adapters.pointer import digest_of
 from app.adapters.read import read_adapter
 from app.adapters.recipe import Options, Recipe
@@ -31,7 +32,7 @@ from app.model.batch import Item, Want
 from app.model.delta import Layers, unmerged_layers
 from app.model.encoder import Delta, Encoder, States, distance
 
-REPORT_FORMAT = 2  # of what is stored about a version; another one is measured again
+REPORT_FORMAT = 3  # of what is stored about a version; another one is measured again
 TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
 
@@ -57,7 +58,7 @@ async def load_version(
     loader: Loader,
     folder: Path,
     digest: str,
-    said: dict[str, Any],
+    said: Mapping[str, Any],
     *,
     allow_noop: bool,
     known: Mapping[str, Any] | None = None,
@@ -122,12 +123,12 @@ class _Read:
     warnings: list[str]
 
 
-def _read(folder: Path, said: dict[str, Any], encoder: Encoder) -> _Read:
+def _read(folder: Path, said: Mapping[str, Any], encoder: Encoder) -> _Read:
     if (folder / CONFIG).exists():
         kind_of(read_json(folder / CONFIG))  # before its tensors, whose dtypes may be its own, too
     weights = read_tensors(folder / WEIGHTS)
     recipe = recipe_of(folder, weights.metadata, said)
-    options = _options(said)
+    options = options_of(said)
     goldens = read_golden(folder / GOLDEN) if (folder / GOLDEN).exists() else []
     adapter = read_adapter(weights.tensors, recipe, encoder.base)
     if adapter.head is None and options.labels is not None:
@@ -135,19 +136,23 @@ def _read(folder: Path, said: dict[str, Any], encoder: Encoder) -> _Read:
     if adapter.head is not None and options.task == "embed":
         raise AdapterRejected("the query says task=embed, and the file holds a head")
     _refuse_embedding(adapter.sentence, encoder)
-    warnings = _other_base(recipe.made_for, encoder.files.id)
+    warnings = [
+        *made_for_another(recipe.made_for, encoder.files.id, encoder.files.folder),
+        *adapter.assumed,
+    ]
     return _Read(adapter, len(weights.tensors), weights.file_bytes, goldens, warnings)
 
 
-def recipe_of(folder: Path, metadata: dict[str, str], said: dict[str, Any]) -> Recipe:
+def recipe_of(folder: Path, metadata: dict[str, str], said: Mapping[str, Any]) -> Recipe:
     """What a version's files and what the query said make of its tensors. Raises AdapterRejected."""
     config, model_config = (
         read_json(folder / f) if (folder / f).exists() else {} for f in (CONFIG, MODEL_CONFIG)
     )
-    return read_recipe(config, model_config, metadata, _options(said), _sentence(folder))
+    return read_recipe(config, model_config, metadata, options_of(said), _sentence(folder))
 
 
-def _options(said: dict[str, Any]) -> Options:
+def options_of(said: Mapping[str, Any]) -> Options:
+    """What `said_of` has kept."""
     labels = said.get("labels")
     return Options(**{**said, "labels": None if labels is None else tuple(labels)})
 
@@ -175,13 +180,6 @@ def _refuse_embedding(sentence: Sentence, encoder: Encoder) -> None:
         raise AdapterRejected(
             f"its vectors' lengths {sorted(lengths)} are not all within the base's {encoder.base.hidden}"
         )
-
-
-def _other_base(made_for: str | None, base: str) -> list[str]:
-    """A warning where the config names another base; folders and organisations may differ."""
-    if not made_for or Path(made_for).name.lower() == Path(base).name.lower():
-        return []
-    return [f"made for {made_for!r}, as its config says; its shapes fit this base, {base}"]
 
 
 def _refuse_no_effect(delta: Delta, adapter: Adapter, encoder: Encoder, allow_noop: bool) -> None:
@@ -224,6 +222,9 @@ def _report(
         "kind": adapter.kind,
         "rank": adapter.rank,
         "scale": adapter.scale,
+        "scaling": [
+            {k: v for k, v in asdict(s).items() if v is not None} for s in adapter.scalings
+        ],
         "targets": adapter.targets,
         "bytes": read.file_bytes,
         "resident_bytes": adapter.resident_bytes,

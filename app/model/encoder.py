@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel
 
 from app.adapters.adapter import Adapter
 from app.adapters.base import Base
+from app.adapters.labels import base_classifier
 from app.adapters.sentence import Sentence
 from app.model import attention, head
 from app.model.base_files import BaseFiles, BaseRefused, head_tensors
@@ -272,6 +273,7 @@ def _base(files: BaseFiles, model: Any, config: Any, has_pooler: bool) -> Base:
     linears = {p: m for p, m in modules.items() if isinstance(m, nn.Linear)}
     embeddings = {p: m for p, m in modules.items() if isinstance(m, nn.Embedding)}
     norms = {p: m for p, m in modules.items() if isinstance(m, nn.LayerNorm)}
+    own_head = head_tensors(files.folder)
     return Base(
         model_type=config.model_type,
         prefix=model.base_model_prefix,
@@ -282,11 +284,14 @@ def _base(files: BaseFiles, model: Any, config: Any, has_pooler: bool) -> Base:
         embeddings={p: (m.num_embeddings, m.embedding_dim) for p, m in embeddings.items()},
         norms={p: m.normalized_shape[0] for p, m in norms.items()},
         tensors=dict(model.named_parameters()),
-        head=head_tensors(files.folder),
+        head=own_head,
         has_pooler=has_pooler,
         classifier_pooling=getattr(config, "classifier_pooling", "cls"),
         classifier_activation=getattr(config, "classifier_activation", "gelu"),
         norm_eps=getattr(config, "norm_eps", 1e-5),
+        classifier=base_classifier(
+            config.architectures, config.id2label, config.problem_type, own_head
+        ),
     )
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.adapters.base import Base
-from app.adapters.config import ARCHITECTURES
 from app.adapters.files import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.adapters.heads import POOLERS
+from app.adapters.labels import task_of_class
 from app.adapters.layouts import PEFT_PREFIX
 from app.adapters.peft_folder import TASK_TYPES
 from app.adapters.residents import Version
@@ -116,8 +116,7 @@ def _check_same(base: Base, tuned: Base, checkpoint: Path) -> None:
 
 
 def _task(config: dict[str, Any]) -> str | None:
-    name = str((config.get("architectures") or [""])[0])
-    return next((task for end, task in ARCHITECTURES.items() if name.endswith(end)), None)
+    return task_of_class((config.get("architectures") or [""])[0])
 
 
 def _encoder(base: Base, tuned: Base, rank: int, found: _Extracted) -> None:

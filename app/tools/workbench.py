@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from app.adapters.archive import unpack
-from app.adapters.files import copy_adapter
+from app.adapters.copying import copy_adapter
 from app.adapters.recipe import Options
 from app.adapters.residents import Version
 from app.adapters.store import content_version

@@ -12,7 +12,7 @@ from peft.utils.other import get_pattern_key
 
 from app.adapters.config import read_recipe
 from app.adapters.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME
-from app.adapters.recipe import Options, Recipe, scores_of
+from app.adapters.recipe import Options, Recipe
 from app.adapters.upload import AdapterRejected
 
 PATHS = [f"bert.encoder.layer.{i}.attention.self.{m}" for i in (0, 1, 11) for m in ("query", "key")]
@@ -39,7 +39,9 @@ def test_scale_is_pefts(patterns: dict[str, int], path: str, rslora: bool) -> No
     recipe = Recipe(alpha=16, rslora=rslora, alpha_pattern=patterns, rank_pattern=patterns, rank=8)
     key = get_pattern_key(list(patterns), path)
     alpha, rank = patterns.get(key, 16), patterns.get(key, 8)
-    assert recipe.scale(path, rank) == pytest.approx(alpha / (rank**0.5 if rslora else rank))
+    assert recipe.scaling(path, rank).scale == pytest.approx(
+        alpha / (rank**0.5 if rslora else rank)
+    )
     assert recipe.expected_rank(path) == rank
 
 
@@ -65,19 +67,3 @@ def test_metadata_stands_in_for_a_config() -> None:
     said = {"alpha": "32", "layout": "tutorial", "labels": "neg,pos", "format": "pt"}
     recipe = read_recipe({}, {}, said, Options())
     assert (recipe.alpha, recipe.layout, recipe.labels) == (32, "tutorial", ("neg", "pos"))
-
-
-@pytest.mark.parametrize(
-    ("problem", "labels", "wanted"),
-    [
-        (None, 3, "softmax"),
-        (None, 1, "none"),
-        ("multi_label_classification", 3, "sigmoid"),
-        ("regression", 2, "none"),
-        ("single_label_classification", 2, "softmax"),
-    ],
-)
-def test_the_activation_follows_the_problem_type(
-    problem: str | None, labels: int, wanted: str
-) -> None:
-    assert scores_of(Recipe(problem_type=problem), labels) == wanted

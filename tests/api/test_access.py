@@ -43,6 +43,7 @@ NEEDS = {
     ("HEAD", "/adapters/{name}"): KEY,
     ("GET", "/adapters/{name}/versions"): KEY,
     ("PUT", "/adapters/{name}"): ADMIN,
+    ("PUT", "/adapters/{name}/labels"): ADMIN,
     ("DELETE", "/adapters/{name}"): ADMIN,
     ("GET", "/adapters/{name}/files"): ADMIN,
     **{

@@ -269,7 +269,7 @@ def test_an_adapter_of_a_head_alone_is_served(
     folder = make_kind("plain", "bert", tiny_bert, tmp_path / "a", task="SEQ_CLS")
     tensors = load_file(folder / "adapter_model.safetensors")
     head = save({n: t for n, t in tensors.items() if "classifier" in n})
-    answer = tiny_server.client.put("/adapters/probe?labels=a,b,c", content=head)
+    answer = tiny_server.client.put("/adapters/probe?labels=a,b,c&task=classify", content=head)
     assert (answer.status_code, answer.json()["delta"]["relative"]) == (201, 0.0)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=3).eval()
     weights = {n.removeprefix("base_model.model."): t for n, t in load(head).items()}
