@@ -1,6 +1,6 @@
 """Minutes of everything at once on a real server, with every answer compared with PEFT's own.
 
-    python -m tests.soak [--seconds 600]
+    python -m tests.soak [--seconds 600] [--kills 2]
 
 Adapters come, go, are merged, rolled back, tried as canaries; clients ask in every way, go away in the
 midst, come in floods, send rubbish; the forward raises when it is told to; in the first half the server is
@@ -305,8 +305,8 @@ async def _again_and_again(soak: Soak, what: Callable[[], Awaitable[None]], paus
         await asyncio.sleep(soak.draw.expovariate(1 / pause_s))
 
 
-async def run(soak: Soak, folder: Path, model: Path, seconds: float) -> bool:
-    """All of it, for so long; whether nothing was wrong."""
+async def run(soak: Soak, folder: Path, model: Path, seconds: float, kills_asked: int) -> bool:
+    """All of it, for so long, with so many kills in its first half; whether nothing was wrong."""
     started = time.monotonic()
     samples: list[dict[str, int]] = []
     connector = aiohttp.TCPConnector(limit=0)
@@ -326,7 +326,7 @@ async def run(soak: Soak, folder: Path, model: Path, seconds: float) -> bool:
             _again_and_again(soak, lambda: flood(soak, http), seconds / 10),
         ]
         works = [asyncio.create_task(task) for task in tasks]
-        kills = [0.2, 0.4] if seconds >= 60 else []
+        kills = [0.4 * (i + 1) / kills_asked for i in range(kills_asked)] if seconds >= 60 else []
         while not soak.over:
             await asyncio.sleep(max(1.0, seconds / 60))
             if kills and time.monotonic() - started > kills[0] * seconds:
@@ -372,6 +372,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -395,7 +396,7 @@ def main() -> None:
         end = time.monotonic() + args.seconds
         draw = random.Random(args.seed)
         soak = Soak(folders, texts, wanted, versions, process, end, draw)
-        well = asyncio.run(run(soak, folder, model, args.seconds))
+        well = asyncio.run(run(soak, folder, model, args.seconds, args.kills))
     sys.exit(0 if well else 1)
 
 
