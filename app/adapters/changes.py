@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor
 
@@ -46,11 +48,19 @@ def changed_tokens(adapter: Adapter) -> list[int]:
 
 
 def _changed(change: LoRALayer | Dense | Norm | Rows, weight: Tensor) -> Tensor:
-    if isinstance(change, Dense | Norm):
-        return change.weight
-    if isinstance(change, LoRALayer):
-        own = weight if change.gain is None else change.gain[:, None] * weight
-        return own + change.B @ change.A
+    match change:
+        case Dense() | Norm():
+            return change.weight
+        case LoRALayer():
+            own = weight if change.gain is None else change.gain[:, None] * weight
+            return own + change.B @ change.A
+        case Rows():
+            return _changed_rows(change, weight)
+        case _:
+            assert_never(change)
+
+
+def _changed_rows(change: Rows, weight: Tensor) -> Tensor:
     table = weight if change.table is None else change.table
     table = table if change.gain is None else table * change.gain
     if change.A is not None and change.B is not None:

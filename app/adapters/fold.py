@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -217,12 +218,17 @@ def _residual(
         return None
     weight = layer.weight.detach().cpu().float()
     pairs = []
-    if recipe.init == "olora":
-        Q, R = torch.linalg.qr(weight)
-        pairs.append((R[:rank], scale * Q[:, :rank]))
-    elif recipe.init == "pissa":
-        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
-        pairs.append((Vh[:rank], U[:, :rank] * S[:rank]))
+    match recipe.init:
+        case "olora":
+            Q, R = torch.linalg.qr(weight)
+            pairs.append((R[:rank], scale * Q[:, :rank]))
+        case "pissa":
+            U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+            pairs.append((Vh[:rank], U[:, :rank] * S[:rank]))
+        case None:
+            pass
+        case _:
+            assert_never(recipe.init)
     if recipe.truncated:
         for A0, B0 in pairs:
             weight = weight - B0 @ A0

@@ -40,7 +40,7 @@ class HeadKeys:
 
 BERT = HeadKeys("pooler", "classifier")
 ROBERTA = HeadKeys("cls", "classifier.out_proj", "classifier.dense", "tanh")
-SEQUENCE_HEADS = {
+SEQUENCE_HEADS: dict[str, HeadKeys] = {
     "bert": BERT,
     "albert": BERT,
     "roberta": ROBERTA,
@@ -112,6 +112,8 @@ class HeadReader:
             return "cls"
         if keys.source == "classifier_pooling":
             said = self.recipe.model_config.get("classifier_pooling", self.base.classifier_pooling)
+            if said not in ("mean", "cls"):
+                self._problem(keys.out, f"classifier_pooling={said!r:.40} is neither cls nor mean")
             return "mean" if said == "mean" else "cls"
         if keys.source == "pooler" and not self.base.has_pooler:
             self._problem(keys.out, "the head reads the pooler, and this base has none")

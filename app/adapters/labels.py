@@ -121,11 +121,15 @@ def scores_of(problem_type: ProblemType | None, labels: int) -> Scores:
     """What becomes of logits. Source: transformers' TextClassificationPipeline.postprocess, whose
     config.function_to_apply no count of labels lets through.
     """
-    if problem_type == "regression":
-        return "none"
-    if problem_type == "multi_label_classification" or labels == 1:
-        return "sigmoid"
-    return "softmax"
+    match problem_type:
+        case "regression":
+            return "none"
+        case "multi_label_classification":
+            return "sigmoid"
+        case "single_label_classification" | None:
+            return "sigmoid" if labels == 1 else "softmax"
+        case _:
+            assert_never(problem_type)
 
 
 def _check(labels: tuple[str, ...], head: Head) -> None:

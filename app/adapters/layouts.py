@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.adapters.base import HEAD_PATHS, Base
 from app.adapters.kinds import Method
-from app.adapters.letters import canonical, letter_order
+from app.adapters.letters import Layout, canonical, letter_order
 from app.adapters.recipe import Recipe
 from app.adapters.upload import AdapterRejected, Problem
 
@@ -40,12 +40,14 @@ NO_LONGER = {  # what old versions of PEFT wrote, and PEFT itself reads no more
     re.compile(r"\.(modules_to_save|original_module)\.(.+\.)?lora_"): "is LoRA on a layer that was "
     "trained whole as well, which PEFT itself reads no more",
 }
-OTHER_KEYS = {
+OTHER_KEYS: dict[Layout, re.Pattern[str]] = {
     "tutorial": re.compile(r"(?P<path>.+)\.lora\.(?P<part>[AB])"),
     "minlora": re.compile(r"(?P<path>.+)\.parametrizations\.weight\.0\.lora_(?P<part>[AB])"),
     "adapters": re.compile(r"(?P<path>.+)\.loras\.(?P<name>[^.]+)\.lora_(?P<part>[AB])"),
 }
-FROZEN = {  # the base's own weight, which some layouts keep beside their matrices
+FROZEN: dict[
+    Layout, re.Pattern[str]
+] = {  # the base's own weight, which some layouts keep beside their matrices
     "tutorial": re.compile(r"(?P<path>.+)\.linear\.(?P<part>weight|bias)"),
     "minlora": re.compile(r"(?P<path>.+)\.parametrizations\.(?P<part>weight)\.original"),
 }
@@ -74,7 +76,7 @@ class Parts:
     repeat what is said elsewhere. problems: names that mean nothing.
     """
 
-    layout: str
+    layout: Layout
     modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     names: dict[tuple[str, str], str] = field(default_factory=dict)
     wraps: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class _Key:
 
     path: str
     part: str
-    layout: str | None
+    layout: Layout | None
     adapter: str | None = None
     wrap: str = ""
 
@@ -193,7 +195,7 @@ def _peft_key(found: re.Match[str]) -> _Key | None:
     return _Key(path, word, "loralib" if bare_matrix else "peft", found["name"])
 
 
-def _frozen(name: str, layouts: set[str]) -> _Key | None:
+def _frozen(name: str, layouts: set[Layout]) -> _Key | None:
     bare = _bare(name)
     for layout, pattern in FROZEN.items():
         found = pattern.fullmatch(bare)
@@ -211,7 +213,7 @@ def _pairs(tensors: Mapping[str, Tensor], keys: Mapping[str, _Key]) -> dict[str,
     return found
 
 
-def _layout(layouts: set[str], keys: Mapping[str, _Key], recipe: Recipe) -> str:
+def _layout(layouts: set[Layout], keys: Mapping[str, _Key], recipe: Recipe) -> Layout:
     """One layout for the whole file; AdaLoRA's matrices are spelled as loralib's."""
     if "loralib" in layouts and (
         recipe.kind == "ADALORA" or any(key.part == "E" for key in keys.values())
@@ -222,7 +224,7 @@ def _layout(layouts: set[str], keys: Mapping[str, _Key], recipe: Recipe) -> str:
         layouts = (layouts - {"loralib"}) | {"peft"}
     if len(layouts) > 1:
         raise AdapterRejected(f"the file mixes the keys of {' and '.join(sorted(layouts))}")
-    layout = next(iter(layouts), "peft")
+    layout: Layout = next(iter(layouts), "peft")
     asked = recipe.layout
     if asked is not None and not layout.startswith(asked.partition("-")[0]):
         raise AdapterRejected(f"layout={asked}, but the file's keys are those of {layout}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, assert_never, cast, get_args
 
 from torch import Tensor
 
@@ -10,18 +11,23 @@ from app.adapters.base import Base
 from app.adapters.recipe import Recipe
 from app.adapters.upload import AdapterRejected
 
+Letters = Literal["tutorial", "tutorial-swapped"]
+Layout = Literal["peft", "tutorial", "tutorial-swapped", "loralib", "minlora", "adapters"]
 
-def letter_order(pairs: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, base: Base) -> str:
+
+def letter_order(pairs: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, base: Base) -> Layout:
     """Which of the tutorial's two; shapes decide where they can. pairs: path -> A and B.
 
     Raises AdapterRejected where they do not.
     """
-    if recipe.layout in ("tutorial", "tutorial-swapped"):
-        return recipe.layout
+    asked = next((order for order in get_args(Letters) if order == recipe.layout), None)
+    if asked is not None:
+        return cast(Letters, asked)
     shapes = [base.linears.get(base.resolve(path) or "") for path in pairs]
+    orders: tuple[Letters, ...] = get_args(Letters)
     fits = {
         layout
-        for layout in ("tutorial", "tutorial-swapped")
+        for layout in orders
         if all(_fits(p, s, layout) for p, s in zip(pairs.values(), shapes, strict=True))
     }
     square = all(shape is None or shape[0] == shape[1] for shape in shapes)
@@ -37,7 +43,7 @@ def letter_order(pairs: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, base
     )
 
 
-def _fits(pair: Mapping[str, Tensor], shape: tuple[int, int] | None, layout: str) -> bool:
+def _fits(pair: Mapping[str, Tensor], shape: tuple[int, int] | None, layout: Layout) -> bool:
     if shape is None or len(pair) < 2:
         return True
     A, B = canonical(pair["A"], pair["B"], layout)
@@ -46,14 +52,19 @@ def _fits(pair: Mapping[str, Tensor], shape: tuple[int, int] | None, layout: str
     return (B.shape[0], A.shape[1]) == shape and A.shape[0] == B.shape[1]
 
 
-def canonical(A: Tensor, B: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+def canonical(A: Tensor, B: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """A [r, in] and B [out, r], as PEFT has them.
 
     tutorial: y += x B A with B [in, r], A [r, out]; tutorial-swapped: y += x A B, A [in, r], B [r, out].
     """
-    if A.dim() == 2 and B.dim() == 2:
-        if layout == "tutorial":
+    if A.dim() != 2 or B.dim() != 2:
+        return A, B
+    match layout:
+        case "tutorial":
             return B.T, A.T
-        if layout == "tutorial-swapped":
+        case "tutorial-swapped":
             return A.T, B.T
-    return A, B
+        case "peft" | "loralib" | "minlora" | "adapters":
+            return A, B
+        case _:
+            assert_never(layout)

@@ -5,29 +5,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never, get_args
 
 from packaging.version import InvalidVersion, Version
 
 from app.adapters.fields import Fields
 from app.adapters.kinds import Method
-from app.adapters.recipe import Targeting
+from app.adapters.recipe import Bias, Init, Targeting
 from app.adapters.upload import AdapterRejected, Problem
 
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false")
-REPEATABLE_INITS = ("pissa", "olora")  # PEFT changes the base by them at load, always alike
 PRINTED = re.compile(r"[\[{(]\s*(['\"])[\w.]+\1(\s*,\s*(['\"])[\w.]+\3)*\s*,?\s*[\])}]")
 QUOTED = re.compile(r"['\"]([\w.]+)['\"]")
 BIASES_SINCE = Version("0.21")
 WRAPPED = "0.auto_model."  # how sentence-transformers' own model spells its encoder
 
 
-def bias(read: Fields) -> str:
+def bias(read: Fields) -> Bias:
     """PEFT's methods spell lora_only each in their own way: vera_only, oft_only, …"""
     said = read.fields.get("bias")
     if isinstance(said, str) and said.endswith("_only"):
         return "lora_only"
-    return read.one_of("bias", ("none", "all")) or "none"
+    found: Bias | None = read.one_of("bias", ("none", "all"))
+    return found or "none"
 
 
 def biases_saved(fields: Mapping[str, Any]) -> bool:
@@ -50,13 +50,15 @@ def number(read: Fields, name: str, default: Any) -> Any:
     return default if found is None else found
 
 
-def init(fields: Mapping[str, Any], problems: list[Problem]) -> str | None:
+def init(fields: Mapping[str, Any], problems: list[Problem]) -> Init | None:
     """pissa or olora; None for a start of training that left the base alone."""
     said = fields.get("init_lora_weights")
     if any(said is plain or said == plain for plain in PLAIN_INITS):
         return None
-    if isinstance(said, str) and said.lower() in REPEATABLE_INITS:
-        return said.lower()
+    repeatable: tuple[Init, ...] = get_args(Init)
+    found = next((i for i in repeatable if isinstance(said, str) and said.lower() == i), None)
+    if found is not None:
+        return found
     problems.append(
         Problem(
             f"init_lora_weights={said!r:.40}: it was trained on a changed base, which no file holds: "
@@ -146,13 +148,19 @@ def computed_otherwise(kind: Method, fields: Mapping[str, Any]) -> tuple[str, ..
     """
     if fields.get("peft_type") is None or fields.get("peft_version") is not None:
         return ()
-    if kind == "LOKR":
-        return (
-            "PEFT before 0.13 left alpha / r out of LoKr; it is served as PEFT 0.21 loads it: if it was "
-            "trained with such a version, write alpha equal to r into its config",
-        )
-    if kind == "OFT":
-        return (
-            "PEFT before 0.18 computed OFT otherwise; it is served as PEFT 0.21 loads the file",
-        )
-    return ()
+    match kind:
+        case "LOKR":
+            return (
+                "PEFT before 0.13 left alpha / r out of LoKr; it is served as PEFT 0.21 loads it: if it "
+                "was trained with such a version, write alpha equal to r into its config",
+            )
+        case "OFT":
+            return (
+                "PEFT before 0.18 computed OFT otherwise; it is served as PEFT 0.21 loads the file",
+            )
+        case "LORA" | "ADALORA" | "LOHA" | "IA3" | "VERA" | "FOURIERFT":
+            return ()
+        case "LN_TUNING" | "TRAINABLE_TOKENS":
+            return ()
+        case _:
+            assert_never(kind)

@@ -42,6 +42,7 @@ from app.adapters.targets import check_targets, lost_biases
 from app.adapters.tasks import Purpose, purpose_of, refuse_untold
 from app.adapters.upload import AdapterRejected, Problem
 
+SHARED_PARTS: dict[Method, set[str]] = {"LORA": LORA_PARTS, "ADALORA": {"A", "B"}}
 SHARED = ("", "base_model")  # where VeRA's projections are, which belong to no layer
 
 
@@ -204,8 +205,7 @@ class _Folding:
     def _by_kind(self, kind: Method, layer: Layer) -> tuple[LoRALayer | Dense, Scaling | None]:
         """Raises Misfit."""
         own = {part for part, of in PEFT_KINDS.items() if of == kind} | {"weight", "bias"}
-        own |= LORA_PARTS if kind == "LORA" else {"A", "B"} if kind == "ADALORA" else set()
-        self._only(layer, own)
+        self._only(layer, own | SHARED_PARTS.get(kind, set()))
         recipe = self.recipe
         match kind:
             case "LORA":

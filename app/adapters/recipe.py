@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from app.adapters.adapter import ProblemType, Scaling, Scores, Task
 from app.adapters.kinds import Method
@@ -18,6 +18,10 @@ PROBLEM_TYPES: dict[ProblemType, Scores] = {
     "multi_label_classification": "sigmoid",
     "regression": "none",
 }
+
+
+Bias = Literal["none", "lora_only", "all"]
+Init = Literal["pissa", "olora"]  # PEFT changes the base by them at load, always alike
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ class Recipe:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     dora: bool = False
     lora_bias: bool = False
-    bias: str = "none"
+    bias: Bias = "none"
     biases_saved: bool = True
-    init: str | None = None
+    init: Init | None = None
     blocks: int | None = None
     truncated: bool = False
     tokens: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None

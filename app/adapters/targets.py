@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from typing import assert_never
 
 from app.adapters.base import Base
 from app.adapters.layouts import Parts
@@ -62,11 +63,15 @@ def check_targets(
 def _adapted(recipe: Recipe, parts: Parts, path: str) -> bool:
     """Whether the file has what PEFT's method itself trains of this layer, and not only the whole."""
     module = parts.modules[path]
-    if recipe.kind == "LN_TUNING":
-        return any(parts.wraps.get((path, part)) == "ln_tuning_layers" for part in module)
-    if recipe.kind == "TRAINABLE_TOKENS":
-        return "tokens" in module
-    return bool(module.keys() - WHOLE_PARTS)
+    match recipe.kind:
+        case "LN_TUNING":
+            return any(parts.wraps.get((path, part)) == "ln_tuning_layers" for part in module)
+        case "TRAINABLE_TOKENS":
+            return "tokens" in module
+        case "LORA" | "ADALORA" | "LOHA" | "LOKR" | "IA3" | "VERA" | "FOURIERFT" | "OFT":
+            return bool(module.keys() - WHOLE_PARTS)
+        case _:
+            assert_never(recipe.kind)
 
 
 def _out_of_place(recipe: Recipe, parts: Parts, adapted: Collection[str]) -> Iterator[Problem]:
@@ -169,14 +174,18 @@ def _missing_biases(
     recipe: Recipe, base: Base, parts: Parts, resolved: Mapping[str, str]
 ) -> Iterator[Problem]:
     """Biases that the config says were trained. lora_only: the targets'; all: every one."""
-    if recipe.bias == "none":
-        return
-    if lost_biases(recipe, parts):
+    if recipe.bias == "none" or lost_biases(recipe, parts):
         return
     have = {resolved.get(p) for p, module in parts.modules.items() if "bias" in module}
     adapted = {resolved.get(p) for p, m in parts.modules.items() if m.keys() - WHOLE_PARTS}
     for path in [*base.linears, *base.norms]:
-        wanted = path in adapted if recipe.bias == "lora_only" else IN_STACK.search(path)
+        match recipe.bias:
+            case "lora_only":
+                wanted = path in adapted
+            case "all":
+                wanted = IN_STACK.search(path) is not None
+            case _:
+                assert_never(recipe.bias)
         if wanted and base.bias(path) is not None and path not in have:
             yield Problem(f"bias={recipe.bias}, but its bias is not in the file", f"{path}.bias")
 

@@ -122,8 +122,16 @@ def _layers(keys: HeadKeys) -> set[str]:
 
 
 def _base_has(task: Task, base: Base) -> bool:
-    heads = SEQUENCE_HEADS if task == "classify" else TOKEN_HEADS
-    return f"{heads[base.model_type].out}.weight" in base.head
+    match task:
+        case "classify":
+            keys = SEQUENCE_HEADS[base.model_type]
+        case "tokens":
+            keys = TOKEN_HEADS[base.model_type]
+        case "embed":
+            return False
+        case _:
+            assert_never(task)
+    return f"{keys.out}.weight" in base.head
 
 
 def _misses_pooler(recipe: Recipe, base: Base) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from app.adapters.pointer import Trial
+from app.model.batch import Wanted
 
 SAME_COSINE = 0.99
 SAME_VALUE = 0.01  # of a score without labels beside it, relative to it or to 1
@@ -37,16 +39,21 @@ def distance(rows: Sequence[Tensor], others: Sequence[Tensor]) -> float | None:
     return sum(apart) / len(apart)
 
 
-def same(row: Tensor, other: Tensor, kind: str) -> bool:
+def same(row: Tensor, other: Tensor, kind: Wanted) -> bool:
     """Whether a client would see the same: the best labels, or vectors of nearly one direction.
 
     row, other: float32 [labels], [words, labels] or [dimensions]. kind: "logits" or "embedding".
     """
     if row.shape != other.shape:
         return False
-    if kind == "embedding":
-        return float(torch.nn.functional.cosine_similarity(row, other, dim=0)) >= SAME_COSINE
-    if row.shape[-1] == 1:
-        near = (row - other).abs() <= SAME_VALUE * row.abs().clamp_min(1)
-        return bool(near.all())
-    return torch.equal(row.argmax(-1), other.argmax(-1))
+    match kind:
+        case "embedding":
+            alike = torch.nn.functional.cosine_similarity(row, other, dim=0)
+            return float(alike) >= SAME_COSINE
+        case "logits":
+            if row.shape[-1] == 1:
+                near = (row - other).abs() <= SAME_VALUE * row.abs().clamp_min(1)
+                return bool(near.all())
+            return torch.equal(row.argmax(-1), other.argmax(-1))
+        case _:
+            assert_never(kind)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from app.adapters.upload import (
 )
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, InputRefused, TextTokenizer, tokenize
-from app.model.batch import Item, Want
+from app.model.batch import Item, Want, Wanted
 from app.model.delta import Layers
 
 TOLERANCE = 1e-4  # of the largest number of a line's answer, or absolute where that is under 1
@@ -37,6 +37,9 @@ MOST_LINES = 64
 MOST_TOKENS = 8_192  # of all lines together: some two seconds of one core, at every start
 MOST_CHARACTERS = 100_000  # before they are tokenized
 ENOUGH_MISSES = 3  # a certificate that does not hold need not be run to its end
+
+
+ANSWERS: tuple[Wanted, ...] = get_args(Wanted)
 
 
 class CertificateFailed(AdapterRejected):
@@ -48,7 +51,7 @@ class Golden:
     """One line. kind: which answer is wanted. answer [H], [L] or [n, L], fp32."""
 
     input: str | tuple[str, str]
-    kind: str
+    kind: Wanted
     answer: Tensor
     tolerance: float
 
@@ -80,7 +83,7 @@ def read_golden(path: Path) -> list[Golden]:
 def _read_line(line: Any) -> Golden:
     if not isinstance(line, dict):
         raise TypeError("is no JSON object")
-    kinds = [kind for kind in ("embedding", "logits") if kind in line]
+    kinds = [kind for kind in ANSWERS if kind in line]
     if len(kinds) != 1:
         raise ValueError("has not one of embedding and logits")
     said: Any = line.get("input")

@@ -18,6 +18,8 @@ from app.adapters.sentence import Pooling
 from app.model.delta import BASE_LAYERS, Layers
 from app.model.machine import to_device
 
+Wanted = Literal["embedding", "logits"]
+
 
 @dataclass(frozen=True)
 class Want:
@@ -26,7 +28,7 @@ class Want:
     Logits are [L], or [n, L] where the head labels each of n tokens.
     """
 
-    kind: Literal["embedding", "logits"]
+    kind: Wanted
     pooling: Pooling = "mean"
     normalize: bool = True
     dimensions: int | None = None

@@ -6,6 +6,7 @@ Knows rows and matrices; the pooler, which adapters may change, is handed in as 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -54,21 +55,35 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
 
 def _states(hidden: Tensor, batch: Batch, i: int, head: Head, poolers: dict[int, Tensor]) -> Tensor:
     """What the head reads of the i-th sequence: [1, H], or [n, H] for one that labels tokens."""
-    if head.source == "pooler":
-        return poolers[i][None]
     rows = hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]]
-    if head.source == "tokens":
-        return rows
-    return rows.mean(0, keepdim=True) if head.source == "mean" else rows[:1]
+    match head.source:
+        case "pooler":
+            return poolers[i][None]
+        case "tokens":
+            return rows
+        case "mean":
+            return rows.mean(0, keepdim=True)
+        case "cls":
+            return rows[:1]
+        case _:
+            assert_never(head.source)
 
 
 def pool(rows: Tensor, pooling: Pooling) -> Tensor:
-    """rows [n, H] of one sequence -> [H]."""
-    if pooling == "mean":
-        return rows.mean(0)
-    if pooling == "max":
-        return rows.amax(0)
-    return rows[-1] if pooling == "last" else rows[0]
+    """rows [n, H] of one sequence -> [H]. The pooler, which is a layer, is not rows alone: ValueError."""
+    match pooling:
+        case "mean":
+            return rows.mean(0)
+        case "max":
+            return rows.amax(0)
+        case "last":
+            return rows[-1]
+        case "cls":
+            return rows[0]
+        case "pooler":
+            raise ValueError("the pooler's output comes from the pooler")
+        case _:
+            assert_never(pooling)
 
 
 def apply_head(rows: Tensor, head: Head) -> Tensor:
@@ -84,9 +99,15 @@ def apply_head(rows: Tensor, head: Head) -> Tensor:
 
 def scores(logits: Tensor, kind: Scores) -> Tensor:
     """logits [L] -> [L]: softmax, sigmoid for multi-label, as they are for regression."""
-    if kind == "softmax":
-        return logits.softmax(-1)
-    return logits.sigmoid() if kind == "sigmoid" else logits
+    match kind:
+        case "softmax":
+            return logits.softmax(-1)
+        case "sigmoid":
+            return logits.sigmoid()
+        case "none":
+            return logits
+        case _:
+            assert_never(kind)
 
 
 def _dense(x: Tensor, layer: Dense) -> Tensor:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.adapters.adapter import Adapter
+from app.adapters.adapter import Adapter, Task
 from app.adapters.files import CONFIG, GOLDEN
 from app.adapters.sentence import Sentence
 from app.engine.golden import MOST_LINES, TOLERANCE
@@ -28,7 +28,7 @@ TEXTS = [
     "Angela Merkel visited the café in Zürich, didn't she?",
     "What is the exchange rate between krones and the yen? " * 6,
 ]
-CLASSES = {
+CLASSES: dict[Task, str] = {
     "embed": "AutoModel",
     "classify": "AutoModelForSequenceClassification",
     "tokens": "AutoModelForTokenClassification",
@@ -101,11 +101,20 @@ def _reference(
 
 def _pooled(output: Any, sentence: Sentence) -> Tensor:
     rows: Tensor = output.last_hidden_state[0]
-    if sentence.pooling == "pooler":
-        pooled: Tensor = output.pooler_output[0]
-    elif sentence.pooling in ("cls", "last"):
-        pooled = rows[0 if sentence.pooling == "cls" else -1]
-    else:
-        pooled = rows.amax(0) if sentence.pooling == "max" else rows.mean(0)
+    match sentence.pooling:
+        case "pooler":
+            pooled: Tensor = output.pooler_output[0]
+        case "cls":
+            pooled = rows[0]
+        case "last":
+            pooled = rows[-1]
+        case "max":
+            pooled = rows.amax(0)
+        case "mean":
+            pooled = rows.mean(0)
+        case None:
+            raise CannotCertify("neither adapter nor base says how token states become a vector")
+        case _:
+            assert_never(sentence.pooling)
     pooled = pooled[: sentence.truncate_dim]
     return F.normalize(pooled, dim=0) if sentence.normalize else pooled

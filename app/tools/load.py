@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 from urllib.parse import quote
 
 import numpy as np
@@ -118,9 +118,13 @@ def request(load: Load, arrival: Arrival) -> tuple[str, bytes]:
     texts, adapter = [load.texts[i] for i in arrival.texts], arrival.adapter
     url = load.endpoint
     body: dict[str, Any] = {"inputs": texts}
-    if load.api == "openai":
-        model = load.model or BASE if adapter == BASE else adapter
-        body = {"model": model, "input": texts}
-    elif adapter != BASE:
-        url += f"?adapter={quote(adapter, safe='@')}"
+    match load.api:
+        case "openai":
+            model = load.model or BASE if adapter == BASE else adapter
+            body = {"model": model, "input": texts}
+        case "ours" | "classify" | "tei":
+            if adapter != BASE:
+                url += f"?adapter={quote(adapter, safe='@')}"
+        case _:
+            assert_never(load.api)
     return url, orjson.dumps(body)
