@@ -109,8 +109,8 @@ class Door:
                 refusal = self._key_refusal(key) or _restricted(key, found.path)
             case "admin key":
                 refusal = self._admin_refusal(scope, key)
-            case _ as never:
-                assert_never(never)
+            case _:
+                assert_never(found.access.needs)
         return refusal or _forbidden_adapter(found.params.get("name"), key)
 
     def _key_refusal(self, key: Key | None) -> Refusal | None:
