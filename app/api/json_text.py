@@ -2,7 +2,7 @@
 
 Python's lock is held while a text is parsed and while a string becomes Python's, so a neighbour would
 wait for both. The counting runs without the lock. Long strings are lifted out and decoded one by one,
-and of one that is longer than anything reads, only its two ends. Knows bytes; knows no bodies.
+and of one that is longer than anything reads, only its two ends. Why: docs/decisions/0016. Knows bytes; knows no bodies.
 """
 
 from __future__ import annotations
