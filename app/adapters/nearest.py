@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-AROUND = 16  # names on either side that are compared, forwards and backwards
+AROUND = 8  # names on either side that are compared, forwards and backwards
 AT_A_TIME = 1_000  # new names that are put in one by one; more are sorted at once
 LONGEST = 128  # characters of a name that are compared
 
