@@ -2,6 +2,8 @@
 
 VENV ?= .venv
 PORT ?= 8080
+# Processes that test side by side, each with a server or two.
+WORKERS ?= 2
 # PyTorch's CPU-only build is a tenth of the size: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX_URL ?=
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -14,7 +16,7 @@ serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
 
 test: $(VENV)/developed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/developed
 	$(VENV)/bin/ruff format --check .
