@@ -80,7 +80,7 @@ def read_recipe(
         configured=configured,
         alpha=_alpha(read, kind, configured, [options.alpha, *_alphas(said)]),
         given_scale=_given_scale(kind, options, problems),
-        rank=read.integer("r", 0) or None,
+        rank=read.integer("r", 1 if kind == "LORA" and configured else 0) or None,
         rslora=bool(fields.get("use_rslora")),
         rank_pattern={} if kind == "ADALORA" else read.patterns("rank_pattern"),
         alpha_pattern={} if kind == "ADALORA" else read.patterns("alpha_pattern"),

@@ -13,7 +13,7 @@ from fastapi import Response
 from torch import Tensor
 
 OCTETS = "application/octet-stream"
-LINE_BYTES = 1_900  # of a list in a header; an answer has two of them, and 4 KiB for its head
+LINE_BYTES = 1_700  # of a list in a header; an answer has two of them, and 4 KiB for its head
 ROOM_FOR_COUNT = 20
 
 

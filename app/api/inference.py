@@ -55,7 +55,7 @@ class EmbedBody(BaseModel):
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
     truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
     truncation_direction: Direction = Field("right", description="Which end is cut.")
-    prompt: Prompt | None = Field(None, max_length=10_000, description="Put before each text.")
+    prompt: Prompt | None = Field(None, description="Put before each text.")
     prompt_name: str | None = Field(None, description="One of the base's own prompts.")
     pooling: Pooling | None = Field(None, description="How token states become one vector.")
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
+from app.adapters.sentence import MAX_PROMPT_LENGTH
 from app.engine.tokenizer import Input
 
 _TEXT = {"type": "string", "minLength": 1}
@@ -74,7 +75,10 @@ def whole_characters(text: str, at: str = "") -> str:
     return text
 
 
-Prompt = Annotated[str, AfterValidator(whole_characters)]
+Text = Annotated[str, AfterValidator(whole_characters)]
+Prompt = Annotated[
+    str, Field(max_length=MAX_PROMPT_LENGTH), AfterValidator(whole_characters)
+]  # in this order, so that its length is one of characters
 Inputs = Annotated[
     InputList,
     PlainValidator(read_inputs),

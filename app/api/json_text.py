@@ -1,14 +1,15 @@
 """A JSON text under bounds: counted before it is parsed, and never parsed in one long piece.
 
 Python's lock is held while a text is parsed and while a string becomes Python's, so a neighbour would
-wait for both. The counting runs without the lock. Long strings are lifted out and decoded one by one,
-and of one that is longer than anything reads, only its two ends. Why: docs/decisions/0016. Knows bytes; knows no bodies.
+wait for both. The counting runs without the lock. Long strings are lifted out and decoded piece by piece;
+of one that is longer than anything reads, only its two ends are kept. Why: docs/decisions/0016. Knows bytes; knows no bodies.
 """
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from app.engine.windows import LOOK
 from app.model.compiled import compiled
 
 LIFTED_BYTES = 8 << 10  # from here on a string is decoded by itself
-END_BYTES = 6 * LOOK  # of each end of a very long string: JSON may spell a character in six bytes
+PIECE_BYTES = 256 << 10  # of a string that are decoded at once
+END_BYTES = 12 * LOOK  # of each end that are kept: JSON may spell a character in twelve bytes
+DIGITS = 450  # of a number: Python's integers take time by the square
 DEEPEST = 16
-STRINGS, SCALARS, LISTS, DEPTH = range(4)
+STRINGS, SCALARS, LISTS, DEPTH, LONGEST_NUMBER = range(5)
 MARK = secrets.token_hex(16)  # stands where a string was lifted out; nobody can guess it
 
 
@@ -48,11 +51,26 @@ class Parsed:
 
 def parse_json(raw: bytearray, most: Most) -> Parsed:
     """Raises TooMany; ValueError for what is no JSON, or nested too deep."""
-    counts = np.zeros(4, np.int64)
-    spans = np.empty((len(raw) // LIFTED_BYTES + 2, 4), np.int64)  # and one to write on
-    found = _scan(np.frombuffer(raw, np.uint8), LIFTED_BYTES, END_BYTES, counts, spans)
+    counts = np.zeros(5, np.int64)
+    rows = len(raw) // min(LIFTED_BYTES, PIECE_BYTES) + len(raw) // PIECE_BYTES + 2
+    pieces = np.empty((rows, 4), np.int64)
+    seen = np.frombuffer(raw, np.uint8)
+    found = _scan(seen, LIFTED_BYTES, PIECE_BYTES, counts, pieces)
+    _refuse(counts, most)
+    if not found:
+        return Parsed(from_json(raw), False)
+    try:
+        return _lifted(raw, pieces[:found].tolist())
+    except ValueError as error:  # its place would be a piece's
+        raise ValueError(str(error).partition(" at line ")[0]) from None
+
+
+def _refuse(counts: np.ndarray, most: Most) -> None:
+    """Raises TooMany, ValueError."""
     if counts[DEPTH] > DEEPEST:
         raise ValueError(f"nested {counts[DEPTH]} deep, over {DEEPEST}")
+    if counts[LONGEST_NUMBER] > DIGITS:
+        raise ValueError(f"a number of {counts[LONGEST_NUMBER]:,} digits, over {DIGITS}")
     for what, index, limit in (
         ("strings", STRINGS, most.strings),
         ("numbers", SCALARS, most.scalars),
@@ -60,15 +78,23 @@ def parse_json(raw: bytearray, most: Most) -> Parsed:
     ):
         if counts[index] > limit:
             raise TooMany(f"it holds {counts[index]:,} {what}, over {limit:,}")
-    if not found:
-        return Parsed(from_json(raw), False)
-    skeleton, lifted, end = bytearray(), [], 0
-    for number, (start, head, tail, stop) in enumerate(spans[:found].tolist()):
-        skeleton += raw[end:start] + f"{MARK}{number}".encode()
-        lifted.append(from_json(b'"' + raw[start:head] + raw[tail:stop] + b'"'))
-        end = stop
-    shortened = bool((spans[:found, 1] < spans[:found, 2]).any())
-    return Parsed(_restored(from_json(skeleton + raw[end:]), lifted), shortened)
+
+
+def _lifted(raw: bytearray, pieces: list[list[int]]) -> Parsed:
+    """The value, with its long strings decoded apart. pieces: as _scan's. Raises ValueError."""
+    skeleton, strings, done, shortened = bytearray(), [], 0, False
+    for number, (begin, group) in enumerate(groupby(pieces, key=lambda piece: piece[2])):
+        kept = []
+        for start, stop, _, end in group:
+            text = from_json(b'"' + raw[start:stop] + b'"')  # kept or not: what is no JSON is told
+            if start - begin < END_BYTES or end - stop < END_BYTES:
+                kept.append(text)
+            else:
+                shortened = True
+        strings.append("".join(kept))
+        skeleton += raw[done:begin] + f"{MARK}{number}".encode()
+        done = end
+    return Parsed(_restored(from_json(skeleton + raw[done:]), strings), shortened)
 
 
 def _restored(value: Any, lifted: list[str]) -> Any:
@@ -89,19 +115,19 @@ OPENING, CLOSING = (91, 123), (93, 125)  # [ { and ] }
 
 
 @compiled(nogil=True)
-def _string(raw: Any, start: int, end: int, span: Any) -> int:
-    """Where the string that begins at `start` ends: at its closing quote, or with the text.
+def _string(raw: Any, start: int, size: int, pieces: Any) -> tuple[int, int]:
+    """Where the string that begins at `start` ends (at its closing quote, or with the text), in pieces.
 
-    span [4] int64: filled as _scan's. end: bytes of each end of a string that keeps only its ends.
+    pieces [m, 4] int64: filled with each piece's start, its end, the string's start and its end. size:
+    bytes of a piece, and a character's more. Returns the end and how many pieces there are.
     """
-    i, head, older, newer = start, 0, start, start
+    i, last, count = start, start, 0
     after_half = False  # behind the first half of a surrogate pair the text cannot be cut
     while i < len(raw) and raw[i] != QUOTE:
-        if not after_half and (raw[i] & 0xC0) != 0x80:  # nor within a character
-            if head == 0 and i - start >= end:
-                head = i
-            if i - newer >= end // 2:
-                older, newer = newer, i
+        if i - last >= size and not after_half and (raw[i] & 0xC0) != 0x80:  # nor in a character
+            pieces[count, 0], pieces[count, 1] = last, i
+            count += 1
+            last = i
         after_half = False
         if raw[i] != BACKSLASH:
             i += 1
@@ -112,19 +138,17 @@ def _string(raw: Any, start: int, end: int, span: Any) -> int:
         else:
             i += 2
     stop = min(i, len(raw))
-    whole = stop - start <= 2 * end
-    span[0], span[3] = start, stop
-    span[1], span[2] = (stop, stop) if whole else (head, older)
-    return stop
+    pieces[count, 0], pieces[count, 1] = last, stop
+    pieces[: count + 1, 2], pieces[: count + 1, 3] = start, stop
+    return stop, count + 1
 
 
 @compiled(nogil=True)
-def _scan(raw: Any, lifted: int, end: int, counts: Any, spans: Any) -> int:
-    """Count what a JSON text holds, and find its long strings; how many of these there are.
+def _scan(raw: Any, lifted: int, size: int, counts: Any, pieces: Any) -> int:
+    """Count what a JSON text holds, and find its long strings; how many pieces these have.
 
-    raw [n] uint8. lifted: bytes of a long string; end: of each end of one that keeps only its ends.
-    counts [4] int64: as STRINGS, SCALARS, LISTS, DEPTH. spans [m + 1, 4] int64: a long string's first
-    byte, where its first part ends and its second begins (both its end where it stays whole), its end.
+    raw [n] uint8. lifted: bytes of a long string; size: of a piece of it. counts [5] int64: as STRINGS,
+    SCALARS, LISTS, DEPTH, LONGEST_NUMBER. pieces [m, 4] int64: as _string's.
     What is no JSON is counted all the same, and refused by the parser.
     """
     i, depth, found = 0, 0, 0
@@ -132,8 +156,8 @@ def _scan(raw: Any, lifted: int, end: int, counts: Any, spans: Any) -> int:
         byte = raw[i]
         if byte == QUOTE:
             counts[0] += 1
-            stop = _string(raw, i + 1, end, spans[found])
-            found += stop - i > lifted and stop < len(raw)
+            stop, count = _string(raw, i + 1, size, pieces[found:])
+            found += count if stop - i > lifted and stop < len(raw) else 0
             i = stop
         elif byte in OPENING:
             counts[2] += 1
@@ -143,8 +167,10 @@ def _scan(raw: Any, lifted: int, end: int, counts: Any, spans: Any) -> int:
             depth -= 1
         elif byte == 45 or 48 <= byte <= 57 or 97 <= byte <= 122:  # a number or a word
             counts[1] += 1
+            first = i
             while i + 1 < len(raw) and _continues(raw[i + 1]):
                 i += 1
+            counts[4] = max(counts[4], i - first)
         i += 1
     return found
 

@@ -15,7 +15,7 @@ from app.api.body import body_of, documented_body
 from app.api.choosing import ChosenByQuery, choose
 from app.api.classifying import Labelling, adapter_of, labelled, refuse_unanswerable
 from app.api.errors import documented, invalid
-from app.api.inputs import InputList, Prompt, read_inputs
+from app.api.inputs import InputList, Text, read_inputs
 from app.api.reading import Texts
 from app.api.running import run
 from app.api.serving import Served
@@ -89,8 +89,8 @@ class RerankBody(BaseModel):
         },
     )
 
-    query: Prompt = Field(min_length=1)
-    texts: list[Prompt] = Field(min_length=1, fail_fast=True)
+    query: Text = Field(min_length=1)
+    texts: list[Text] = Field(min_length=1, fail_fast=True)
     raw_scores: bool = Field(False, description="The head's own numbers, without the sigmoid.")
     return_text: bool = Field(False, description="Each text beside its score.")
     truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")

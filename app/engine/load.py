@@ -217,6 +217,7 @@ def _report(
         "version": digest,
         "task": adapter.task,
         "labels": list(adapter.labels),
+        "scores": adapter.scores if adapter.head is not None else None,
         "has_head": adapter.head is not None,
         "layout": adapter.layout,
         "kind": adapter.kind,

@@ -52,6 +52,7 @@ FLOODS = {
     "white space": ("/embed", filled(b'{"inputs":"a"', b" ", b"}")),
     "nulls": ("/embed", filled(b'{"inputs":"a","adapters":[', b"null,", b"null]}")),
     "a number": ("/embed", filled(b'{"inputs":', b"1", b"}")),
+    "endless numbers": ("/embed", filled(b'{"inputs":[', b"9" * 4000 + b",", b"1]}")),
     "no JSON": ("/embed", filled(b"", b"x", b"")),
     "quotes": ("/embed", filled(b'{"inputs":', b'"', b"}")),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.api import json_text
@@ -112,7 +112,9 @@ def test_lifting_strings_out_changes_nothing(value: object, plain: bool) -> None
     assert not parsed.shortened
 
 
-@settings(max_examples=200, deadline=None)
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     pieces=st.lists(
         st.sampled_from(["a", " ", '"', "\\", "\n", "é", "好", "😀", "\u0001"]),
@@ -123,25 +125,52 @@ def test_lifting_strings_out_changes_nothing(value: object, plain: bool) -> None
     plain=st.booleans(),
 )
 def test_a_very_long_string_keeps_its_ends_whole(
-    pieces: list[str], times: int, plain: bool
+    monkeypatch: pytest.MonkeyPatch, pieces: list[str], times: int, plain: bool
 ) -> None:
     text, end = "".join(pieces) * times, 60
     raw = bytearray(json.dumps([text, "b"], ensure_ascii=not plain).encode())
-    kept = json_text.END_BYTES, json_text.LIFTED_BYTES
-    json_text.END_BYTES, json_text.LIFTED_BYTES = end, 5
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(json_text, "END_BYTES", end)
+        patched.setattr(json_text, "PIECE_BYTES", 20)
+        patched.setattr(json_text, "LIFTED_BYTES", 5)
         parsed = parse_json(raw, MANY)
-    finally:
-        json_text.END_BYTES, json_text.LIFTED_BYTES = kept
     got, other = parsed.value
     assert other == "b"
-    if len(raw) > 2 * end + 10:
-        assert parsed.shortened
+    if parsed.shortened:
         assert len(got) < len(text)
         assert text.startswith(got[: end // 12])  # a character has up to 12 bytes
-        assert text.endswith(got[-end // 24 :])
+        assert text.endswith(got[-end // 12 :])
     else:
-        assert got == text or parsed.shortened
+        assert got == text
+        assert len(raw) < 2 * end + 100
+
+
+BAD = [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\n", b"\0", b"\\x", b"\\uZZZZ", b"\\ud800", b"\\q"]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("size", [10, 20_000, 3_000_000])
+def test_what_is_no_json_is_told_wherever_in_a_long_string_it_is(bad: bytes, size: int) -> None:
+    half = b"a " * (size // 4)
+    with pytest.raises(ValueError, match=r"character|escape|code point|utf|UTF|string"):
+        parse_json(bytearray(b'{"inputs":"' + half + bad + half + b'"}'), MANY)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_gives_one_vector_however_json_spells_it(tiny_server: LiveServer, side: str) -> None:
+    face = "\U0001f600"
+    text = "hello " + face * 40_000 + " the good film " + face * 120_000 + " goodbye friend"
+    text = text if side == "right" else text[::-1]
+    body = {"inputs": text, "truncation_direction": side}
+    spelled = [json.dumps(body, ensure_ascii=ascii_only).encode() for ascii_only in (True, False)]
+    answers = [tiny_server.client.post("/embed", content=raw, headers=JSON) for raw in spelled]
+    assert answers[0].status_code == answers[1].status_code == 200
+    assert answers[0].json() == answers[1].json()
+
+
+def test_a_number_of_endless_digits_is_no_number() -> None:
+    with pytest.raises(ValueError, match="digits"):
+        parse_json(bytearray(b"[" + b"9" * 4000 + b"]"), MANY)
 
 
 def test_what_is_too_many_is_counted_before_it_is_parsed() -> None:
