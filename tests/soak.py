@@ -328,7 +328,9 @@ async def run(soak: Soak, folder: Path, model: Path, seconds: float, kills_asked
         works = [asyncio.create_task(task) for task in tasks]
         kills = [0.4 * (i + 1) / kills_asked for i in range(kills_asked)] if seconds >= 60 else []
         while not soak.over:
-            await asyncio.sleep(max(1.0, seconds / 60))
+            await asyncio.sleep(1.0 if len(kills) > 2 else max(1.0, seconds / 60))
+            if time.monotonic() - started > seconds / 2:
+                kills = []  # what it grows to is seen in the second half
             if kills and time.monotonic() - started > kills[0] * seconds:
                 kills.pop(0)
                 await kill(soak, folder, model)
