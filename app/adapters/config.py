@@ -34,6 +34,7 @@ from app.adapters.peft_config import (
     targeting,
     tokens,
     trained_type,
+    unnamed_method,
 )
 from app.adapters.recipe import PROBLEM_TYPES, Options, Recipe
 from app.adapters.sentence import SHORTEST_LENGTH, Pooling, Sentence
@@ -105,7 +106,7 @@ def read_recipe(
         model_config=model_config,
         made_for=_text(fields.get("base_model_name_or_path")),
         made_for_type=trained_type(fields),
-        assumed=computed_otherwise(kind, fields),
+        assumed=(*unnamed_method(plain), *computed_otherwise(kind, fields)),
         patterns=Patterns(),
     )
     return replace(recipe, problems=tuple(problems))

@@ -141,6 +141,13 @@ def trained_type(fields: Mapping[str, Any]) -> str | None:
     return parts[2].replace("_", "-")
 
 
+def unnamed_method(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """A warning for an adapter_config.json that leaves out its method, where others than LoRA may be meant."""
+    if not config or config.get("peft_type") is not None:
+        return ()
+    return ("its adapter_config.json says no peft_type: it is read as LORA",)
+
+
 def computed_otherwise(kind: Method, fields: Mapping[str, Any]) -> tuple[str, ...]:
     """A warning for a method that an older PEFT computed in another way, which no file tells.
 

@@ -43,6 +43,7 @@ async def root() -> Response:
     return RedirectResponse("/docs")
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", response_class=Response, responses=OBJECT | documented(503))
 @access("nothing", probe=True)
 async def livez(serving: Served) -> Response:
@@ -54,6 +55,7 @@ async def livez(serving: Served) -> Response:
     return json_answer({"status": "alive"}, {})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_class=Response, responses=OBJECT | documented(503))
 @access("nothing", probe=True)
 async def readyz(request: Request, serving: Served, verbose: bool = False) -> Response:
@@ -79,6 +81,7 @@ def _usable(request: Request, reasons: Mapping[str, str]) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if may_use(request, name)}
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_class=Response, responses=OBJECT | documented(503))
 @access("nothing", probe=True)
 async def health(serving: Served) -> Response:

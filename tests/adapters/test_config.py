@@ -67,3 +67,13 @@ def test_metadata_stands_in_for_a_config() -> None:
     said = {"alpha": "32", "layout": "tutorial", "labels": "neg,pos", "format": "pt"}
     recipe = read_recipe({}, {}, said, Options())
     assert (recipe.alpha, recipe.layout, recipe.labels) == (32, "tutorial", ("neg", "pos"))
+
+
+@pytest.mark.parametrize("config", [{"r": 8, "lora_alpha": 16}, {"peft_type": None, "r": 8}])
+def test_a_config_that_names_no_method_is_read_as_lora_and_says_so(config: dict[str, object]) -> None:
+    assert any("peft_type" in said for said in read_recipe(config, {}, {}, Options()).assumed)
+
+
+@pytest.mark.parametrize("config", [{}, {"peft_type": "LORA", "r": 8}])
+def test_a_method_that_is_named_or_has_no_config_assumes_nothing(config: dict[str, object]) -> None:
+    assert not read_recipe(config, {}, {}, Options()).assumed

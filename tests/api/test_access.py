@@ -23,8 +23,11 @@ OPEN, KEY, WHOLE, ADMIN = "nothing", "any key", "unrestricted key", "admin key"
 NEEDS = {
     ("GET", "/"): OPEN,
     ("GET", "/livez"): OPEN,
+    ("HEAD", "/livez"): OPEN,
     ("GET", "/readyz"): OPEN,
+    ("HEAD", "/readyz"): OPEN,
     ("GET", "/health"): OPEN,
+    ("HEAD", "/health"): OPEN,
     ("GET", "/docs"): OPEN,
     ("GET", "/docs/oauth2-redirect"): OPEN,
     ("GET", "/redoc"): OPEN,
