@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from app.adapters.disk import StoreUnusable
-from app.adapters.registry import Registry
-from app.adapters.residents import Residents
-from app.adapters.source import Sources
-from app.adapters.store import Store
+from app.adapters.receiving.source import Sources
 from app.api import json_text
 from app.api.draining import Drain
 from app.api.metrics import Metrics
 from app.api.serving import Serving
+from app.catalog.disk import StoreUnusable
+from app.catalog.fetch import Fetcher
+from app.catalog.install import Installer
+from app.catalog.load import make_loader
+from app.catalog.local_store import Store
+from app.catalog.registry import Registry
+from app.catalog.residents import Residents
 from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
-from app.engine.fetch import Fetcher
-from app.engine.install import Installer
-from app.engine.load import make_loader
 from app.engine.tokenizer import TextTokenizer, load_tokenizer
 from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base

@@ -94,7 +94,7 @@ def check(
     ] = False,
 ) -> None:
     """Say whether an adapter would be served, and what it changes; 1 if it would be refused."""
-    from app.adapters.recipe import Options
+    from app.adapters.config.recipe import Options
     from app.tools.check import check as run
 
     named = None if labels is None else tuple(labels.split(","))
@@ -196,7 +196,7 @@ def _tool(work: Callable[[], T]) -> T:
     """A tool's result; what it cannot do is one line and exit code 1."""
     import transformers
 
-    from app.adapters.upload import AdapterRejected
+    from app.adapters.refusals import AdapterRejected
     from app.model.base_files import BaseRefused
     from app.model.embedded import EmbeddedBaseMissing
     from app.tools.certify import CannotCertify

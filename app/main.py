@@ -14,7 +14,6 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
-from app.adapters.disk import StoreUnusable, alone
 from app.api import adapters, dialects, health, inference, tei, versions
 from app.api.access import open_pages
 from app.api.body_memory import body_memory
@@ -27,7 +26,8 @@ from app.api.metrics import Metrics
 from app.api.overload import Gate
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
-from app.engine.watch import Folders, look_at_start, sync_at_start, watch
+from app.catalog.disk import StoreUnusable, alone
+from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
 from app.settings import Settings, listed
 

@@ -31,11 +31,11 @@ import torch
 import transformers
 from transformers import AutoModel, BertConfig
 
-from app.adapters.adapter import Adapter, LoRALayer, laid_out
-from app.adapters.residents import Version
+from app.adapters.values import Adapter, LoRALayer, laid_out
 from app.assemble import CPU_BATCH_TOKENS, CPU_BATCHES
 from app.engine.engine import Ask, Engine
 from app.engine.tokenizer import Tokens
+from app.engine.version import Version
 from app.model.base_files import find_base
 from app.model.batch import Item, Want
 from app.model.delta import unmerged_layers

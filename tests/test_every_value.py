@@ -12,18 +12,18 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from app.adapters.adapter import ProblemType, Scores, Source, Task
-from app.adapters.config import LAYOUTS, TASKS
+from app.adapters.config.labels import scores_of
+from app.adapters.config.read_recipe import LAYOUTS, TASKS
+from app.adapters.config.recipe import PROBLEM_TYPES
+from app.adapters.config.sentence import POOLING_MODES, POOLING_NAMES, Pooling, Sentence
 from app.adapters.heads import SEQUENCE_HEADS, TOKEN_HEADS
-from app.adapters.kinds import KINDS, REFUSED_KINDS, Method
-from app.adapters.labels import scores_of
 from app.adapters.layouts import PEFT_KINDS
 from app.adapters.letters import Layout, Letters, canonical
+from app.adapters.methods.kinds import KINDS, REFUSED_KINDS, Method
 from app.adapters.peft_folder import TASK_TYPES
-from app.adapters.recipe import PROBLEM_TYPES
-from app.adapters.sentence import POOLING_MODES, POOLING_NAMES, Pooling, Sentence
+from app.adapters.values import ProblemType, Scores, Source, Task
 from app.api.adapters import UploadQuery
-from app.engine.draw import same
+from app.catalog.draw import same
 from app.model.batch import Wanted
 from app.model.encoder import SERVED
 from app.model.head import pool, scores

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from app.adapters.adapter import ProblemType, Task
+from app.adapters.values import ProblemType, Task
 
 HEAD_PATHS = {"classifier", "classifier.dense", "classifier.out_proj", "pre_classifier", "head.dense",
               "head.norm"}  # fmt: skip

@@ -7,8 +7,8 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows
 from app.adapters.base import Base
+from app.adapters.values import Adapter, Dense, LoRALayer, Norm, Rows
 
 WORDS = ("word_embeddings", "tok_embeddings")  # those that are looked up by token id
 MOST_TOKENS = 16

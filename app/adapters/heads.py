@@ -12,12 +12,12 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Dense, Head, LoRALayer, Norm, Source, Task
 from app.adapters.base import Base
-from app.adapters.fold import Layer, Misfit
+from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import Parts
-from app.adapters.recipe import Recipe
-from app.adapters.upload import Problem
+from app.adapters.methods.fold import Layer, Misfit
+from app.adapters.refusals import Problem
+from app.adapters.values import Dense, Head, LoRALayer, Norm, Source, Task
 
 Fold = Callable[[Layer], "LoRALayer | Dense"]
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from app.adapters.base import HEAD_PATHS, Base
-from app.adapters.kinds import Method
+from app.adapters.config.recipe import Recipe
 from app.adapters.letters import Layout, canonical, letter_order
-from app.adapters.recipe import Recipe
-from app.adapters.upload import AdapterRejected, Problem
+from app.adapters.methods.kinds import Method
+from app.adapters.refusals import AdapterRejected, Problem
 
 PEFT_PREFIX = "base_model.model."
 PREFIX = re.compile(r"(base_model\.model\.)?(_orig_mod\.)?(0\.auto_model\.)?")

@@ -8,8 +8,8 @@ from typing import Literal, assert_never, cast, get_args
 from torch import Tensor
 
 from app.adapters.base import Base
-from app.adapters.recipe import Recipe
-from app.adapters.upload import AdapterRejected
+from app.adapters.config.recipe import Recipe
+from app.adapters.refusals import AdapterRejected
 
 Letters = Literal["tutorial", "tutorial-swapped"]
 Layout = Literal["peft", "tutorial", "tutorial-swapped", "loralib", "minlora", "adapters"]

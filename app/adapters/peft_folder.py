@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from app.adapters.adapter import Adapter
 from app.adapters.base import Base
+from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import PEFT_PREFIX, Parts, plain_name, read_names
-from app.adapters.recipe import Recipe
+from app.adapters.values import Adapter
 
 TASK_TYPES = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "embed": "FEATURE_EXTRACTION"}
 SPELLED = {

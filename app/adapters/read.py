@@ -12,10 +12,15 @@ from typing import assert_never
 
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, Dense, LoRALayer, Norm, Rows, Scaling
 from app.adapters.base import Base
-from app.adapters.fold import Layer, Misfit, fold_adalora, fold_lora
-from app.adapters.fold_other import (
+from app.adapters.config.labels import Labelling, label
+from app.adapters.config.made_for import other_base, summary, whole_checkpoint
+from app.adapters.config.recipe import Recipe
+from app.adapters.config.tasks import Purpose, purpose_of, refuse_untold
+from app.adapters.heads import POOLERS, HeadReader
+from app.adapters.layouts import PEFT_KINDS, Parts, read_names
+from app.adapters.methods.fold import Layer, Misfit, fold_adalora, fold_lora
+from app.adapters.methods.fold_other import (
     fold_fourier,
     fold_ia3,
     fold_loha,
@@ -23,7 +28,7 @@ from app.adapters.fold_other import (
     fold_oft,
     fold_vera,
 )
-from app.adapters.fold_whole import (
+from app.adapters.methods.fold_whole import (
     fold_embedding,
     fold_tokens,
     repeats,
@@ -31,16 +36,11 @@ from app.adapters.fold_whole import (
     whole_norm,
     whole_table,
 )
-from app.adapters.heads import POOLERS, HeadReader
-from app.adapters.kinds import Method
-from app.adapters.labels import Labelling, label
-from app.adapters.layouts import PEFT_KINDS, Parts, read_names
-from app.adapters.made_for import other_base, summary, whole_checkpoint
-from app.adapters.recipe import Recipe
-from app.adapters.switches import LORA_PARTS, check_switches, kind_of_layer
+from app.adapters.methods.kinds import Method
+from app.adapters.methods.switches import LORA_PARTS, check_switches, kind_of_layer
+from app.adapters.refusals import AdapterRejected, Problem
 from app.adapters.targets import check_targets, lost_biases
-from app.adapters.tasks import Purpose, purpose_of, refuse_untold
-from app.adapters.upload import AdapterRejected, Problem
+from app.adapters.values import Adapter, Dense, LoRALayer, Norm, Rows, Scaling
 
 SHARED_PARTS: dict[Method, set[str]] = {"LORA": LORA_PARTS, "ADALORA": {"A", "B"}}
 SHARED = ("", "base_model")  # where VeRA's projections are, which belong to no layer

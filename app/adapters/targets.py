@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import assert_never
 
 from app.adapters.base import Base
+from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import Parts
-from app.adapters.recipe import Recipe
-from app.adapters.upload import Problem
+from app.adapters.refusals import Problem
 
 IN_STACK = re.compile(r"(^|\.)\d+\.")
 ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."

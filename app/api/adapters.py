@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.adapter import Task
-from app.adapters.pointer import valid_name
-from app.adapters.recipe import Options
-from app.adapters.registry import Name, Registry
-from app.adapters.sentence import Pooling
+from app.adapters.config.recipe import Options
+from app.adapters.config.sentence import Pooling
+from app.adapters.values import Task
 from app.api.access import access
 from app.api.answer import json_answer
 from app.api.errors import documented, invalid
 from app.api.keys import caller, usable
 from app.api.serving import Served, Serving
-from app.engine.install import How, PreconditionFailed
+from app.catalog.install import How, PreconditionFailed
+from app.catalog.pointer import valid_name
+from app.catalog.registry import Name, Registry
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 

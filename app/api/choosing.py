@@ -13,20 +13,20 @@ from typing import Annotated, Literal
 from fastapi import Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.disk import StoreUnavailable
-from app.adapters.pointer import Trial
-from app.adapters.registry import (
+from app.adapters.refusals import AdapterRejected
+from app.api.errors import Refusal, invalid
+from app.api.keys import caller, refuse_forbidden
+from app.api.serving import Serving
+from app.catalog.disk import StoreUnavailable
+from app.catalog.draw import takes_part
+from app.catalog.pointer import Trial
+from app.catalog.registry import (
     SHORTEST_VERSION,
     Name,
     UnknownVersion,
     find_version,
 )
-from app.adapters.residents import Version
-from app.adapters.upload import AdapterRejected
-from app.api.errors import Refusal, invalid
-from app.api.keys import caller, refuse_forbidden
-from app.api.serving import Serving
-from app.engine.draw import takes_part
+from app.engine.version import Version
 
 log = logging.getLogger(__name__)
 BASE = "base"

@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import Request
 from torch import Tensor
 
-from app.adapters.adapter import Adapter
+from app.adapters.values import Adapter
 from app.api.choosing import Choice, Chosen
 from app.api.errors import Refusal, invalid
 from app.api.keys import may_use
 from app.api.running import Ran
 from app.api.serving import Serving
 from app.engine.tokenizer import Input, Tokens
-from app.engine.words import Strategy, word_groups
+from app.inference.words import Strategy, word_groups
 from app.model.head import scores
 
 MOST_NAMED = 50  # adapters of a refusal

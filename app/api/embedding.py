@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.adapters.sentence import Pooling, Sentence
+from app.adapters.config.sentence import Pooling, Sentence
 from app.api.choosing import Choice, Chosen
 from app.api.errors import invalid
 from app.api.serving import Serving
-from app.engine.golden import embedding_want
-from app.engine.load import embedding_space
+from app.catalog.golden import embedding_want
+from app.catalog.load import embedding_space
 from app.engine.tokenizer import Input
 from app.model.batch import Want
 

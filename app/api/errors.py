@@ -18,17 +18,17 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.adapters.disk import StoreFull, StoreUnavailable
-from app.adapters.registry import UnknownAdapter, UnknownVersion
-from app.adapters.source import SourceForbidden, SourceMalformed
-from app.adapters.store import StaleRevision
-from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.adapters.receiving.source import SourceForbidden, SourceMalformed
+from app.adapters.refusals import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.catalog.disk import StoreFull, StoreUnavailable
+from app.catalog.install import MergeMemoryFull, PreconditionFailed
+from app.catalog.local_store import StaleRevision
+from app.catalog.registry import UnknownAdapter, UnknownVersion
+from app.catalog.trials import NoTrial
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
-from app.engine.install import MergeMemoryFull, PreconditionFailed
 from app.engine.queue import QueueFull
-from app.engine.quota import QuotaExceeded
 from app.engine.tokenizer import InputRefused
-from app.engine.trials import NoTrial
+from app.inference.quota import QuotaExceeded
 
 log = logging.getLogger(__name__)
 DOOR = (400, 401, 403)  # an odd path, no key, the wrong key

@@ -16,7 +16,7 @@ from app.api.answer import json_answer
 from app.api.errors import Refusal, documented
 from app.api.keys import key_of, may_use, refuse_unless_admin, usable
 from app.api.serving import Served, Serving
-from app.engine.load import embedding_space
+from app.catalog.load import embedding_space
 
 router = APIRouter(tags=["running"])
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.sentence import Pooling
+from app.adapters.config.sentence import Pooling
 from app.api.access import access
 from app.api.answer import (
     OCTETS,
@@ -30,7 +30,7 @@ from app.api.reading import Texts
 from app.api.running import run
 from app.api.serving import Served
 from app.engine.windows import Direction
-from app.engine.words import Strategy
+from app.inference.words import Strategy
 from app.model.batch import Want
 
 router = APIRouter(tags=["inference"])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
-from app.adapters.sentence import MAX_PROMPT_LENGTH
+from app.adapters.config.sentence import MAX_PROMPT_LENGTH
 from app.engine.tokenizer import Input
 
 _TEXT = {"type": "string", "minLength": 1}

@@ -25,8 +25,8 @@ from app.api.serving import Serving
 from app.api.shadowing import Answered, shadow
 from app.engine.engine import Answer, Ask
 from app.engine.queue import QueueFull
-from app.engine.quota import Charge
 from app.engine.tokenizer import Input, Tokens
+from app.inference.quota import Charge
 from app.model.batch import Want
 
 T = TypeVar("T")

@@ -9,15 +9,15 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.adapters.registry import Registry
 from app.api.draining import Drain
 from app.api.metrics import Metrics
+from app.catalog.fetch import Fetcher
+from app.catalog.install import Installer
+from app.catalog.registry import Registry
 from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
-from app.engine.fetch import Fetcher
-from app.engine.install import Installer
-from app.engine.quota import Quotas
 from app.engine.tokenizer import TextTokenizer
+from app.inference.quota import Quotas
 
 
 @dataclass(frozen=True)

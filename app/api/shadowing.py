@@ -12,7 +12,7 @@ from torch import Tensor
 from app.api.choosing import Choice, Chosen
 from app.api.reading import Texts, read
 from app.api.serving import Serving
-from app.engine.draw import distance, same
+from app.catalog.draw import distance, same
 from app.engine.engine import Ask
 from app.engine.queue import Asker, QueueFull
 from app.model.batch import Want

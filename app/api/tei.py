@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from app.adapters.adapter import Scores
+from app.adapters.values import Scores
 from app.api.access import access
 from app.api.answer import json_answer
 from app.api.body import body_of, documented_body

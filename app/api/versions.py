@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.adapter import ProblemType
-from app.adapters.pointer import Trial, current_index
+from app.adapters.values import ProblemType
 from app.api.access import access
 from app.api.adapters import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
 from app.api.answer import json_answer
@@ -17,8 +16,9 @@ from app.api.body import body_of, documented_body
 from app.api.errors import documented
 from app.api.keys import caller
 from app.api.serving import Served, Serving
-from app.engine.relabel import relabel
-from app.engine.trials import begin_trial, end_trial
+from app.catalog.pointer import Trial, current_index
+from app.catalog.relabel import relabel
+from app.catalog.trials import begin_trial, end_trial
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 MOST_LABELS = 100_000

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from app.adapters.residents import Version
 from app.engine.failures import NOT_FINITE, NotFinite, lost_its_device, told
 from app.engine.queue import Asker, Queue, Ticket, Waiting
 from app.engine.tokenizer import Tokens
+from app.engine.version import Version
 from app.model.batch import Item, Want
 from app.model.encoder import Encoder
 from app.model.machine import first_line

@@ -14,9 +14,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.adapters.residents import Version
 from app.engine.bookings import Bookings
 from app.engine.turns import Path, Turns
+from app.engine.version import Version
 from app.model.batch import Want
 
 WINDOW_S = 2.0  # over which the drain rate is measured

@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import Head
-from app.adapters.sentence import Pooling
+from app.adapters.config.sentence import Pooling
+from app.adapters.values import Head
 from app.model.delta import BASE_LAYERS, Layers
 from app.model.machine import to_device
 

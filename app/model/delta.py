@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.adapters.adapter import PART_BYTES, Adapter, LoRALayer, Norm, Rows
+from app.adapters.values import PART_BYTES, Adapter, LoRALayer, Norm, Rows
 from app.model import kernel
 from app.model.linear import FrozenLinear
 

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from app.adapters.adapter import Adapter
 from app.adapters.base import Base
-from app.adapters.labels import base_classifier
-from app.adapters.sentence import Sentence
+from app.adapters.config.labels import base_classifier
+from app.adapters.config.sentence import Sentence
+from app.adapters.values import Adapter
 from app.model import attention, head
 from app.model.base_files import BaseFiles, BaseRefused, head_tensors
 from app.model.batch import Batch, Item, Want, pack, segments

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from app.adapters.adapter import Dense, Head, Scores
-from app.adapters.sentence import Pooling
+from app.adapters.config.sentence import Pooling
+from app.adapters.values import Dense, Head, Scores
 from app.model.batch import Batch, Item
 
 Pooler = Callable[[Tensor, list[Item]], Tensor]

@@ -15,7 +15,7 @@ from numba import carray, float32, int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from app.adapters.adapter import LoRALayer
+from app.adapters.values import LoRALayer
 from app.model.compiled import compiled
 from app.model.machine import first_line
 

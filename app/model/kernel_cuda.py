@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.adapters.adapter import LoRALayer, tensors_of
+from app.adapters.values import LoRALayer, tensors_of
 from app.model.kernel import FIELDS, TORCH_SERVES, entry_of
 from app.model.machine import first_line, to_device
 

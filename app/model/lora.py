@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.adapters.adapter import Adapter, Rows
+from app.adapters.values import Adapter, Rows
 from app.model.batch import Segment
 from app.model.delta import CPU, NO_UPDATES, Layers, Updates, add_delta, gather, with_updates
 from app.model.linear import FrozenLinear

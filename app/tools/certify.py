@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.adapters.adapter import Adapter, Task
+from app.adapters.config.sentence import Sentence
 from app.adapters.files import CONFIG, GOLDEN
-from app.adapters.sentence import Sentence
-from app.engine.golden import MOST_LINES, TOLERANCE
+from app.adapters.values import Adapter, Task
+from app.catalog.golden import MOST_LINES, TOLERANCE
 from app.tools.workbench import adapter_folder, workbench
 
 TEXTS = [

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from app.adapters.changes import weight_changes
-from app.adapters.recipe import Options
-from app.adapters.residents import Version
-from app.adapters.upload import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.adapters.config.recipe import Options
+from app.adapters.refusals import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.engine.version import Version
 from app.tools.workbench import Workbench, adapter_folder, workbench
 
 SHADES = " ░▒▓█"

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.adapters.base import Base
+from app.adapters.config.labels import task_of_class
 from app.adapters.files import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.adapters.heads import POOLERS
-from app.adapters.labels import task_of_class
 from app.adapters.layouts import PEFT_PREFIX
 from app.adapters.peft_folder import TASK_TYPES
-from app.adapters.residents import Version
+from app.engine.version import Version
 from app.model.base_files import BaseFiles, head_tensors
 from app.model.batch import Item, Want
 from app.model.encoder import Encoder, load_encoder

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from app.adapters.archive import unpack
-from app.adapters.copying import copy_adapter
-from app.adapters.recipe import Options
-from app.adapters.residents import Version
-from app.adapters.store import content_version
-from app.adapters.upload import AdapterRejected
+from app.adapters.config.recipe import Options
+from app.adapters.receiving.archive import unpack
+from app.adapters.receiving.copying import copy_adapter
+from app.adapters.refusals import AdapterRejected
+from app.catalog.load import Loader, load_version, make_loader, said_of
+from app.catalog.local_store import content_version
 from app.engine.engine import Engine
-from app.engine.load import Loader, load_version, make_loader, said_of
 from app.engine.tokenizer import load_tokenizer
+from app.engine.version import Version
 from app.model.base_files import find_base
 from app.model.encoder import Encoder, load_encoder
 

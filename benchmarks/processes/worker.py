@@ -164,8 +164,8 @@ def engine(job: Job) -> Run:
     import torch
 
     from app.assemble import CPU_BATCH_TOKENS, CPU_BATCHES
+    from app.catalog.load import load_version, make_loader
     from app.engine.engine import Ask, Engine
-    from app.engine.load import load_version, make_loader
     from app.engine.tokenizer import Cut, load_tokenizer, tokenize
     from app.model import kernel
     from app.model.base_files import find_base

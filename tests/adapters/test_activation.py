@@ -10,8 +10,8 @@ import torch
 from torch.testing import assert_close
 from transformers.pipelines.text_classification import TextClassificationPipeline
 
-from app.adapters.adapter import ProblemType
-from app.adapters.labels import base_classifier, scores_of
+from app.adapters.config.labels import base_classifier, scores_of
+from app.adapters.values import ProblemType
 from app.model.head import scores
 from tests.oracles import FP32
 

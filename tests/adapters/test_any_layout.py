@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.adapters.adapter import Adapter
 from app.adapters.base import Base
-from app.adapters.config import read_recipe
+from app.adapters.config.read_recipe import read_recipe
+from app.adapters.config.recipe import Options
 from app.adapters.read import read_adapter
-from app.adapters.recipe import Options
-from app.adapters.upload import AdapterRejected
+from app.adapters.refusals import AdapterRejected
+from app.adapters.values import Adapter
 from app.model.base_files import find_base
 from app.model.encoder import load_encoder
 from tests.adapters.made import TINY_LINEARS

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.other import get_pattern_key
 
-from app.adapters.config import read_recipe
-from app.adapters.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME
-from app.adapters.recipe import Options, Recipe
-from app.adapters.upload import AdapterRejected
+from app.adapters.config.read_recipe import read_recipe
+from app.adapters.config.recipe import Options, Recipe
+from app.adapters.methods.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME
+from app.adapters.refusals import AdapterRejected
 
 PATHS = [f"bert.encoder.layer.{i}.attention.self.{m}" for i in (0, 1, 11) for m in ("query", "key")]
 PATTERNS = st.sampled_from(
@@ -70,7 +70,9 @@ def test_metadata_stands_in_for_a_config() -> None:
 
 
 @pytest.mark.parametrize("config", [{"r": 8, "lora_alpha": 16}, {"peft_type": None, "r": 8}])
-def test_a_config_that_names_no_method_is_read_as_lora_and_says_so(config: dict[str, object]) -> None:
+def test_a_config_that_names_no_method_is_read_as_lora_and_says_so(
+    config: dict[str, object],
+) -> None:
     assert any("peft_type" in said for said in read_recipe(config, {}, {}, Options()).assumed)
 
 

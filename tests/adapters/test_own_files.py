@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.adapters.own_files import own_files
-from app.adapters.upload import AdapterRejected
+from app.adapters.receiving.own_files import own_files
+from app.adapters.refusals import AdapterRejected
 
 W, C = "adapter_model.safetensors", "adapter_config.json"
 

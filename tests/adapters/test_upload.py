@@ -9,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.adapters.archive import unpack
-from app.adapters.upload import AdapterRejected, UploadTooLarge, read_tensors
+from app.adapters.receiving.archive import unpack
+from app.adapters.receiving.upload import read_tensors
+from app.adapters.refusals import AdapterRejected, UploadTooLarge
 from tests.adapters.made import peft_file, peft_tensors
 
 FILE = peft_file()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.adapters.config import read_recipe
-from app.adapters.kinds import KINDS, REFUSED_BY_NAME, REFUSED_KINDS
-from app.adapters.recipe import Options
+from app.adapters.config.read_recipe import read_recipe
+from app.adapters.config.recipe import Options
+from app.adapters.methods.kinds import KINDS, REFUSED_BY_NAME, REFUSED_KINDS
 from tests import kinds
 
 DOCS = Path("docs/adapters.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from app.adapters.files import adapter_folders
-from app.engine import watch
+from app.catalog import watch
 from tests.adapters.made import peft_file
 from tests.conftest import Serve
 from tests.live import eventually

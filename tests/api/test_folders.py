@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from app.adapters import files
-from app.engine import watch
+from app.catalog import watch
 from tests.conftest import Serve
 from tests.live import eventually
 from tests.oracles import files_of, put

@@ -11,7 +11,7 @@ import pytest
 from app.api.key_entries import KeysRefused, read_keys, refuse_twice
 from app.api.keys import is_loopback
 from app.assemble import StartRefused
-from app.engine.quota import Charge, QuotaExceeded, Quotas
+from app.inference.quota import Charge, QuotaExceeded, Quotas
 from tests.conftest import Serve
 from tests.live import LiveServer, live_server
 from tests.oracles import files_of

@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from app.adapters.store import content_version
+from app.catalog.local_store import content_version
 from tests.conftest import Serve
 from tests.kinds import NAMES, make_kind, randomise
 from tests.oracles import files_of, put

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from pytest import MonkeyPatch
 
-from app.engine import automerge, fetch
+from app.catalog import fetch
+from app.engine import automerge
 from tests.conftest import Serve
 from tests.live import LiveServer
 from tests.oracles import make_adapter, put

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save
 
-from app.adapters.made_for import made_for_another
+from app.adapters.config.made_for import made_for_another
 from tests.oracles import files_of
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"

@@ -149,7 +149,7 @@ class Hub(BaseHTTPRequestHandler):
 FETCH = """
 import sys
 from pathlib import Path
-from app.adapters.source import Sources, fetch_source
+from app.adapters.receiving.source import Sources, fetch_source
 body, folder, cap = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 folder.mkdir(parents=True)
 try:

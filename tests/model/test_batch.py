@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from app.adapters.residents import Version
+from app.catalog.load import load_version, make_loader
 from app.engine.engine import Engine
-from app.engine.load import load_version, make_loader
 from app.engine.tokenizer import load_tokenizer
+from app.engine.version import Version
 from app.model.base_files import find_base
 from app.model.batch import Item, Want
 from app.model.encoder import Encoder, load_encoder

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from app.adapters.adapter import Adapter, LoRALayer, laid_out
+from app.adapters.values import Adapter, LoRALayer, laid_out
 from app.model.delta import add_delta, gather, unmerged_layers
 from app.model.linear import FrozenLinear
 

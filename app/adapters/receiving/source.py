@@ -1,0 +1,162 @@
+"""An upload that says where its files are: a folder of this machine, or a repository of the hub.
+
+Both are off until the server's settings allow them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from app.adapters.files import MODULE, POOLING
+from app.adapters.receiving.copying import copy_adapter
+from app.adapters.receiving.own_files import (
+    KNOWN_WEIGHTS,
+    own_files,
+    plain_folder,
+    refuse_without_weights,
+)
+from app.adapters.refusals import AdapterRejected, UploadTooLarge
+
+MAX_BODY_BYTES = 64 << 10
+HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+OWN_FOLDERS = ("", MODULE, POOLING.split("/", maxsplit=1)[0])
+
+
+class SourceMalformed(Exception):
+    """What came as JSON is none."""
+
+
+class SourceForbidden(Exception):
+    """The settings do not allow this source."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """folders: below which a source may lie. hub: whether hf:org/repo@revision may be asked for."""
+
+    folders: tuple[Path, ...] = ()
+    hub: bool = False
+
+
+def fetch_source(
+    body: Path, allowed: Sources, folder: Path, max_bytes: int, asked: str | None = None
+) -> None:
+    """Put the adapter files that `body`, {"source": …}, points at into `folder`.
+
+    asked: the folder below the source that holds them; None: the source itself.
+    Raises SourceMalformed, SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
+    """
+    if body.stat().st_size > MAX_BODY_BYTES:
+        raise SourceMalformed(f"a body that says its source is over {MAX_BODY_BYTES:,} bytes")
+    try:
+        said = json.loads(body.read_bytes())
+    except (ValueError, RecursionError):
+        raise SourceMalformed("the body is not JSON, as its content type says") from None
+    try:
+        source = said["source"]
+        if not isinstance(source, str) or len(said) != 1:
+            raise TypeError
+    except (TypeError, LookupError):
+        raise AdapterRejected(
+            'JSON is taken as {"source": "/folder"} or {"source": "hf:org/repo@revision"} only; '
+            "an adapter itself is sent as safetensors, multipart, tar or zip"
+        ) from None
+    below = plain_folder(asked or "")
+    folder.rmdir()
+    if source.startswith("hf:"):
+        _from_hub(source, below, allowed, folder, max_bytes)
+    else:
+        _from_folder(source, below, allowed, folder, max_bytes)
+
+
+def _from_folder(source: str, below: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
+    roots = [root.resolve() for root in allowed.folders]
+    try:
+        whole = Path(source, below)
+        real = whole.resolve()
+        is_folder = real.is_dir()
+    except (ValueError, OSError, RuntimeError):
+        raise AdapterRejected(f"{source!r} is no path") from None
+    if not whole.is_absolute() or not _below(real, roots):
+        raise SourceForbidden(
+            f"{str(whole)!r} is not below a folder that this server may read (SOURCE_DIRS)"
+        )
+    if not is_folder:
+        raise AdapterRejected(f"{str(whole)!r} is no folder")
+    left = max_bytes
+
+    def copy(path: Path, target: Path) -> None:
+        nonlocal left
+        left -= _copy_below(path, target, roots)
+        if left < 0:
+            raise UploadTooLarge(max_bytes)
+
+    copy_adapter(real, folder, copy)
+
+
+def _below(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
+
+
+def _copy_below(path: Path, target: Path, roots: Sequence[Path]) -> int:
+    """Copy one file, wherever its links lead below the roots; its size."""
+    real = path.resolve()
+    if not _below(real, roots):
+        raise SourceForbidden(f"{path.name} is a link to outside of SOURCE_DIRS")
+    # What is checked is what is read: not a link that took the file's place meanwhile, and no pipe.
+    descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise AdapterRejected(f"{path.name} is no plain file")
+        with target.open("wb") as copied:
+            shutil.copyfileobj(file, copied)
+    return found.st_size
+
+
+def _from_hub(source: str, below: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
+    if not allowed.hub:
+        raise SourceForbidden("this server takes nothing from the hub (ALLOW_HUB)")
+    matched = HUB.fullmatch(source)
+    if matched is None:
+        raise AdapterRejected(f"{source!r} is not hf:organisation/repository@revision")
+    repository, revision = matched.groups()
+    downloaded = folder.with_name("hub")
+    try:
+        tree = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
+        sizes = {file.path: file.size for file in tree if isinstance(file, RepoFile)}
+        wanted = _wanted(list(sizes), below)
+        if sum(sizes[path] for path in wanted) > max_bytes:
+            raise UploadTooLarge(max_bytes)
+        snapshot_download(
+            repository, revision=revision, local_dir=downloaded, allow_patterns=wanted
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise AdapterRejected(f"the hub did not give {source}: {lines[0]}") from None
+    copy_adapter(downloaded / below, folder)
+    with contextlib.suppress(OSError):
+        shutil.rmtree(downloaded)
+
+
+def _wanted(paths: list[str], below: str) -> list[str]:
+    """The adapter's own files of the repository's folder. Raises AdapterRejected."""
+    before = f"{below}/" if below else ""
+    inside = [path.removeprefix(before) for path in paths if path.startswith(before)]
+    own = [path for path in inside if path.rpartition("/")[0] in OWN_FOLDERS]
+    if not any(path.endswith(".safetensors") for path in own):
+        elsewhere = [path for path in paths if PurePosixPath(path).name in KNOWN_WEIGHTS]
+        refuse_without_weights(inside, below, elsewhere)
+    return [before + path for path in own_files(own, "").files.values()]

@@ -1,0 +1,238 @@
+"""An untrusted file: its safetensors header under limits, finite values; and what a refusal says.
+
+Knows one file at a time (archives: archive.py); knows nothing of LoRA. No pickle is ever opened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from app.adapters.refusals import AdapterRejected, Problem
+
+MAX_HEADER_BYTES = 2 << 20
+MAX_TENSORS = 5_000  # DoRA with biases on every Linear of 48 layers has 1,500
+MAX_NAME_LENGTH = 512
+MAX_DIMENSIONS = 8
+MAX_JSON_BYTES = 1 << 20
+MAX_GOLDEN_BYTES = 8 << 20
+DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+CHUNK_BYTES = 1 << 20
+PRUNED = re.compile(r"\.lora_[ABE](\.[^.]+)?$")  # AdaLoRA leaves nothing of some layers
+PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
+
+
+PACKED = {  # what archives begin with, that are not opened
+    b"\xfd7zXZ\x00": "an xz archive",
+    b"BZh": "a bzip2 archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a rar archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"\x04\x22\x4d\x18": "an lz4 archive",
+    b"PK\x05\x06": "an empty zip",
+}
+TAKEN = "send the .safetensors bytes, multipart/form-data, or a tar, tar.gz or zip of a PEFT folder"
+
+
+def another_kind(start: bytes) -> str | None:
+    """What a file is that was sent for another, where its first bytes tell, and what to do."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself: run 'git lfs pull'"
+    if text.startswith((b"<!doctype", b"<html")):
+        return "an HTML page, as a download gives that needs a login"
+    packed = next((kind for magic, kind in PACKED.items() if start.startswith(magic)), None)
+    return None if packed is None else f"{packed}, which is not opened: {TAKEN}"
+
+
+def refuse_by_first_bytes(start: bytes) -> None:
+    """Say what a file that is no safetensors is, where its first bytes tell."""
+    if not start:
+        raise AdapterRejected("the upload is empty")
+    if kind := another_kind(start):
+        raise AdapterRejected(f"this is {kind}")
+    if start[8:9] == b"{":
+        return  # as a safetensors header begins
+    if start[:1] == b"\x80" and start[1:2] in PICKLE_PROTOCOLS:
+        raise AdapterRejected(
+            "this is a pickle (torch.save), which can run code and is never opened: "
+            "save the adapter with safetensors (PEFT: save_pretrained(safe_serialization=True))"
+        )
+    if start.lstrip()[:1] in (b"{", b"["):
+        raise AdapterRejected(f"this is JSON, without an adapter's weights: {TAKEN}")
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """A checked safetensors file, read: name -> tensor in the file's dtype, and its metadata."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    file_bytes: int
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Check the header under limits, then the values, then hand the tensors over.
+
+    Raises AdapterRejected with every problem of the file: duplicate names, ranges that overlap
+    or leave gaps, odd dtypes, zero sizes, NaN and infinity.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        refuse_by_first_bytes(file.read(512))
+        file.seek(0)
+        header, start = _read_header(file, size)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise AdapterRejected("the safetensors __metadata__ is not a map of strings")
+    problems = list(_header_problems(header, size - start))
+    if problems:
+        raise AdapterRejected("the safetensors header is damaged", problems)
+    try:
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
+        raise AdapterRejected(f"safetensors cannot read the file: {error}") from None
+    problems = [
+        Problem("holds NaN or infinity", name)
+        for name, tensor in tensors.items()
+        if not torch.isfinite(tensor).all()
+    ]
+    if problems:
+        raise AdapterRejected("some tensors hold values that are not finite", problems)
+    return Tensors(tensors, metadata, size)
+
+
+def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
+    """(header, where the tensors' bytes begin)."""
+    raw = file.read(8)
+    length = int.from_bytes(raw, "little")
+    if len(raw) < 8 or length > size - 8:
+        raise AdapterRejected("this is no safetensors file, or a truncated one")
+    if length > MAX_HEADER_BYTES:
+        raise AdapterRejected(f"the safetensors header is over {MAX_HEADER_BYTES:,} bytes")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            doubled = (
+                sorted({n for n in names if names.count(n) > 1})[:5] if len(names) < 2000 else []
+            )
+            raise AdapterRejected(
+                "the safetensors header names a tensor more than once",
+                [Problem("appears more than once", n) for n in doubled],
+            )
+        return found
+
+    try:
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError):
+        raise AdapterRejected("the safetensors header is not JSON") from None
+    if not isinstance(header, dict):
+        raise AdapterRejected("the safetensors header is not a JSON object")
+    if len(header) > MAX_TENSORS:
+        raise AdapterRejected(f"the file holds more than {MAX_TENSORS:,} tensors")
+    if not header.keys() - {"__metadata__"}:
+        raise AdapterRejected("the file holds no tensor")
+    return header, 8 + length
+
+
+def _header_problems(header: dict[str, Any], data_bytes: int) -> Iterator[Problem]:
+    """Every tensor's dtype, shape and range; ranges must tile the data without gap or overlap."""
+    ranges: list[tuple[int, int]] = []
+    for name, entry in header.items():
+        fault = _entry_fault(name, entry, data_bytes)
+        if fault:
+            yield Problem(fault, ascii(name[:80])[1:-1])
+        else:
+            ranges.append((entry["data_offsets"][0], entry["data_offsets"][1]))
+    if len(ranges) == len(header):
+        ranges.sort()
+        edges = [0, *(end for _, end in ranges)]
+        if any(begin != edge for (begin, _), edge in zip(ranges, edges, strict=False)):
+            yield Problem("the tensors' byte ranges overlap or leave gaps")
+        elif edges[-1] != data_bytes:
+            yield Problem(
+                f"the tensors end at byte {edges[-1]} of {data_bytes}: truncated, or trailing bytes"
+            )
+
+
+def _entry_fault(name: str, entry: Any, data_bytes: int) -> str | None:
+    """What is wrong with one tensor's header entry, or None."""
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable() or ".." in name or "/" in name:
+        return "its name is no module's path"
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        well_formed = (
+            isinstance(dtype, str)
+            and isinstance(shape, list)
+            and len(shape) <= MAX_DIMENSIONS
+            and all(type(n) is int and 0 <= n <= data_bytes for n in [*shape, begin, end])
+        )
+    except (KeyError, TypeError, ValueError):
+        well_formed = False
+    if not well_formed:
+        return "its header entry is malformed, or reaches past the end of the file"
+    if dtype not in DTYPES:
+        return f"dtype {dtype!s:.20} is none of {', '.join(DTYPES)}"
+    if (0 in shape and not PRUNED.search(name)) or not shape:
+        return f"has no elements or no dimension (shape {shape!s:.60})"
+    if math.prod(shape) * DTYPES[dtype] != end - begin:
+        return f"shape {shape!s:.60} of {dtype} does not fill its {end - begin} bytes"
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object from an upload. Raises AdapterRejected."""
+    found = read_any_json(path)
+    if not isinstance(found, dict):
+        raise AdapterRejected(f"{path.name} is not a JSON object")
+    return found
+
+
+def read_any_json(path: Path) -> Any:
+    """A small JSON value from an upload. Raises AdapterRejected."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise AdapterRejected(f"{path.name} is over {MAX_JSON_BYTES:,} bytes")
+    read = path.read_bytes()
+    refuse_another_kind(read, path.name)
+    try:
+        return whole_text(json.loads(read.decode("utf-8-sig")))
+    except HalfACharacter:
+        raise AdapterRejected(f"{path.name} holds half of a surrogate pair, no character") from None
+    except (ValueError, RecursionError):
+        raise AdapterRejected(f"{path.name} is not JSON") from None
+
+
+def refuse_another_kind(read: bytes, name: str) -> None:
+    """Raises AdapterRejected for a text file that is empty, a pointer, a page or in UTF-16."""
+    kind = another_kind(read[:512])
+    if not read.strip():
+        kind = "empty"
+    elif read[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        kind = "in UTF-16, as PowerShell writes it: save it as UTF-8"
+    if kind is not None:
+        raise AdapterRejected(f"{name} is {kind}")
+
+
+class HalfACharacter(ValueError):
+    """JSON can spell half of a surrogate pair, which no answer could hold."""
+
+
+def whole_text(value: Any) -> Any:
+    """The JSON value as it is. Raises HalfACharacter."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HalfACharacter("holds half of a surrogate pair, no character") from None
+    return value

@@ -1,0 +1,77 @@
+"""ADAPTERS_DIR's folders as versions of their names, and names that go with their folders.
+
+Knows which folder is to be looked at; when is watch.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from app.adapters.files import looks_like_adapter, printable
+from app.adapters.refusals import AdapterRejected
+from app.catalog.disk import StoreFull, StoreUnavailable
+from app.catalog.fetch import reason_of
+from app.catalog.install import Installer
+from app.catalog.pointer import came_from_folder, deleted, holds_of_clients, valid_name
+from app.catalog.registry import Registry
+
+log = logging.getLogger(__name__)
+KEPT = (
+    "its folder is gone, and it is served on: clients have put versions, a trial, a quota or a way to "
+    "merge by this name; DELETE it if it is to go"
+)
+
+
+async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]) -> set[str]:
+    """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
+
+    A name that came from a folder which is gone is gone, too, unless a client has put anything by that
+    name. Returns the folders that a failing or full
+    disk has kept out: they are to be tried again.
+    """
+    refused = installer.registry.refused
+    again: set[str] = set()
+    for name in sorted(names):
+        source, shown = adapters_dir / name, printable(name)
+        before = refused.pop(shown, None)
+        installer.registry.folder_gone.pop(shown, None)
+        try:
+            if not await asyncio.to_thread(looks_like_adapter, source):
+                await _gone(installer, name)
+                continue
+            if not valid_name(name):
+                raise AdapterRejected(f"{shown} is no adapter name (a-z 0-9 . _ -)")
+            installed = await installer.install_folder(name, source)
+        except Exception as error:  # one folder must not keep the others from being served
+            refused[shown] = reason_of(error)
+            if refused[shown] != before:
+                log.error("folder %s is not served: %s", adapters_dir / shown, refused[shown])
+            if isinstance(error, (StoreFull, StoreUnavailable, OSError)):
+                again.add(name)
+            continue
+        if installed is not None:
+            log.info("folder %s is served as %s", source, installed.report["version"][:12])
+    return again
+
+
+async def _gone(installer: Installer, name: str) -> None:
+    store = installer.store
+    async with installer.changing:
+        pointer = await asyncio.to_thread(store.pointer, name)
+        if pointer is None or pointer.version is None or not pointer.from_folder:
+            return
+        if holds_of_clients(pointer):
+            installer.registry.folder_gone[name] = KEPT
+            log.warning("adapter %s: %s", name, KEPT)
+            return
+        await asyncio.to_thread(store.move, pointer, replace(deleted(pointer), folder=None))
+        installer.registry.remove(name)
+        log.info("adapter %s is gone with its folder", name)
+
+
+def from_folders(registry: Registry) -> set[str]:
+    """The names whose version came from a folder."""
+    return {name for name, found in registry.names.items() if came_from_folder(found.history)}

@@ -1,0 +1,288 @@
+"""The life of adapters: PUT and a watched folder alike; delete, rollback, merge.
+
+receive -> unpack -> load (load.py) -> commit -> point. One change at a time; requests in flight
+never wait for one. Knows the store, the registry and the engine; knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from app.adapters.config.recipe import Options
+from app.adapters.files import folder_state
+from app.adapters.receiving.archive import unpack
+from app.adapters.receiving.copying import copy_adapter
+from app.adapters.receiving.own_files import left_aside, other_folders
+from app.adapters.receiving.source import Sources, fetch_source
+from app.adapters.refusals import AdapterRejected
+from app.catalog.disk import StoreFull, StoreUnavailable
+from app.catalog.export import export
+from app.catalog.fetch import Fetcher, reason_of
+from app.catalog.load import Loader, load_version, said_of, to_store
+from app.catalog.local_store import Store, content_version
+from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
+from app.catalog.registry import Name, Registry, find_version, version_before
+from app.catalog.trials import with_fitting_trial
+from app.engine.version import Version
+from app.model.lora import merge_lora, merged_bytes
+
+log = logging.getLogger(__name__)
+
+
+class PreconditionFailed(Exception):
+    """If-Match or If-None-Match does not hold."""
+
+
+class MergeMemoryFull(Exception):
+    """The merged copy would go over MERGE_MEMORY_BYTES."""
+
+
+@dataclass(frozen=True, eq=False)
+class Installed:
+    """What a PUT did. name: None after a dry run, which changes nothing."""
+
+    report: dict[str, Any]
+    name: Name | None
+    created: bool = False
+    unchanged: bool = False
+
+
+Precondition = Callable[[str | None], None]  # gets the current version; raises PreconditionFailed
+
+
+def _always(_: str | None) -> None:
+    """No precondition."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What a PUT asks for beside the files, and who asks.
+
+    path: which of the upload's folders; None: the one that has weights. merge: whether traffic may
+    merge it; tokens_per_s: what it may be asked for, 0: any; None: as before. stage: hold the version
+    beside the current one.
+    """
+
+    options: Options = field(default_factory=Options)
+    allow_noop: bool = False
+    merge: Literal["auto", "off"] | None = None
+    tokens_per_s: float | None = None
+    stage: bool = False
+    dry_run: bool = False
+    precondition: Precondition = _always
+    by: str | None = None
+    path: str | None = None
+
+
+@dataclass(eq=False)
+class Installer:
+    """Sizes in bytes. keep_versions: of a name, for rollback. changing: held by whoever changes a name."""
+
+    store: Store
+    registry: Registry
+    loader: Loader
+    fetcher: Fetcher
+    max_adapter_bytes: int
+    merge_memory_bytes: int
+    keep_versions: int
+    sources: Sources
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def install_body(self, name: str, body: Path, content_type: str, how: How) -> Installed:
+        """An uploaded body, or what it points at, becomes the name's version.
+
+        Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, SourceForbidden,
+        PreconditionFailed, StoreFull,
+        StoreUnavailable; UnknownAdapter where a version is staged beside none.
+        """
+        folder = body.parent / "adapter"
+        folder.mkdir()
+        left: list[str] = []
+        size = self.max_adapter_bytes
+        if content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json":
+            await asyncio.to_thread(fetch_source, body, self.sources, folder, size, how.path)
+        else:
+            left = await asyncio.to_thread(unpack, body, content_type, folder, size, how.path)
+        try:
+            installed = await self.install(name, folder, None, how)
+        except AdapterRejected as error:
+            error.problems += other_folders(left)
+            raise
+        report = installed.report
+        return replace(
+            installed, report={**report, "warnings": [*report["warnings"], *left_aside(left)]}
+        )
+
+    async def install_folder(self, name: str, source: Path) -> Installed | None:
+        """A folder of ADAPTERS_DIR becomes the name's version when its content is new; else None.
+
+        None as well for one that is being written. Raises AdapterRejected, StoreFull,
+        StoreUnavailable.
+        """
+        with self.store.receiving() as tmp:
+            folder = tmp / "adapter"
+            state = await asyncio.to_thread(folder_state, source)
+            await asyncio.to_thread(copy_adapter, source, folder)
+            if await asyncio.to_thread(folder_state, source) != state:
+                return None
+            content = await asyncio.to_thread(content_version, folder, {})
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            if pointer is not None and pointer.folder == content:
+                return None
+            return await self.install(name, folder, content, How())
+
+    async def install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
+        """A folder of adapter files becomes the name's version, as `how` says. content: the folder's hash where it comes from ADAPTERS_DIR."""
+        said = said_of(how.options)
+        digest = await asyncio.to_thread(content_version, folder, said)
+        async with self.changing:
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            before = pointer or Pointer(name)
+            how.precondition(self._shown(name, before.version))
+            if how.stage:
+                self.registry.get(name)
+            version = await load_version(
+                self.loader, folder, digest, said, allow_noop=how.allow_noop
+            )
+            report = dict(version.report)
+            if how.dry_run:
+                return Installed(report, None)
+            served = self.registry.names.get(name)
+            unchanged = served is not None and before.version == digest == served.digest
+            after = self._after(before, digest, content, how, unchanged)
+            if not how.stage:
+                after = await with_fitting_trial(self.fetcher, after, report)
+            stored = to_store(report, self.loader.engine.encoder)
+            await asyncio.to_thread(self.store.commit, folder, digest, said, stored)
+            if served is not None and after == before:
+                return Installed(report, served, unchanged=True)
+            try:
+                kept = await asyncio.to_thread(self.store.move, pointer, after)
+            except (StoreFull, StoreUnavailable):
+                await asyncio.to_thread(self.store.drop_unheld, {digest})
+                raise
+            if how.stage and served is not None:
+                return Installed(report, self.fetcher.repoint(kept, served))
+            found = self.fetcher.serve(kept, version)
+            return Installed(report, found, before.version is None, unchanged)
+
+    def _after(
+        self, before: Pointer, digest: str, content: str | None, how: How, unchanged: bool
+    ) -> Pointer:
+        """Where an upload moves a name. What a folder brought and a client puts again is the client's."""
+        entry = Entry(digest, now(), how.by, "folder" if content else "put")
+        if how.stage:
+            after = staged(before, replace(entry, how="stage"), self.keep_versions)
+        elif unchanged and before.from_folder == (content is not None):
+            after = before
+        else:
+            after = moved(before, entry, self.keep_versions)
+        limit = before.tokens_per_s if how.tokens_per_s is None else how.tokens_per_s or None
+        return replace(
+            after,
+            folder=content or before.folder,
+            merge=how.merge or before.merge,
+            tokens_per_s=limit,
+        )
+
+    async def remove(self, name: str, precondition: Precondition) -> None:
+        """The name is gone at once; requests in flight finish on their version.
+
+        Raises UnknownAdapter, PreconditionFailed, StoreFull.
+        """
+        async with self.changing:
+            pointer = await asyncio.to_thread(self.store.pointer, name)
+            current = pointer.version if pointer else None
+            if current is None and name not in self.registry.broken:
+                self.registry.get(name)
+            precondition(self._shown(name, current))
+            if pointer is not None:
+                await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
+            self.registry.remove(name)
+
+    async def files(self, name: str) -> tuple[str, bytes]:
+        """The version that is served, and a tar of its folder.
+
+        Raises UnknownAdapter; StoreUnavailable where its files are damaged, while it goes on being served.
+        """
+        version = await self.fetcher.ready(self.registry.get(name))
+        folder, encoder = self.store.version_folder(version.digest), self.loader.engine.encoder
+        try:
+            async with self.changing:  # nobody removes and brings them again meanwhile
+                await self.fetcher.check_files(version.digest)
+            said = await asyncio.to_thread(self.store.read_options, version.digest)
+            tar = await asyncio.to_thread(export, folder, said, version.adapter, encoder)
+        except (AdapterRejected, OSError) as error:
+            self.registry.get(name)  # or it was deleted meanwhile
+            raise StoreUnavailable(f"{name} is served from memory; {reason_of(error)}") from None
+        return version.digest, tar
+
+    def _shown(self, name: str, stored: str | None) -> str | None:
+        """The version that clients see: the one that is served, else the one that is stored."""
+        served = self.registry.names.get(name)
+        return stored if served is None or stored is None else served.digest
+
+    async def rollback(
+        self, name: str, prefix: str | None, precondition: Precondition, by: str | None
+    ) -> Name:
+        """Point the name at an earlier version of its own; none given: the one before.
+
+        Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StoreFull.
+        """
+        async with self.changing:
+            pointer = await self.fetcher.pointer(name)
+            precondition(self._shown(name, pointer.version))
+            history = pointer.history
+            digest = (
+                version_before(name, history, pointer.version or "")
+                if prefix is None
+                else find_version(name, history, prefix)
+            )
+            version = await self.fetcher.load_stored(digest)
+            after = moved(pointer, Entry(digest, now(), by, "rollback"), self.keep_versions)
+            if digest == pointer.version:
+                after = replace(after, history=pointer.history)
+            after = await with_fitting_trial(self.fetcher, after, version.report)
+            kept = await asyncio.to_thread(self.store.move, pointer, after)
+            return self.fetcher.serve(kept, version)
+
+    async def merge(self, name: str) -> Name:
+        """Make the adapter's own copy of the layers it changes; others go on with the base.
+
+        Raises UnknownAdapter, MergeMemoryFull.
+        """
+        async with self.changing:
+            found = self.registry.get(name)
+            version = await self.fetcher.ready(found)
+            if version.merged_bytes or not _can_merge(version):
+                return found
+            wrappers = self.loader.engine.encoder.wrappers
+            size = merged_bytes(wrappers, version.adapter)
+            held = self.registry.merged_bytes
+            if held + size > self.merge_memory_bytes:
+                raise MergeMemoryFull(
+                    f"merging takes {size:,} bytes beside the {held:,} of other merged adapters, "
+                    f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another one first"
+                )
+            layers = await asyncio.to_thread(merge_lora, wrappers, version.adapter, version.layers)
+            self.registry.merged[name] = replace(version, layers=layers, merged_bytes=size)
+            return found
+
+    async def unmerge(self, name: str) -> Name:
+        """Drop the merged copy; batches that are running keep the one that they started with.
+
+        Raises UnknownAdapter.
+        """
+        async with self.changing:
+            found = self.registry.get(name)
+            self.registry.merged.pop(name, None)
+            return found
+
+
+def _can_merge(version: Version) -> bool:
+    return any(lora.rescales for lora in version.adapter.layers.values())

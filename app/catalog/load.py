@@ -1,0 +1,252 @@
+"""One version's files -> a resident version: read, account for every tensor, fold, measure, certify.
+
+Knows files, tensors and the base; knows no names of adapters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.adapters.changes import changed_tokens, changes_a_weight
+from app.adapters.config.made_for import made_for_another
+from app.adapters.config.read_recipe import kind_of, read_recipe
+from app.adapters.config.recipe import Options, Recipe
+from app.adapters.config.sentence import Sentence, SentenceRefused, read_sentence
+from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
+from app.adapters.read import read_adapter
+from app.adapters.receiving.upload import read_any_json, read_json, read_tensors
+from app.adapters.refusals import AdapterRejected, Problem
+from app.adapters.values import Adapter, laid_out
+from app.catalog.golden import Golden, read_golden, verify
+from app.catalog.pointer import digest_of
+from app.engine.engine import Engine
+from app.engine.tokenizer import Cut, TextTokenizer, tokenize
+from app.engine.version import Version
+from app.model.batch import Item, Want
+from app.model.delta import Layers, unmerged_layers
+from app.model.encoder import Delta, Encoder, States, distance
+
+REPORT_FORMAT = 3  # of what is stored about a version; another one is measured again
+TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
+PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """What every version is loaded with. probe_ids: the text that measures what an adapter does;
+    probe_states: the base's own on it."""
+
+    engine: Engine
+    tokenizer: TextTokenizer
+    probe_ids: Sequence[int]
+    probe_states: States
+
+
+def make_loader(engine: Engine, tokenizer: TextTokenizer) -> Loader:
+    """Runs the base once. Blocks."""
+    ids = tokenize(tokenizer, [PROBE], Cut(engine.encoder.max_length))[0].ids
+    return Loader(engine, tokenizer, ids, engine.encoder.states(ids))
+
+
+async def load_version(
+    loader: Loader,
+    folder: Path,
+    digest: str,
+    said: Mapping[str, Any],
+    *,
+    allow_noop: bool,
+    known: Mapping[str, Any] | None = None,
+    certify: bool = True,
+) -> Version:
+    """folder: a version's files. said: what `said_of` kept of the query.
+
+    known: the report of an earlier load of the same bytes on this base, which need not be measured
+    again. certify=False: its certificate has held in this process.
+    Raises AdapterRejected; CertificateFailed, which is one, where its golden.jsonl does not hold.
+    """
+    engine, encoder = loader.engine, loader.engine.encoder
+    read = await asyncio.to_thread(_read, folder, said, encoder)
+    adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
+    layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
+    if known is None:
+        delta = await engine.call(lambda: _delta(loader, changed_tokens(read.adapter), layers))
+        _refuse_no_effect(delta, read.adapter, encoder, allow_noop)
+        await _refuse_overflow(loader, adapter, layers)
+        known = _report(digest, adapter, delta, read, encoder)
+    if certify and read.goldens:
+        await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
+    return Version(digest, adapter, known, layers)
+
+
+def _delta(loader: Loader, more_ids: Sequence[int], layers: Layers) -> Delta:
+    """What the layers do to the probe text, and to tokens that they replace."""
+    encoder = loader.engine.encoder
+    ids = [*loader.probe_ids, *more_ids][: encoder.max_length]
+    base = encoder.states(ids) if more_ids else loader.probe_states
+    return distance(encoder.states(ids, layers), base)
+
+
+def to_store(report: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """A report with what it holds for: this very base, and a server that reports the same."""
+    fields = {"format": REPORT_FORMAT, "base": encoder.digest, "report": dict(report)}
+    return {**fields, "sha256": digest_of(fields)}
+
+
+def from_store(stored: Mapping[str, Any] | None, encoder: Encoder) -> dict[str, Any] | None:
+    """The stored report, where it still holds."""
+    fields = {k: v for k, v in (stored or {}).items() if k != "sha256"}
+    if stored is None or stored.get("sha256") != digest_of(fields):
+        return None
+    holds = (fields.get("format"), fields.get("base")) == (REPORT_FORMAT, encoder.digest)
+    return dict(fields["report"]) if holds else None
+
+
+def said_of(options: Options) -> dict[str, Any]:
+    """What the query said that differs from saying nothing; part of the version's identity."""
+    return {k: v for k, v in asdict(options).items() if v is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A version's files, understood. tensors, file_bytes: of its weights."""
+
+    adapter: Adapter
+    tensors: int
+    file_bytes: int
+    goldens: list[Golden]
+    warnings: list[str]
+
+
+def _read(folder: Path, said: Mapping[str, Any], encoder: Encoder) -> _Read:
+    if (folder / CONFIG).exists():
+        kind_of(read_json(folder / CONFIG))  # before its tensors, whose dtypes may be its own, too
+    weights = read_tensors(folder / WEIGHTS)
+    recipe = recipe_of(folder, weights.metadata, said)
+    options = options_of(said)
+    goldens = read_golden(folder / GOLDEN) if (folder / GOLDEN).exists() else []
+    adapter = read_adapter(weights.tensors, recipe, encoder.base)
+    if adapter.head is None and options.labels is not None:
+        raise AdapterRejected("labels are given in the query, and the file holds no head for them")
+    if adapter.head is not None and options.task == "embed":
+        raise AdapterRejected("the query says task=embed, and the file holds a head")
+    _refuse_embedding(adapter.sentence, encoder)
+    warnings = [
+        *made_for_another(recipe.made_for, encoder.files.id, encoder.files.folder),
+        *adapter.assumed,
+    ]
+    return _Read(adapter, len(weights.tensors), weights.file_bytes, goldens, warnings)
+
+
+def recipe_of(folder: Path, metadata: dict[str, str], said: Mapping[str, Any]) -> Recipe:
+    """What a version's files and what the query said make of its tensors. Raises AdapterRejected."""
+    config, model_config = (
+        read_json(folder / f) if (folder / f).exists() else {} for f in (CONFIG, MODEL_CONFIG)
+    )
+    return read_recipe(config, model_config, metadata, options_of(said), _sentence(folder))
+
+
+def options_of(said: Mapping[str, Any]) -> Options:
+    """What `said_of` has kept."""
+    labels = said.get("labels")
+    return Options(**{**said, "labels": None if labels is None else tuple(labels)})
+
+
+def _sentence(folder: Path) -> Sentence:
+    """What the folder's sentence-transformers files say. Raises AdapterRejected."""
+    found = [
+        read_any_json(folder / name) if (folder / name).exists() else None
+        for name in SENTENCE_FILES
+    ]
+    try:
+        return read_sentence(*found)
+    except SentenceRefused as error:
+        raise AdapterRejected(f"as a sentence-transformers folder, {error}") from None
+
+
+def _refuse_embedding(sentence: Sentence, encoder: Encoder) -> None:
+    if sentence.pooling == "pooler" and not encoder.base.has_pooler:
+        raise AdapterRejected("its pooling is the pooler, and this base has none")
+    lengths = [
+        *(sentence.dimensions or ()),
+        *([sentence.truncate_dim] if sentence.truncate_dim else []),
+    ]
+    if any(n > encoder.base.hidden for n in lengths):
+        raise AdapterRejected(
+            f"its vectors' lengths {sorted(lengths)} are not all within the base's {encoder.base.hidden}"
+        )
+
+
+def _refuse_no_effect(delta: Delta, adapter: Adapter, encoder: Encoder, allow_noop: bool) -> None:
+    """What moves no output on the probe, and changes no weight either, does nothing."""
+    if not all(math.isfinite(n) for n in (delta.relative, *delta.layers)):
+        raise AdapterRejected("with this adapter the base gives NaN or infinity on the probe text")
+    only_a_head = adapter.head is not None and not adapter.changes_encoder
+    if allow_noop or only_a_head:
+        return
+    if delta.relative < TINY and not changes_a_weight(adapter, encoder.base):
+        raise AdapterRejected(
+            "the adapter leaves the base's output unchanged (an untrained one?): it would do "
+            "nothing; send ?allow_noop=true if that is meant",
+            [Problem("every lora_B is zero, or the targets do not reach the output")],
+        )
+
+
+async def _refuse_overflow(loader: Loader, adapter: Adapter, layers: Layers) -> None:
+    if adapter.head is None:
+        return
+    ids, encoder = loader.probe_ids, loader.engine.encoder
+    item = Item(ids, [0] * len(ids), Want("logits"), layers, adapter.head)
+    logits = (await loader.engine.call(lambda: encoder.run([item])))[0]
+    if not torch.isfinite(logits).all():
+        raise AdapterRejected("with its head the probe text's logits are NaN or infinity")
+
+
+def _report(
+    digest: str, adapter: Adapter, delta: Delta, read: _Read, encoder: Encoder
+) -> dict[str, Any]:
+    """The part of API.md's adapter object that belongs to the version, not to the name."""
+    sentence = encoder.sentence(adapter)
+    ignored = list(adapter.ignored)
+    return {
+        "version": digest,
+        "task": adapter.task,
+        "labels": list(adapter.labels),
+        "scores": adapter.scores if adapter.head is not None else None,
+        "has_head": adapter.head is not None,
+        "layout": adapter.layout,
+        "kind": adapter.kind,
+        "rank": adapter.rank,
+        "scale": adapter.scale,
+        "scaling": [
+            {k: v for k, v in asdict(s).items() if v is not None} for s in adapter.scalings
+        ],
+        "targets": adapter.targets,
+        "bytes": read.file_bytes,
+        "resident_bytes": adapter.resident_bytes,
+        "tensors": {
+            "in_file": read.tensors,
+            "used": read.tensors - len(ignored),
+            "ignored": ignored,
+        },
+        "delta": {"relative": delta.relative, "layers": delta.layers},
+        "pooling": sentence.pooling,
+        "normalize": sentence.normalize,
+        "max_length": sentence.max_length,
+        "prompts": dict(sentence.prompts or {}),
+        "dimensions": list(sentence.dimensions or ()),
+        "embedding_space": embedding_space(encoder.digest, digest),
+        "certified": len(read.goldens),
+        "warnings": read.warnings,
+    }
+
+
+def embedding_space(base: str, version: str | None) -> str:
+    """Vectors of two different spaces must not be compared. Digests of the base and the version."""
+    return base[:16] if version is None else f"{base[:16]}+{version[:16]}"

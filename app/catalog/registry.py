@@ -1,0 +1,176 @@
+"""Names -> versions, and which of those are merged. A lease is a Python reference.
+
+A request holds the Version it resolved until its answer has left, so replacing or deleting a name
+never touches a request in flight. Touched from the event loop only; knows no files and no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from app.catalog.nearest import LONGEST, Nearest
+from app.catalog.pointer import Entry, Trial, current_index
+from app.catalog.residents import Residents
+from app.engine.version import Version
+
+KEPT_OLD_VERSIONS = 16  # resident beside the current ones, for ?adapter=name@version
+SHORTEST_VERSION = 12
+
+
+class UnknownAdapter(Exception):
+    """No such name; carries the nearest ones. why: it is there, and cannot be served."""
+
+    def __init__(self, name: str, nearest: list[str], why: str | None = None) -> None:
+        meant = f"; did you mean {', '.join(nearest)}?" if nearest else ""
+        super().__init__(why or f"no adapter is called {name[:LONGEST]!r}{meant}")
+        self.name = name
+        self.nearest = nearest
+        self.why = why
+
+    def among(self, may_be_told: Callable[[str], bool]) -> UnknownAdapter:
+        """The same, with those names only."""
+        return UnknownAdapter(self.name, [n for n in self.nearest if may_be_told(n)], self.why)
+
+
+class UnknownVersion(Exception):
+    """The name is there, the version is not one of its own."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a name points at now, what it pointed at before, and since when.
+
+    report: of the version, as it was measured when it was loaded or stored. merge: "auto", "off", or
+    None for what the server is set to; tokens_per_s likewise. trial: another version beside this one.
+    """
+
+    name: str
+    digest: str
+    report: Mapping[str, Any]
+    created: str
+    history: tuple[Entry, ...]
+    merge: str | None = None
+    tokens_per_s: float | None = None
+    trial: Trial | None = None
+
+    @property
+    def created_unix(self) -> int:
+        return int(datetime.fromisoformat(self.created).timestamp())
+
+
+@dataclass
+class Registry:
+    """All names. broken, refused: what cannot be served, by name, with the reason.
+
+    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. fallen_back: names that are
+    served by an earlier version, because their own no longer gives its certificate's answers.
+    merged: by name, the version with a merged copy; names of the same bytes are merged each on its own.
+    folder_gone: names that are served on although their folder is gone, with the reason.
+    on_remove: told the name that is served no more.
+    """
+
+    residents: Residents
+    names: dict[str, Name] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    fallen_back: dict[str, str] = field(default_factory=dict)
+    merged: dict[str, Version] = field(default_factory=dict)
+    folder_gone: dict[str, str] = field(default_factory=dict)
+    nearest: Nearest = field(default_factory=Nearest)
+    on_remove: Callable[[str], None] = lambda _: None
+    _pointed: Counter[str] = field(default_factory=Counter)
+    _old: OrderedDict[str, None] = field(default_factory=OrderedDict)
+
+    def point(self, found: Name) -> None:
+        """Make the name answer with its version from now on."""
+        before = self.names.get(found.name)
+        self.broken.pop(found.name, None)
+        self.fallen_back.pop(found.name, None)
+        for digest in _used(found):
+            self._pointed[digest] += 1
+            self._old.pop(digest, None)
+        self.names[found.name] = found
+        if before is None:
+            self.nearest.add(found.name)
+        if before is None or before.digest != found.digest:
+            self.merged.pop(found.name, None)
+        if before is not None:
+            self._leave(before)
+
+    def remove(self, name: str) -> None:
+        self.broken.pop(name, None)
+        self.folder_gone.pop(name, None)
+        self.fallen_back.pop(name, None)
+        self.merged.pop(name, None)
+        before = self.names.pop(name, None)
+        if before is not None:
+            self._leave(before)
+            self.nearest.forget(self.names, len(self.names))
+            self.on_remove(name)
+
+    def _leave(self, before: Name) -> None:
+        for digest in _used(before):
+            self._pointed[digest] -= 1
+            if not self._pointed[digest]:
+                del self._pointed[digest]
+                self.keep_old(digest)
+
+    def keep_old(self, digest: str) -> None:
+        """A version that no name points at is in memory; of those only the latest few stay."""
+        if digest not in self._pointed:
+            self._old[digest] = None
+            self._old.move_to_end(digest)
+            while len(self._old) > KEPT_OLD_VERSIONS:
+                self.residents.drop(self._old.popitem(last=False)[0])
+
+    def get(self, name: str) -> Name:
+        """Raises UnknownAdapter."""
+        found = self.names.get(name)
+        if found is None:
+            why = self.not_served.get(name)
+            nearest = self.nearest.to(name, self.names)
+            raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
+        return found
+
+    def ready(self, found: Name) -> Version | None:
+        """The name's version, merged or not, if it is in memory."""
+        return self.merged.get(found.name) or self.residents.use(found.digest)
+
+    @property
+    def not_served(self) -> dict[str, str]:
+        """Every name that cannot be served, with the reason."""
+        return {**self.refused, **self.broken}
+
+    @property
+    def merged_bytes(self) -> int:
+        """Of all merged copies."""
+        return sum(version.merged_bytes for version in tuple(self.merged.values()))
+
+
+def _used(name: Name) -> list[str]:
+    """The versions that the name's requests run through."""
+    return [name.digest, *([name.trial.version] if name.trial else [])]
+
+
+def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:
+    """The one version in a name's history that `prefix` begins. Raises UnknownVersion."""
+    matches = {e.version for e in history if e.version.startswith(prefix.lower())}
+    if len(prefix) < SHORTEST_VERSION or len(matches) != 1:
+        raise UnknownVersion(
+            f"{name} has no version {prefix[:LONGEST]!r}: give 12 or more hex digits of one of "
+            + ", ".join(sorted({e.version[:SHORTEST_VERSION] for e in history}))
+        )
+    return matches.pop()
+
+
+def version_before(name: str, history: tuple[Entry, ...], version: str) -> str:
+    """The version that the name pointed at before this one. Raises UnknownVersion."""
+    now = current_index(history, version) or 0
+    earlier = [e.version for e in history[:now] if e.version != version and e.how != "stage"]
+    if not earlier:
+        raise UnknownVersion(f"{name} has had no other version than this one")
+    return earlier[-1]

@@ -1,0 +1,65 @@
+"""Other labels for a name's stored files: a new version of the same bytes, without another upload."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from app.adapters.config.recipe import Options
+from app.adapters.receiving.copying import copy_adapter
+from app.adapters.refusals import AdapterRejected
+from app.adapters.values import ProblemType
+from app.catalog.disk import StoreUnavailable
+from app.catalog.fetch import reason_of
+from app.catalog.install import How, Installed, Installer, Precondition
+from app.catalog.load import options_of
+
+
+class _Moved(Exception):
+    """The name got another version in between."""
+
+
+async def relabel(
+    installer: Installer,
+    name: str,
+    labels: tuple[str, ...],
+    problem_type: ProblemType | None,
+    precondition: Precondition,
+    by: str | None,
+) -> Installed:
+    """As a PUT of the served version's files with these labels. problem_type None: as it was.
+
+    Raises UnknownAdapter, PreconditionFailed, AdapterRejected, StoreFull, StoreUnavailable.
+    """
+    while True:
+        served = installer.registry.get(name).digest
+
+        def unmoved(current: str | None, served: str = served) -> None:
+            precondition(current)
+            if current != served:
+                raise _Moved
+
+        with installer.store.receiving() as tmp:
+            folder = tmp / "adapter"
+            before = await _copy(installer, served, folder)
+            options = replace(
+                before, labels=labels, problem_type=problem_type or before.problem_type
+            )
+            how = How(options, allow_noop=True, precondition=unmoved, by=by)
+            try:
+                return await installer.install(name, folder, None, how)
+            except _Moved:
+                continue
+
+
+async def _copy(installer: Installer, digest: str, folder: Path) -> Options:
+    """A version's files, and what the query said of them. Raises StoreUnavailable."""
+    store = installer.store
+    try:
+        async with installer.changing:  # nobody removes them meanwhile
+            await installer.fetcher.check_files(digest)
+            await asyncio.to_thread(copy_adapter, store.version_folder(digest), folder)
+            return options_of(await asyncio.to_thread(store.read_options, digest))
+    except (AdapterRejected, OSError) as error:
+        raise StoreUnavailable(f"the stored files cannot be read: {reason_of(error)}") from None

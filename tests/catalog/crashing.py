@@ -1,0 +1,178 @@
+"""Kills the store's writer at every step of every change, and looks at what it left.
+
+    python -m tests.catalog.crashing FOLDER
+
+Each change is done by a forked child that kills itself (SIGKILL) at its n-th touch of the disk, for
+n = 1, 2, … until it gets through. Prints one JSON object: kills by change, and what was wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from app.catalog.local_store import Store, content_version
+from app.catalog.pointer import Entry, Pointer, deleted, moved, now
+
+KEEP = 2
+TOUCHES = ("open", "os.", "shutil.", "tempfile.")
+
+
+def put(store: Store, content: bytes) -> None:
+    with store.receiving() as tmp:
+        (tmp / "body").write_bytes(content)
+        folder = tmp / "adapter"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(content)
+        (folder / "config.json").write_bytes(b"{}")
+        digest = content_version(folder, {})
+        store.commit(folder, digest, {}, {"rank": 1})
+        point(store, digest)
+
+
+def point(store: Store, digest: str) -> None:
+    before = store.pointer("x")
+    store.move(before, moved(before or Pointer("x"), Entry(digest, now()), KEEP))
+
+
+def rollback(store: Store) -> None:
+    pointer = store.pointer("x")
+    assert pointer is not None
+    point(store, pointer.history[-2].version)
+
+
+def delete(store: Store) -> None:
+    pointer = store.pointer("x")
+    assert pointer is not None
+    store.move(pointer, deleted(pointer))
+
+
+def damage(store: Store) -> None:
+    """A damaged version is put aside and put again."""
+    pointer = store.pointer("x")
+    assert pointer is not None and pointer.version is not None
+    (store.version_folder(pointer.version) / "config.json").write_bytes(b"[]")
+    put(store, b"two")
+
+
+CHANGES: dict[str, Callable[[Store], None]] = {
+    "first put": lambda store: put(store, b"first"),
+    "replacing": lambda store: put(store, b"three"),  # drops the oldest version
+    "same again": lambda store: put(store, b"two"),
+    "rollback": rollback,
+    "delete": delete,
+    "damage": damage,
+    "start": lambda store: Store(store.root).sweep(),
+}
+
+
+def killed(root: Path, change: Callable[[Store], None], at: int) -> bool:
+    """Do the change in a child that is killed at its at-th touch; whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def touch(event: str, _: object) -> None:
+            nonlocal count
+            if event.startswith(TOUCHES):
+                count += 1
+                if count == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        store = Store(root)
+        fsync = os.fsync
+        os.fsync = lambda fd: (touch("os.fsync", fd), fsync(fd))[1]  # type: ignore[assignment]
+        Path.write_text = halfway(touch)  # type: ignore[method-assign]
+        sys.addaudithook(touch)
+        change(store)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def halfway(touch: Callable[[str, object], None]) -> Callable[[Path, str], int]:
+    """Path.write_text with a touch in the midst of the writing."""
+
+    def write_text(path: Path, text: str) -> int:
+        with path.open("w") as file:
+            file.write(text[: len(text) // 2])
+            file.flush()
+            touch("os.write", path)
+            return file.write(text[len(text) // 2 :])
+
+    return write_text
+
+
+def state(root: Path, faults: list[str], where: str) -> tuple[str | None, ...]:
+    """What a start finds: the version and its history. Notes whatever no start may find."""
+    store = Store(root)
+    store.sweep()
+    pointer = store.pointer("x")
+    held = {e.version for e in pointer.history} if pointer else set()
+    there = {p.name for p in (root / "versions").iterdir()}
+    if there - held:
+        faults.append(f"{where}: {len(there - held)} versions that nobody holds")
+    for version in held:
+        folder = store.version_folder(version)
+        if not whole(store, folder, version):
+            faults.append(f"{where}: version {version[:12]} is held and not whole")
+    if any((root / "tmp").iterdir()) or any((root / "names").glob("*.damaged")):
+        faults.append(f"{where}: leftovers")
+    return (pointer.version, *(e.version for e in pointer.history)) if pointer else (None,)
+
+
+def whole(store: Store, folder: Path, version: str) -> bool:
+    try:
+        return content_version(folder, store.read_options(version)) == version
+    except (OSError, ValueError):
+        return False
+
+
+def main() -> None:
+    work = Path(sys.argv[1])
+    empty, full = work / "empty", work / "full"
+    Store(empty)
+    store = Store(full)
+    put(store, b"one")
+    put(store, b"two")
+    (full / "tmp" / "left").mkdir()
+    shutil.copytree(store.version_folder(_version(store)), full / "versions" / "0")
+    kills: dict[str, int] = {}
+    faults: list[str] = []
+    for name, change in CHANGES.items():
+        begin = empty if name == "first put" else full
+        clean = shutil.copytree(begin, work / "clean")
+        ignored: list[str] = []
+        old = state(clean, ignored, "")
+        shutil.rmtree(clean)
+        done = shutil.copytree(begin, work / "done")
+        change(Store(done))
+        new = state(done, faults, name)
+        shutil.rmtree(done)
+        at, again = 0, True
+        while again:
+            at += 1
+            root = shutil.copytree(begin, work / "root")
+            again = killed(root, change, at)
+            where = f"{name}, killed at {at}"
+            # damage() itself is no change of ours: until it is healed the version is not whole
+            found = state(root, [] if name == "damage" and again else faults, where)
+            if found not in ((old, new) if again else (new,)):
+                faults.append(f"{where}: {found} is neither {old} nor {new}")
+            kills[name] = kills.get(name, 0) + again
+            shutil.rmtree(root)
+    print(json.dumps({"kills": kills, "faults": faults}))
+
+
+def _version(store: Store) -> str:
+    pointer = store.pointer("x")
+    assert pointer is not None and pointer.version is not None
+    return pointer.version
+
+
+if __name__ == "__main__":
+    main()
