@@ -11,7 +11,6 @@ import torch
 from app.adapters.receiving.source import Sources
 from app.api import json_text
 from app.api.draining import Drain
-from app.api.metrics import Metrics
 from app.api.serving import Serving
 from app.catalog.disk import StoreUnusable
 from app.catalog.fetch import Fetcher
@@ -20,9 +19,10 @@ from app.catalog.load import make_loader
 from app.catalog.local_store import Store
 from app.catalog.registry import Registry
 from app.catalog.residents import Residents
-from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer, load_tokenizer
+from app.inference.metrics import Metrics
+from app.inference.runtime import Runtime
 from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
@@ -65,18 +65,8 @@ def assemble(
         Sources(tuple(map(Path, listed(settings.source_dirs))), settings.allow_hub),
     )
     _show(metrics, engine, registry)
-    return Serving(
-        engine,
-        tokenizer,
-        registry,
-        fetcher,
-        installer,
-        _automerge(installer, registry, settings.merge),
-        metrics,
-        settings.max_client_batch,
-        keyed=keyed,
-        drain=drain,
-    )
+    runtime = Runtime(engine, tokenizer, registry, fetcher, metrics, settings.max_client_batch)
+    return Serving(runtime, installer, keyed=keyed, drain=drain)
 
 
 def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Encoder, TextTokenizer]:
@@ -110,16 +100,6 @@ def _engine(settings: Settings, encoder: Encoder) -> Engine:
         settings.max_queue_tokens,
         threads=min(CPU_BATCHES, cores) if on_cpu else 1,
         cores=cores,
-    )
-
-
-def _automerge(installer: Installer, registry: Registry, default: str) -> AutoMerge:
-    def may_merge(name: str) -> bool:
-        found = registry.names.get(name)
-        return found is not None and (found.merge or default) == "auto"
-
-    return AutoMerge(
-        may_merge, lambda name: name in registry.merged, installer.merge, installer.unmerge
     )
 
 

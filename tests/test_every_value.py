@@ -22,7 +22,7 @@ from app.adapters.letters import Layout, Letters, canonical
 from app.adapters.methods.kinds import KINDS, REFUSED_KINDS, Method
 from app.adapters.peft_folder import TASK_TYPES
 from app.adapters.values import ProblemType, Scores, Source, Task
-from app.api.adapters import UploadQuery
+from app.api.routes.adapters import UploadQuery
 from app.catalog.draw import same
 from app.model.batch import Wanted
 from app.model.encoder import SERVED

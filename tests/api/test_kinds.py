@@ -132,10 +132,10 @@ def logits_of(server: LiveServer, name: str, text: str, task: str) -> Tensor:
     from app.model.batch import Item, Want
 
     serving = server.app.state.serving
-    version = serving.registry.ready(serving.registry.get(name))
-    tokens = tokenize(serving.tokenizer, [text], Cut(80))[0]
+    version = serving.runtime.registry.ready(serving.runtime.registry.get(name))
+    tokens = tokenize(serving.runtime.tokenizer, [text], Cut(80))[0]
     item = Item(tokens.ids, tokens.types, Want("logits"), version.layers, version.adapter.head)
-    found: Tensor = serving.engine.encoder.run([item])[0]
+    found: Tensor = serving.runtime.engine.encoder.run([item])[0]
     return found
 
 

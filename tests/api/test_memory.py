@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import httpx
@@ -11,7 +10,6 @@ import pytest
 from pytest import MonkeyPatch
 
 from app.catalog import fetch
-from app.engine import automerge
 from tests.conftest import Serve
 from tests.live import LiveServer
 from tests.oracles import make_adapter, put
@@ -108,41 +106,6 @@ async def all_at_once(url: str, names: list[str]) -> list[object]:
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         asked = [client.post(f"/embed?adapter={n}", json={"inputs": TEXTS}) for n in names]
         return [answer.json() for answer in await asyncio.gather(*asked)]
-
-
-def test_traffic_merges_the_adapter_that_was_put_so_and_not_the_others(
-    serve: Serve, tiny_bert: Path, many: dict[str, Path], monkeypatch: MonkeyPatch
-) -> None:
-    monkeypatch.setattr(automerge, "COST_TOKENS", 0.1)
-    monkeypatch.setattr(automerge, "TICK_S", 0.1)
-    server = serve(model=str(tiny_bert))
-    assert put(server.client, "a0", many["a0"], merge="auto")["merge"] == "auto"
-    put(server.client, "a1", many["a1"])
-    wanted = embed(server, "a0")
-    for _ in range(200):
-        embed(server, "a0")
-        if server.client.get("/adapters/a0").json()["merged"]:
-            break
-    assert server.client.get("/adapters/a0").json()["merged"]
-    for got, want in zip(embed(server, "a0"), wanted, strict=True):
-        assert got == pytest.approx(want, abs=1e-5)
-    for _ in range(300):
-        embed(server, "a1")
-        if not server.client.get("/adapters/a0").json()["merged"]:
-            break
-    assert not server.client.get("/adapters/a0").json()["merged"]
-    assert not server.client.get("/adapters/a1").json()["merged"]
-    for _ in range(300):
-        embed(server, "a0")
-        if server.client.get("/adapters/a0").json()["merged"]:
-            break
-    again = put(server.client, "a0", many["a0"], merge="off")
-    assert (again["merge"], again["unchanged"]) == ("off", True)
-    for _ in range(100):
-        time.sleep(0.05)
-        if not server.client.get("/adapters/a0").json()["merged"]:
-            break
-    assert not server.client.get("/adapters/a0").json()["merged"]
 
 
 def test_an_old_version_that_is_damaged_on_disk_is_a_404_and_no_500_and_a_put_heals_it(

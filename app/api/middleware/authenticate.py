@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
@@ -19,8 +19,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.access import matched_of
-from app.api.errors import Refusal, respond
-from app.api.key_entries import Key, digest_of
+from app.api.errors import respond
+from app.api.key_entries import digest_of
+from app.api.refusal import Refusal
+from app.inference.caller import Key
 
 
 def is_loopback(host: str) -> bool:
@@ -31,29 +33,6 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def key_of(request: Request) -> Key | None:
-    """The key that the request came with; None: without one, which was enough."""
-    found: Key | None = request.scope.get("state", {}).get("key")
-    return found
-
-
-def caller(request: Request) -> str | None:
-    """Who asks, for a history."""
-    key = key_of(request)
-    return key.name if key else None
-
-
-def may_use(request: Request, adapter: str) -> bool:
-    key = key_of(request)
-    return key is None or key.may_use(adapter)
-
-
-def usable(request: Request, names: Iterable[str]) -> list[str]:
-    """Those of the names that the request may know of, sorted. Blocks: there may be 100,000 of them."""
-    key = key_of(request)
-    return sorted(name for name in names if key is None or key.may_use(name))
-
-
 def refuse_unless_admin(request: Request) -> None:
     """Raises Refusal where the request could not use an admin route: for what only admins may ask."""
     refusal: Refusal | None = request.scope["state"]["admin_refusal"]()
@@ -61,15 +40,9 @@ def refuse_unless_admin(request: Request) -> None:
         raise refusal
 
 
-def refuse_forbidden(request: Request, adapter: str) -> None:
-    """Raises Refusal for an adapter that the key may not use, whether it exists or not."""
-    if not may_use(request, adapter):
-        raise Refusal(403, "forbidden", f"this key may not use the adapter {adapter!r}")
-
-
 @dataclass(frozen=True)
-class Door:
-    """Around every request, inside of the guard: nothing of a body is read before its key is known.
+class Authenticate:
+    """Nothing of a body is read before its key is known.
 
     loopback: nobody outside of this machine can connect, so that without keys nobody is kept out.
     """
@@ -84,7 +57,7 @@ class Door:
             scope["state"]["admin_refusal"] = partial(self._admin_refusal, scope, key)
             refusal = self._refusal(scope, key)
             if refusal is not None:
-                await respond(Request(scope), refusal)(scope, receive, send)
+                await respond(refusal, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -92,26 +65,25 @@ class Door:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
-        digest, found = digest_of(secret.strip()), None
-        for key in self.keys:  # all of them, so that the time tells nothing
-            if hmac.compare_digest(key.digest, digest):
-                found = key
-        return found
+        digest = digest_of(secret.strip())
+        # all of them, so that the time tells nothing
+        equal = [key for key in self.keys if hmac.compare_digest(key.digest, digest)]
+        return equal[0] if equal else None
 
     def _refusal(self, scope: Scope, key: Key | None) -> Refusal | None:
-        found = matched_of(scope)
-        match found.access.needs:
+        matched = matched_of(scope)
+        match matched.access.needs:
             case "nothing":
                 return None
             case "any key":
                 refusal = self._key_refusal(key)
             case "unrestricted key":
-                refusal = self._key_refusal(key) or _restricted(key, found.path)
+                refusal = self._key_refusal(key) or _restricted(key, matched.path)
             case "admin key":
                 refusal = self._admin_refusal(scope, key)
             case _:
-                assert_never(found.access.needs)
-        return refusal or _forbidden_adapter(found.params.get("name"), key)
+                assert_never(matched.access.needs)
+        return refusal or _forbidden_adapter(matched.params.get("name"), key)
 
     def _key_refusal(self, key: Key | None) -> Refusal | None:
         if key is None and any(not k.admin for k in self.keys):
@@ -166,7 +138,7 @@ def _unauthenticated(why: str) -> Refusal:
 
 
 def _is_public_name(host: str) -> bool:
-    """Whether anybody could have led the name here; an address, or a name without a dot, nobody can."""
+    """Could DNS rebinding point this Host at us? Not an address, nor a name without a dot."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -175,7 +147,8 @@ def _is_public_name(host: str) -> bool:
 
 
 def _from_a_page_elsewhere(headers: Headers) -> bool:
-    """A browser's request for another site's page, also where that site's name leads to this machine."""
+    """Whether a browser sent it for another site's page (CSRF), or for a name that leads here (DNS
+    rebinding)."""
     host, origin = headers.get("host", ""), headers.get("origin")
     try:
         name = urlsplit(f"//{host}").hostname or ""

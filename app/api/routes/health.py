@@ -13,10 +13,13 @@ from fastapi.responses import RedirectResponse
 
 from app.api.access import access
 from app.api.answer import json_answer
-from app.api.errors import Refusal, documented
-from app.api.keys import key_of, may_use, refuse_unless_admin, usable
+from app.api.caller import Called
+from app.api.dialect import documented
+from app.api.middleware.authenticate import refuse_unless_admin
+from app.api.refusal import Refusal
 from app.api.serving import Served, Serving
 from app.catalog.load import embedding_space
+from app.inference.caller import Caller
 
 router = APIRouter(tags=["running"])
 
@@ -48,37 +51,37 @@ async def root() -> Response:
 @access("nothing", probe=True)
 async def livez(serving: Served) -> Response:
     """The process answers, no forward hangs, and the device is there."""
-    if serving.engine.hung:
+    if serving.runtime.engine.hung:
         raise Refusal(503, "hung", "a forward hangs: this process is about to end")
-    if serving.engine.lost is not None:
-        raise Refusal(503, "device_lost", f"{LOST} ({serving.engine.lost})")
+    if serving.runtime.engine.lost is not None:
+        raise Refusal(503, "device_lost", f"{LOST} ({serving.runtime.engine.lost})")
     return json_answer({"status": "alive"}, {})
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", response_class=Response, responses=OBJECT | documented(503))
 @access("nothing", probe=True)
-async def readyz(request: Request, serving: Served, verbose: bool = False) -> Response:
+async def readyz(caller: Called, serving: Served, verbose: bool = False) -> Response:
     """The base is loaded and the loop turns; names that could not be loaded are listed."""
     _check(serving)
     answer: dict[str, Any] = {"status": "ready"}
-    if not serving.keyed or key_of(request) is not None:
-        registry = serving.registry
+    if not serving.keyed or caller.key is not None:
+        registry = serving.runtime.registry
         answer |= {
-            "adapters": len(await asyncio.to_thread(usable, request, tuple(registry.names))),
-            "broken": _usable(request, registry.not_served),
-            "fallen_back": _usable(request, registry.fallen_back),
-            "folder_gone": _usable(request, registry.folder_gone),
+            "adapters": len(await asyncio.to_thread(caller.usable, tuple(registry.names))),
+            "broken": _usable(caller, registry.not_served),
+            "fallen_back": _usable(caller, registry.fallen_back),
+            "folder_gone": _usable(caller, registry.folder_gone),
         }
         if verbose:
             aside = await asyncio.to_thread(serving.installer.store.set_aside_versions)
             answer["set_aside"] = aside
-            answer["slow_paths"] = dict(serving.engine.encoder.slow_paths)
+            answer["slow_paths"] = dict(serving.runtime.engine.encoder.slow_paths)
     return json_answer(answer, {})
 
 
-def _usable(request: Request, reasons: Mapping[str, str]) -> dict[str, str]:
-    return {name: why for name, why in reasons.items() if may_use(request, name)}
+def _usable(caller: Caller, reasons: Mapping[str, str]) -> dict[str, str]:
+    return {name: why for name, why in reasons.items() if caller.may_use(name)}
 
 
 @router.head("/health", include_in_schema=False)
@@ -93,11 +96,11 @@ async def health(serving: Served) -> Response:
 def _check(serving: Serving) -> None:
     if serving.drain.leaving:
         raise Refusal(503, "draining", "this server is about to end")
-    if serving.engine.hung:
+    if serving.runtime.engine.hung:
         raise Refusal(503, "not_ready", "a forward hangs: this process is about to end")
-    if serving.engine.lost is not None:
-        raise Refusal(503, "not_ready", f"{LOST} ({serving.engine.lost})")
-    if not serving.engine.turning:
+    if serving.runtime.engine.lost is not None:
+        raise Refusal(503, "not_ready", f"{LOST} ({serving.runtime.engine.lost})")
+    if not serving.runtime.engine.turning:
         raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
 
 
@@ -105,15 +108,15 @@ def _check(serving: Serving) -> None:
 @access("unrestricted key", probe=True)
 async def metrics(serving: Served) -> Response:
     """Requests, tokens and latency by adapter, for Prometheus."""
-    text = await asyncio.to_thread(serving.metrics.text)
+    text = await asyncio.to_thread(serving.runtime.metrics.text)
     return Response(text, media_type="text/plain; version=0.0.4")
 
 
 @router.get("/info", response_class=Response, responses=OBJECT | documented(401, 403, 422))
 @access("any key")
-async def info(request: Request, serving: Served, verify: bool = False) -> Response:
+async def info(request: Request, caller: Called, serving: Served, verify: bool = False) -> Response:
     """The base and its limits. verify=true (an admin's) reads every weight again: `digest_now`."""
-    encoder = serving.engine.encoder
+    encoder, registry = serving.runtime.engine.encoder, serving.runtime.registry
     base: dict[str, Any] = {"digest": encoder.digest}
     if verify:
         refuse_unless_admin(request)
@@ -133,15 +136,15 @@ async def info(request: Request, serving: Served, verify: bool = False) -> Respo
         "layers": encoder.base.layers,
         "linears": len(encoder.base.linears),
         "max_input_length": encoder.max_length,
-        "max_client_batch_size": serving.max_client_batch,
-        "max_batch_tokens": serving.engine.max_batch_tokens,
+        "max_client_batch_size": serving.runtime.max_inputs,
+        "max_batch_tokens": serving.runtime.engine.max_batch_tokens,
         "pooling": files.sentence.pooling,
         "normalize": files.sentence.normalize,
         "prompts": dict(files.sentence.prompts or {}),
         "embedding_space": embedding_space(encoder.digest, None),
-        "adapters": await asyncio.to_thread(usable, request, tuple(serving.registry.names)),
-        "broken": {n: why for n, why in serving.registry.not_served.items() if may_use(request, n)},
-        "merged_bytes": serving.registry.merged_bytes,
+        "adapters": await asyncio.to_thread(caller.usable, tuple(registry.names)),
+        "broken": _usable(caller, registry.not_served),
+        "merged_bytes": registry.merged_bytes,
     }
     return json_answer(answer, {})
 

@@ -6,25 +6,26 @@ from dataclasses import asdict
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from app.adapters.values import ProblemType
 from app.api.access import access
-from app.api.adapters import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
 from app.api.answer import json_answer
-from app.api.body import body_of, documented_body
-from app.api.errors import documented
-from app.api.keys import caller
+from app.api.body import JsonBody, body_of, documented_body
+from app.api.caller import Called
+from app.api.dialect import documented
+from app.api.routes.adapters import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
 from app.api.serving import Served, Serving
 from app.catalog.pointer import Trial, current_index
 from app.catalog.relabel import relabel
 from app.catalog.trials import begin_trial, end_trial
+from app.inference.caller import Caller
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 MOST_LABELS = 100_000
 
 
-class RollbackBody(BaseModel):
+class RollbackBody(JsonBody):
     """Where to roll back to."""
 
     model_config = ConfigDict(extra="forbid")
@@ -44,8 +45,8 @@ Rollback = Annotated[RollbackBody | None, body_of(RollbackBody, optional=True)]
 @access("any key")
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has held, oldest first: since when, put there by whom and how."""
-    found = await serving.fetcher.pointer(name)
-    served = serving.registry.names.get(name)
+    found = await serving.runtime.fetcher.pointer(name)
+    served = serving.runtime.registry.names.get(name)
     current = current_index(found.history, served.digest if served else found.version)
     return json_answer(
         [asdict(e) | {"current": i == current} for i, e in enumerate(found.history)], {}
@@ -61,15 +62,15 @@ async def versions(name: AdapterName, serving: Served) -> Response:
 )
 @access("admin key")
 async def rollback(
-    request: Request, name: AdapterName, serving: Served, body: Rollback
+    request: Request, name: AdapterName, caller: Called, serving: Served, body: Rollback
 ) -> Response:
     """Point the name at an earlier version of its own."""
     asked = body.version if body else None
-    found = await serving.installer.rollback(name, asked, precondition(request), caller(request))
-    return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})
+    found = await serving.installer.rollback(name, asked, precondition(request), caller.name)
+    return json_answer(describe(found, serving.runtime.registry), {"ETag": etag(found.digest)})
 
 
-class LabelsBody(BaseModel):
+class LabelsBody(JsonBody):
     """A head's labels, in order, and what becomes of its logits."""
 
     model_config = ConfigDict(
@@ -96,6 +97,7 @@ class LabelsBody(BaseModel):
 async def labels(
     request: Request,
     name: AdapterName,
+    caller: Called,
     serving: Served,
     body: Annotated[LabelsBody, body_of(LabelsBody, strings=MOST_LABELS)],
 ) -> Response:
@@ -106,16 +108,16 @@ async def labels(
         tuple(body.labels),
         body.problem_type,
         precondition(request),
-        caller(request),
+        caller.name,
     )
     if done.name is None:  # pragma: no cover - only a dry run has none
         raise RuntimeError("labels were set and no name has them")
-    answer = describe(done.name, serving.registry)
+    answer = describe(done.name, serving.runtime.registry)
     answer |= {"unchanged": True} if done.unchanged else {}
     return json_answer(answer, {"ETag": etag(done.name.digest)})
 
 
-class CanaryBody(BaseModel):
+class CanaryBody(JsonBody):
     """Which version takes part, and in how much."""
 
     model_config = ConfigDict(extra="forbid")
@@ -147,13 +149,13 @@ TRIAL = ONE | documented(400, 409, 413, 415, 503, 507)
 )
 @access("admin key")
 async def canary(
-    request: Request,
     name: AdapterName,
+    caller: Called,
     serving: Served,
     body: Annotated[CanaryBody, body_of(CanaryBody)],
 ) -> Response:
     """Let another version answer a share of the requests."""
-    return await _begin(request, name, serving, "canary", body)
+    return await _begin(caller, name, serving, "canary", body)
 
 
 @router.post(
@@ -165,38 +167,38 @@ async def canary(
 )
 @access("admin key")
 async def shadow(
-    request: Request,
     name: AdapterName,
+    caller: Called,
     serving: Served,
     body: Annotated[ShadowBody, body_of(ShadowBody)],
 ) -> Response:
     """Run another version beside a share of the requests, compare, and do not answer with it."""
-    return await _begin(request, name, serving, "shadow", body)
+    return await _begin(caller, name, serving, "shadow", body)
 
 
 async def _begin(
-    request: Request,
+    caller: Caller,
     name: str,
     serving: Serving,
     mode: Literal["canary", "shadow"],
     body: CanaryBody,
 ) -> Response:
-    trial = Trial(mode, body.version, body.percent, body.sticky_by, by=caller(request))
+    trial = Trial(mode, body.version, body.percent, body.sticky_by, by=caller.name)
     found = await begin_trial(serving.installer, name, trial)
-    return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})
+    return json_answer(describe(found, serving.runtime.registry), {"ETag": etag(found.digest)})
 
 
 @router.post("/{name}/promote", response_class=Response, responses=TRIAL, dependencies=NOTHING)
 @access("admin key")
-async def promote(request: Request, name: AdapterName, serving: Served) -> Response:
+async def promote(name: AdapterName, caller: Called, serving: Served) -> Response:
     """Make the version on trial the current one."""
-    found = await end_trial(serving.installer, name, caller(request), promote=True)
-    return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})
+    found = await end_trial(serving.installer, name, caller.name, promote=True)
+    return json_answer(describe(found, serving.runtime.registry), {"ETag": etag(found.digest)})
 
 
 @router.post("/{name}/abort", response_class=Response, responses=TRIAL, dependencies=NOTHING)
 @access("admin key")
-async def abort(request: Request, name: AdapterName, serving: Served) -> Response:
+async def abort(name: AdapterName, caller: Called, serving: Served) -> Response:
     """End the trial; the current version stays."""
-    found = await end_trial(serving.installer, name, caller(request), promote=False)
-    return json_answer(describe(found, serving.registry), {"ETag": etag(found.digest)})
+    found = await end_trial(serving.installer, name, caller.name, promote=False)
+    return json_answer(describe(found, serving.runtime.registry), {"ETag": etag(found.digest)})

@@ -17,8 +17,9 @@ from app.adapters.config.sentence import Pooling
 from app.adapters.values import Task
 from app.api.access import access
 from app.api.answer import json_answer
-from app.api.errors import documented, invalid
-from app.api.keys import caller, usable
+from app.api.caller import Called
+from app.api.dialect import documented
+from app.api.refusal import invalid
 from app.api.serving import Served, Serving
 from app.catalog.install import How, PreconditionFailed
 from app.catalog.pointer import valid_name
@@ -183,6 +184,7 @@ async def put(
     request: Request,
     name: AdapterName,
     query: Annotated[UploadQuery, Query()],
+    caller: Called,
     serving: Served,
 ) -> Response:
     """Upload an adapter: bare safetensors, multipart, tar or zip of a PEFT folder."""
@@ -208,7 +210,7 @@ async def put(
                 query.stage,
                 query.dry_run,
                 asked,
-                caller(request),
+                caller.name,
                 query.path,
             ),
         )
@@ -216,23 +218,25 @@ async def put(
         dry = {"name": name, **done.report, "merged": False, "resident": False, "created": None}
         return json_answer({**dry, "dry_run": True}, {})
     if query.stage:
-        held = {**describe(done.name, serving.registry), **done.report, "merged": False}
+        held = {**describe(done.name, serving.runtime.registry), **done.report, "merged": False}
         return json_answer({**held, "staged": True}, {"Location": f"/adapters/{name}/versions"})
     headers = {"ETag": etag(done.name.digest), "Location": f"/adapters/{name}"}
-    answer = describe(done.name, serving.registry) | {"warnings": done.report["warnings"]}
+    answer = describe(done.name, serving.runtime.registry) | {"warnings": done.report["warnings"]}
     answer |= {"unchanged": True} if done.unchanged else {}
     return json_answer(answer, headers, 201 if done.created else 200)
 
 
 @router.get("", response_class=Response, responses=LIST, dependencies=NOTHING)
 @access("any key")
-async def list_all(request: Request, serving: Served) -> Response:
+async def list_all(caller: Called, serving: Served) -> Response:
     """Every adapter that is served."""
-    names = dict(serving.registry.names)  # what is served now: the list is written off the loop
+    names = dict(
+        serving.runtime.registry.names
+    )  # what is served now: the list is written off the loop
 
     def listed() -> Response:
-        shown = usable(request, names)
-        return json_answer([describe(names[name], serving.registry) for name in shown], {})
+        shown = caller.usable(names)
+        return json_answer([describe(names[name], serving.runtime.registry) for name in shown], {})
 
     return await asyncio.to_thread(listed)
 
@@ -242,11 +246,11 @@ async def list_all(request: Request, serving: Served) -> Response:
 @access("any key")
 async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
-    found = serving.registry.get(name)
+    found = serving.runtime.registry.get(name)
     tag = etag(found.digest)
     if _matches(request.headers.get("if-none-match", "").replace("W/", ""), found.digest):
         return Response(status_code=304, headers={"ETag": tag})
-    return json_answer(describe(found, serving.registry), {"ETag": tag})
+    return json_answer(describe(found, serving.runtime.registry), {"ETag": tag})
 
 
 @router.delete(
@@ -295,7 +299,7 @@ async def unmerge(name: AdapterName, serving: Served) -> Response:
 
 def _timed(found: Name, serving: Serving, started: float) -> Response:
     took_ms = round(1000 * (time.perf_counter() - started), 3)
-    return json_answer(describe(found, serving.registry) | {"took_ms": took_ms}, {})
+    return json_answer(describe(found, serving.runtime.registry) | {"took_ms": took_ms}, {})
 
 
 def etag(digest: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.api.errors import Refusal
+from app.api.errors import retry_after
+from app.api.refusal import Refusal
 
 LEAST_BYTES = 64 << 20
 BODIES = 16  # of the largest size
@@ -30,7 +31,7 @@ class BodyMemory:
                 "overloaded",
                 "the bodies of all requests together take too much memory: send it again in a second, "
                 "or in smaller parts",
-                headers={"Retry-After": "1", "retry-after-ms": "1000"},
+                headers=retry_after(1),
             )
         self.held += more
 

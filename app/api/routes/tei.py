@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
+from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from fastapi import APIRouter, Response
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from app.adapters.values import Scores
 from app.api.access import access
-from app.api.answer import json_answer
+from app.api.answer import json_answer, ran_headers
 from app.api.body import body_of, documented_body
-from app.api.choosing import ChosenByQuery, choose
-from app.api.classifying import Labelling, adapter_of, labelled, refuse_unanswerable
-from app.api.errors import documented, invalid
-from app.api.inputs import InputList, Text, read_inputs
-from app.api.reading import Texts
-from app.api.running import run
+from app.api.caller import Called
+from app.api.dialect import NATIVE
+from app.api.inputs import ChosenByQuery, InputList, Text, TextsBody, read_inputs
+from app.api.refusal import invalid
 from app.api.serving import Served
-from app.engine.windows import Direction
-from app.model.batch import Want
-from app.model.head import scores
+from app.inference.choose import Selection
+from app.inference.classify import LabelWish, classify, score
 
 router = APIRouter(tags=["text-embeddings-inference"])
-ERRORS = documented(400, 404, 413, 415, 422, 429, 503)
+TEXTS = replace(NATIVE, inputs="texts")
+ERRORS = NATIVE.documented(400, 404, 413, 415, 422, 429, 503)
 
 
 def read_sequences(value: Any) -> InputList:
@@ -63,38 +60,30 @@ Sequences = Annotated[
 ]
 
 
-class PredictBody(BaseModel):
+class PredictBody(TextsBody):
     """TEI's body; the adapter comes from the query."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"examples": [{"inputs": [["Is it late?", "My card has not arrived."]]}]},
+        json_schema_extra={"examples": [{"inputs": [["Is it late?", "My card has not arrived."]]}]}
     )
 
     inputs: Sequences
     raw_scores: bool = Field(False, description="Logits, without the activation.")
-    truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
-    truncation_direction: Direction = Field("right", description="Which end is cut.")
 
 
-class RerankBody(BaseModel):
+class RerankBody(TextsBody):
     """TEI's body; the adapter comes from the query and has a head of one label."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
         json_schema_extra={
             "examples": [{"query": "Where is my card?", "texts": ["It is late.", "A good film."]}]
-        },
+        }
     )
 
     query: Text = Field(min_length=1)
     texts: list[Text] = Field(min_length=1, fail_fast=True)
     raw_scores: bool = Field(False, description="The head's own numbers, without the sigmoid.")
     return_text: bool = Field(False, description="Each text beside its score.")
-    truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
-    truncation_direction: Direction = Field("right", description="Which end is cut.")
 
 
 PREDICTED: dict[int | str, dict[str, Any]] = {
@@ -124,22 +113,17 @@ RANKED: dict[int | str, dict[str, Any]] = {
 )
 @access("any key", model=True)
 async def predict(
-    request: Request,
     body: Annotated[PredictBody, body_of(PredictBody)],
     query: ChosenByQuery,
+    caller: Called,
     serving: Served,
 ) -> Response:
     """Labels for texts and pairs, in TEI's shapes; one adapter."""
-    items = body.inputs.items
     _refuse_several(query.adapter)
-    choice = await choose(request, serving, query.adapter, None, len(items))
-    refuse_unanswerable(request, serving, choice, items)
-    texts = Texts(items, body.truncate, body.truncation_direction)
-    ran = await run(request, serving, choice, texts, lambda _: Want("logits"))
-    found = await asyncio.to_thread(
-        labelled, request, serving, choice, items, ran, Labelling(body.raw_scores)
-    )
-    return json_answer(found[0][0] if body.inputs.single else found[0], ran.headers)
+    texts, wish = body.as_texts(body.inputs.items), LabelWish(body.raw_scores)
+    classified = await classify(serving.runtime, caller, texts, Selection(query.adapter), wish)
+    answers = classified.answers[0]
+    return json_answer(answers[0] if body.inputs.single else answers, ran_headers(classified.ran))
 
 
 @router.post(
@@ -148,34 +132,29 @@ async def predict(
     responses=RANKED | ERRORS,
     openapi_extra=documented_body(RerankBody),
 )
-@access("any key", model=True)
+@access("any key", model=True, dialect=TEXTS)
 async def rerank(
-    request: Request,
     body: Annotated[RerankBody, body_of(RerankBody)],
     query: ChosenByQuery,
+    caller: Called,
     serving: Served,
 ) -> Response:
     """The texts by how well each answers the query: one pair each, through a head of one label."""
     _refuse_several(query.adapter)
-    choice = await choose(request, serving, query.adapter, None, len(body.texts))
-    adapter = adapter_of(request, serving, choice.lines[0][0])
-    if adapter.task != "classify" or len(adapter.labels) != 1:
-        raise invalid("adapter", "does not rerank: its head has not exactly one label")
-    if body.return_text and request.state.shortened:
+    if body.return_text and body.shortened:
         raise invalid("return_text", "is asked for beside a text that is too long to be given back")
     if not all(body.texts):
         raise invalid(f"texts[{body.texts.index('')}]", "is empty")
-    pairs = [(body.query, text) for text in body.texts]
-    texts = Texts(pairs, body.truncate, body.truncation_direction)
-    ran = await run(request, serving, choice, texts, lambda _: Want("logits"))
-    kind: Scores = "none" if body.raw_scores else "sigmoid"
-    values = [float(scores(logits, kind)[0]) for logits in ran.lines[0]]
-    best = sorted(range(len(values)), key=lambda i: -values[i])
+    pairs = body.as_texts([(body.query, text) for text in body.texts])
+    scored = await score(
+        serving.runtime, caller, pairs, Selection(query.adapter), raw_scores=body.raw_scores
+    )
+    best = sorted(enumerate(scored.scores), key=lambda place: -place[1])
     answer = [
-        {"index": i, "score": values[i], **({"text": body.texts[i]} if body.return_text else {})}
-        for i in best
+        {"index": i, "score": value, **({"text": body.texts[i]} if body.return_text else {})}
+        for i, value in best
     ]
-    return json_answer(answer, ran.headers)
+    return json_answer(answer, ran_headers(scored.ran))
 
 
 def _refuse_several(adapters: list[str]) -> None:

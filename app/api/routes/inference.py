@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from app.adapters.config.sentence import Pooling
 from app.api.access import access
 from app.api.answer import (
     OCTETS,
     accepts_octets,
-    base64_strings,
-    float_lists,
-    header_list,
+    embedded_headers,
+    encoded,
     json_answer,
     octets,
+    ran_headers,
 )
 from app.api.body import body_of, documented_body
-from app.api.choosing import Choice, Chosen, ChosenByQuery, choose
-from app.api.classifying import Labelling, labelled, refuse_unanswerable
-from app.api.embedding import Wish, prompts, spaces, wants
-from app.api.errors import documented, invalid
-from app.api.inputs import Inputs, Prompt
-from app.api.reading import Texts
-from app.api.running import run
+from app.api.caller import Called
+from app.api.dialect import documented
+from app.api.inputs import ChosenByQuery, Inputs, Prompt, TextsBody
+from app.api.refusal import invalid
 from app.api.serving import Served
-from app.engine.windows import Direction
+from app.inference.choose import Choice, Selection
+from app.inference.classify import LabelWish, classify
+from app.inference.embed import EmbedWish, embed
 from app.inference.words import Strategy
-from app.model.batch import Want
 
 router = APIRouter(tags=["inference"])
 ERRORS = documented(400, 404, 413, 415, 422, 429, 503)
@@ -41,41 +38,42 @@ RETURN_ADAPTERS = (
 PER_INPUT = "One adapter per input, in order; null: the base."
 
 
-class EmbedBody(BaseModel):
-    """What is left out comes from the adapter, then from the base's own files."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"examples": [{"inputs": ["I love this film.", "How do I top up?"]}]},
-    )
+class InputsBody(TextsBody):
+    """What /embed and /classify have in common."""
 
     inputs: Inputs
     adapters: list[str | None] | None = Field(None, description=PER_INPUT, fail_fast=True)
+    return_adapters: bool = Field(False, description=RETURN_ADAPTERS)
+
+
+class EmbedBody(InputsBody):
+    """What is left out comes from the adapter, then from the base's own files."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"inputs": ["I love this film.", "How do I top up?"]}]}
+    )
+
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
-    truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
-    truncation_direction: Direction = Field("right", description="Which end is cut.")
     prompt: Prompt | None = Field(None, description="Put before each text.")
     prompt_name: str | None = Field(None, description="One of the base's own prompts.")
     pooling: Pooling | None = Field(None, description="How token states become one vector.")
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
     encoding_format: Literal["float", "base64"] = "float"
-    return_adapters: bool = Field(False, description=RETURN_ADAPTERS)
+
+    def wish(self) -> EmbedWish:
+        """How the vectors are wanted."""
+        return EmbedWish(
+            self.normalize, self.pooling, self.dimensions, self.prompt, self.prompt_name
+        )
 
 
-class ClassifyBody(BaseModel):
+class ClassifyBody(InputsBody):
     """The activation is the adapter's: softmax, sigmoid for multi-label, none for regression."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"examples": [{"inputs": "My card has not arrived.", "top_k": 3}]},
+        json_schema_extra={"examples": [{"inputs": "My card has not arrived.", "top_k": 3}]}
     )
 
-    inputs: Inputs
-    adapters: list[str | None] | None = Field(None, description=PER_INPUT, fail_fast=True)
-    truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
-    truncation_direction: Direction = Field("right", description="Which end is cut.")
     raw_scores: bool = Field(False, description="Logits, without the activation.")
     top_k: int | None = Field(None, ge=1, description="Only the best ones.")
     threshold: float | None = Field(
@@ -84,7 +82,10 @@ class ClassifyBody(BaseModel):
     aggregation_strategy: Strategy = Field(
         "simple", description="How an adapter that labels tokens groups them, as in transformers."
     )
-    return_adapters: bool = Field(False, description=RETURN_ADAPTERS)
+
+    def wish(self) -> LabelWish:
+        """How the labels are wanted."""
+        return LabelWish(self.raw_scores, self.top_k, self.threshold, self.aggregation_strategy)
 
 
 VECTORS: dict[str, Any] = {
@@ -139,34 +140,26 @@ CLASSIFIED: dict[int | str, dict[str, Any]] = {
     openapi_extra=documented_body(EmbedBody),
 )
 @access("any key", model=True)
-async def embed(
+async def embed_inputs(
     request: Request,
     body: Annotated[EmbedBody, body_of(EmbedBody)],
     query: ChosenByQuery,
+    caller: Called,
     serving: Served,
 ) -> Response:
     """Embeddings, each input through the adapter that was chosen for it."""
-    choice = await choose(request, serving, query.adapter, body.adapters, len(body.inputs.items))
     raw = accepts_octets(request.headers.get("accept", ""))
-    if raw and body.return_adapters:
-        raise invalid("return_adapters", f"is asked for, which {OCTETS} cannot carry: ask for JSON")
-    if raw and choice.fan_out:
-        raise invalid(
-            "adapter", f"is given several times, which {OCTETS} cannot carry: ask for JSON"
-        )
-    wish = Wish(body.normalize, body.pooling, body.dimensions, body.prompt, body.prompt_name)
-    items = body.inputs.items
-    prompt = prompts(serving, wish, items, choice)
-    texts = Texts(items, body.truncate, body.truncation_direction, prompt)
-    ran = await run(request, serving, choice, texts, wants(serving, wish, choice))
-    found = spaces(serving, wish, choice)
-    headers = ran.headers | {"X-Embedding-Space": header_list(found)}
     if raw:
-        return octets(ran.lines[0], headers)
-    encode = base64_strings if body.encoding_format == "base64" else float_lists
-    answers = [encode(rows) for rows in ran.lines]
-    answer = _shaped(choice.fan_out, choice.lines, answers)
-    return json_answer(_told(answer, choice, found) if body.return_adapters else answer, headers)
+        _refuse_octets(body, query.adapter)
+    texts, selection = body.as_texts(body.inputs.items), Selection(query.adapter, body.adapters)
+    embedded = await embed(serving.runtime, caller, texts, selection, body.wish())
+    headers, choice, lines = embedded_headers(embedded), embedded.ran.choice, embedded.ran.lines
+    if raw:
+        return octets(lines[0], headers)
+    answer = _shaped(choice, [encoded(rows, body.encoding_format) for rows in lines])
+    if body.return_adapters:
+        answer = _with_adapters(answer, choice, embedded.spaces)
+    return json_answer(answer, headers)
 
 
 @router.post(
@@ -176,27 +169,36 @@ async def embed(
     openapi_extra=documented_body(ClassifyBody),
 )
 @access("any key", model=True)
-async def classify(
-    request: Request,
+async def classify_inputs(
     body: Annotated[ClassifyBody, body_of(ClassifyBody)],
     query: ChosenByQuery,
+    caller: Called,
     serving: Served,
 ) -> Response:
     """Labels and scores from the heads that the chosen adapters bring along."""
-    choice = await choose(request, serving, query.adapter, body.adapters, len(body.inputs.items))
-    items = body.inputs.items
-    refuse_unanswerable(request, serving, choice, items)
-    texts = Texts(items, body.truncate, body.truncation_direction)
-    ran = await run(request, serving, choice, texts, lambda _: Want("logits"))
-    how = Labelling(body.raw_scores, body.top_k, body.threshold, body.aggregation_strategy)
-    answers = await asyncio.to_thread(labelled, request, serving, choice, items, ran, how)
-    if body.inputs.single:
-        answers = [line[0] for line in answers]
-    answer = _shaped(choice.fan_out, choice.lines, answers)
-    return json_answer(_told(answer, choice) if body.return_adapters else answer, ran.headers)
+    texts, selection = body.as_texts(body.inputs.items), Selection(query.adapter, body.adapters)
+    classified = await classify(serving.runtime, caller, texts, selection, body.wish())
+    choice, answers = classified.ran.choice, classified.answers
+    single = [line[0] for line in answers] if body.inputs.single else answers
+    answer = _shaped(choice, single)
+    if body.return_adapters:
+        answer = _with_adapters(answer, choice)
+    return json_answer(answer, ran_headers(classified.ran))
 
 
-def _told(answer: Any, choice: Choice, spaces: Sequence[str] | None = None) -> dict[str, Any]:
+def _refuse_octets(body: EmbedBody, adapters: Sequence[str]) -> None:
+    """Raises Refusal for what raw floats cannot carry."""
+    if body.return_adapters:
+        raise invalid("return_adapters", f"is asked for, which {OCTETS} cannot carry: ask for JSON")
+    if len(adapters) > 1:
+        raise invalid(
+            "adapter", f"is given several times, which {OCTETS} cannot carry: ask for JSON"
+        )
+
+
+def _with_adapters(
+    answer: Any, choice: Choice, spaces: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The answer beside every adapter that gave it, in the order of X-Adapter."""
     adapters: list[dict[str, str]] = [
         {"adapter": chosen.name, "version": chosen.digest} for chosen in choice.distinct
@@ -206,7 +208,8 @@ def _told(answer: Any, choice: Choice, spaces: Sequence[str] | None = None) -> d
     return {"answer": answer, "adapters": adapters}
 
 
-def _shaped(fan_out: bool, lines: list[list[Chosen]], answers: list[Any]) -> Any:
-    if not fan_out:
+def _shaped(choice: Choice, answers: Sequence[Any]) -> Any:
+    """One adapter's answer; of a fan-out an object of them, by their names as spelled."""
+    if not choice.fan_out:
         return answers[0]
-    return {line[0].spelled: answer for line, answer in zip(lines, answers, strict=True)}
+    return {line[0].spelled: answer for line, answer in zip(choice.lines, answers, strict=True)}

@@ -1,4 +1,4 @@
-"""Other servers' shapes for the same call: OpenAI's /v1/embeddings and /v1/models."""
+"""OpenAI's shapes for the same calls: /v1/embeddings and /v1/models."""
 
 from __future__ import annotations
 
@@ -6,24 +6,46 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from app.api.access import access
-from app.api.answer import base64_strings, float_lists, header_list, json_answer
-from app.api.body import body_of, documented_body
-from app.api.choosing import BASE, choose
-from app.api.embedding import Wish, prompts, spaces, wants
-from app.api.errors import OPENAI_SCHEMA, Refusal, documented, invalid
+from app.api.answer import embedded_headers, encoded, json_answer
+from app.api.body import JsonBody, body_of, documented_body
+from app.api.caller import Called
+from app.api.dialect import SCHEMA, Dialect
 from app.api.inputs import InputList, Inputs
-from app.api.keys import usable
-from app.api.reading import Texts
-from app.api.running import run
-from app.api.serving import Served, Serving
+from app.api.refusal import Refusal, invalid
+from app.api.serving import Served
+from app.inference.choose import BASE, Selection
+from app.inference.embed import EmbedWish, embed
+from app.inference.read import Texts
+from app.inference.runtime import Runtime
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 
-class OpenAIEmbeddingBody(BaseModel):
+def _error(refusal: Refusal, members: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's error object, with our own members beside it."""
+    error = {
+        "message": members["error"],
+        "type": refusal.error_type,
+        "param": next((p["field"] for p in refusal.problems if "field" in p), None),
+        "code": refusal.error_type,
+    }
+    return {**members, "error": error}
+
+
+ERROR = {
+    "type": "object",
+    "required": ["message", "type", "param", "code"],
+    "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
+}
+OPENAI = Dialect(
+    _error, {**SCHEMA, "properties": {**SCHEMA["properties"], "error": ERROR}}, inputs="input"
+)
+
+
+class OpenAIEmbeddingBody(JsonBody):
     """As OpenAI's clients send it; members they add beyond these are let through."""
 
     model_config = ConfigDict(
@@ -67,49 +89,44 @@ MODELS: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/embeddings",
     response_class=Response,
-    responses=EMBEDDED | documented(400, 404, 413, 415, 422, 429, 503, schema=OPENAI_SCHEMA),
+    responses=EMBEDDED | OPENAI.documented(400, 404, 413, 415, 422, 429, 503),
     openapi_extra=documented_body(OpenAIEmbeddingBody),
 )
-@access("any key", model=True)
+@access("any key", model=True, dialect=OPENAI)
 async def embeddings(
     request: Request,
     body: Annotated[OpenAIEmbeddingBody, body_of(OpenAIEmbeddingBody)],
+    caller: Called,
     serving: Served,
 ) -> Response:
     """OpenAI's embeddings call; `model` chooses the adapter."""
     if body.adapters is not None or "adapter" in request.query_params:
-        raise Refusal(
-            400,
-            "malformed",
-            "below /v1 the member model chooses the adapter, and nothing else does",
-        )
-    count = len(body.input.items)
-    choice = await choose(request, serving, [_adapter_of(serving, body.model)], None, count)
-    _refuse_foreign_ids(serving, body.input)
-    wish = Wish(dimensions=body.dimensions)
-    items = body.input.items
-    texts = Texts(items, prompt=prompts(serving, wish, items, choice))
-    ran = await run(request, serving, choice, texts, wants(serving, wish, choice))
-    rows = ran.lines[0]
-    vectors = base64_strings(rows) if body.encoding_format == "base64" else float_lists(rows)
+        why = "below /v1 the member model chooses the adapter, and nothing else does"
+        raise Refusal(400, "malformed", why)
+    _refuse_foreign_ids(serving.runtime, body.input)
+    texts = Texts(body.input.items, shortened=body.shortened)
+    selection = Selection([_adapter_of(serving.runtime, body.model)])
+    wish = EmbedWish(dimensions=body.dimensions)
+    embedded = await embed(serving.runtime, caller, texts, selection, wish)
+    vectors = encoded(embedded.ran.lines[0], body.encoding_format)
+    tokens = embedded.ran.token_count
     answer = {
         "object": "list",
         "data": [
             {"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)
         ],
         "model": body.model,
-        "usage": {"prompt_tokens": ran.tokens, "total_tokens": ran.tokens},
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    space = {"X-Embedding-Space": header_list(spaces(serving, wish, choice))}
-    return json_answer(answer, ran.headers | space)
+    return json_answer(answer, embedded_headers(embedded))
 
 
-def _refuse_foreign_ids(serving: Serving, inputs: InputList) -> None:
+def _refuse_foreign_ids(runtime: Runtime, inputs: InputList) -> None:
     """Raises Refusal for token ids that are not this tokenizer's: they would be vectors of another text.
 
     Its own begin and end with its special tokens; OpenAI's, which LangChain sends by default, do not.
     """
-    before, behind = serving.tokenizer.single.around
+    before, behind = runtime.tokenizer.single.around
     for i, item in enumerate(inputs.items):
         if isinstance(item, list) and not (
             tuple(item[: len(before)]) == before
@@ -124,19 +141,19 @@ def _refuse_foreign_ids(serving: Serving, inputs: InputList) -> None:
             )
 
 
-def _adapter_of(serving: Serving, model: str) -> str:
+def _adapter_of(runtime: Runtime, model: str) -> str:
     """base-id -> base; base-id:adapter -> adapter; versions stay behind."""
-    base = serving.engine.encoder.files.id
+    base = runtime.engine.encoder.files.id
     if model == base or model.startswith(f"{base}@"):
         return BASE + model.removeprefix(base)
     return model.removeprefix(f"{base}:")
 
 
 @router.get("/models", response_class=Response, responses=MODELS)
-@access("any key")
-async def models(request: Request, serving: Served) -> Response:
+@access("any key", dialect=OPENAI)
+async def models(caller: Called, serving: Served) -> Response:
     """Every name that `model` may be."""
-    encoder, names = serving.engine.encoder, dict(serving.registry.names)
+    encoder, names = serving.runtime.engine.encoder, dict(serving.runtime.registry.names)
     base = {"id": encoder.files.id, "object": "model", "created": 0, "owned_by": "base"}
 
     def listed() -> Response:
@@ -149,7 +166,7 @@ async def models(request: Request, serving: Served) -> Response:
                 "parent": encoder.files.id,
                 "version": names[name].digest,
             }
-            for name in usable(request, names)
+            for name in caller.usable(names)
         ]
         return json_answer({"object": "list", "data": [base, *adapters]}, {})
 

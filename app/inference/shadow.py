@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from app.api.choosing import Choice, Chosen
-from app.api.reading import Texts, read
-from app.api.serving import Serving
 from app.catalog.draw import distance, same
 from app.engine.engine import Ask
 from app.engine.queue import Asker, QueueFull
+from app.inference.choose import Choice, Chosen
+from app.inference.read import Texts, read
+from app.inference.runtime import Runtime
 from app.model.batch import Want
 
 log = logging.getLogger(__name__)
@@ -31,23 +31,23 @@ class Answered:
     lines: Sequence[Sequence[Tensor]]
 
 
-def shadow(serving: Serving, answered: Answered) -> None:
+def shadow(runtime: Runtime, answered: Answered) -> None:
     """Begin to run what was answered through the shadows that take part; nobody waits for it."""
     for chosen in answered.choice.distinct:
         if chosen.shadow is None:
             continue
-        queue = serving.engine.queue
-        if len(serving.shadows) >= AT_ONCE or queue.tokens > serving.engine.max_batch_tokens:
-            serving.metrics.shadow.labels(serving.metrics.label(chosen.name), "skipped").inc()
+        queue = runtime.engine.queue
+        if len(runtime.shadows) >= AT_ONCE or queue.tokens > runtime.engine.max_batch_tokens:
+            runtime.metrics.shadow.labels(runtime.metrics.label(chosen.name), "skipped").inc()
             continue
-        task = asyncio.create_task(_compare(serving, answered, chosen, chosen.shadow))
-        serving.shadows.add(task)
-        task.add_done_callback(serving.shadows.discard)
+        task = asyncio.create_task(_compare(runtime, answered, chosen, chosen.shadow))
+        runtime.shadows.add(task)
+        task.add_done_callback(runtime.shadows.discard)
 
 
-async def _compare(serving: Serving, answered: Answered, chosen: Chosen, digest: str) -> None:
-    counted, texts = serving.metrics.shadow, answered.texts
-    label = serving.metrics.label(chosen.name)
+async def _compare(runtime: Runtime, answered: Answered, chosen: Chosen, digest: str) -> None:
+    counted, texts = runtime.metrics.shadow, answered.texts
+    label = runtime.metrics.label(chosen.name)
     at = [
         (k, i)
         for k, line in enumerate(answered.choice.lines)
@@ -55,14 +55,14 @@ async def _compare(serving: Serving, answered: Answered, chosen: Chosen, digest:
         if c.stamp == chosen.stamp
     ]
     try:
-        version = await serving.fetcher.load_stored(digest)
+        version = await runtime.fetcher.load_stored(digest)
         other = replace(chosen, digest=digest, version=version)
         choice = Choice([[other] * len(at)], False)
         inputs = replace(texts, items=[texts.items[i] for _, i in at])
-        tokens = (await asyncio.to_thread(read, serving, choice, inputs))[0]
+        tokens = (await asyncio.to_thread(read, runtime, choice, inputs))[0]
         want = answered.want(other)
         asks = [Ask(t, want, version) for t in tokens]
-        found = await serving.engine.run(asks, Asker(client="shadow", source="shadow", bulk=True))
+        found = await runtime.engine.run(asks, Asker(client="shadow", source="shadow", bulk=True))
     except QueueFull:
         counted.labels(label, "skipped").inc()
         return
@@ -76,4 +76,4 @@ async def _compare(serving: Serving, answered: Answered, chosen: Chosen, digest:
         counted.labels(label, result).inc()
     apart = distance(rows, found.rows)
     if apart is not None:
-        serving.metrics.shadow_distance.labels(label).observe(apart)
+        runtime.metrics.shadow_distance.labels(label).observe(apart)
