@@ -10,8 +10,6 @@ import torch
 
 from app.adapters.receiving.source import Sources
 from app.api import json_text
-from app.api.draining import Drain
-from app.api.serving import Serving
 from app.catalog.disk import StoreUnusable
 from app.catalog.fetch import Fetcher
 from app.catalog.install import Installer
@@ -39,11 +37,11 @@ class StartRefused(Exception):
 
 
 def assemble(
-    settings: Settings, metrics: Metrics, drain: Drain, *, keyed: bool, may_write: bool
-) -> Serving:
-    """keyed: whether any key is needed for anything. may_write: whether the store can be changed.
+    settings: Settings, metrics: Metrics, *, may_write: bool = True
+) -> tuple[Runtime, Installer]:
+    """What answers, and what changes adapters; its engine is still to be started, its names loaded.
 
-    Blocks, for seconds. Raises StartRefused.
+    may_write: whether the store can be changed. Blocks, for seconds. Raises StartRefused.
     """
     store, encoder, tokenizer = _store_and_base(settings, may_write=may_write)
     engine = _engine(settings, encoder)
@@ -66,7 +64,7 @@ def assemble(
     )
     _show(metrics, engine, registry)
     runtime = Runtime(engine, tokenizer, registry, fetcher, metrics, settings.max_client_batch)
-    return Serving(runtime, installer, keyed=keyed, drain=drain)
+    return runtime, installer
 
 
 def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Encoder, TextTokenizer]:

@@ -52,9 +52,11 @@ def build(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with _alone(settings.store) as may_write:
             folders = await asyncio.to_thread(look_at_start, settings.adapters_dir)
-            app.state.serving = serving = await asyncio.to_thread(
-                assemble, settings, metrics, drain, keyed=bool(keys), may_write=may_write
+            runtime, installer = await asyncio.to_thread(
+                assemble, settings, metrics, may_write=may_write
             )
+            serving = Serving(runtime, installer, keyed=bool(keys), drain=drain)
+            app.state.serving = serving
             async with _engine_running(serving, settings.max_forward_seconds):
                 await serving.runtime.fetcher.load_all()
                 async with _beside(serving, settings.adapters_dir, folders):
