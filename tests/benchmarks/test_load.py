@@ -1,4 +1,4 @@
-"""bert-lora bench, as typed in a shell: against this server, and against stubs that misbehave."""
+"""python -m benchmarks.load, as typed in a shell: against this server, and against stubs that misbehave."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
-from app.tools import sending
-from app.tools.bench import report, table
-from app.tools.load import Load, arrivals, made_texts
-from app.tools.sending import Outcome, Run, retry_after_s
+from benchmarks.load import sending
+from benchmarks.load.__main__ import cli
+from benchmarks.load.arrivals import Load, arrivals, made_texts
+from benchmarks.load.percentiles import report, table
+from benchmarks.load.sending import Outcome, Run, retry_after_s
 from tests.conftest import Serve
 from tests.kinds import make_kind
 from tests.live import LiveServer
@@ -51,7 +51,7 @@ def stub() -> Iterator[Stubbed]:
 
 def run(*arguments: object) -> tuple[int, str]:
     """(exit code, everything printed)."""
-    done = CliRunner().invoke(cli, ["bench", *(str(a) for a in arguments)])
+    done = CliRunner().invoke(cli, [str(a) for a in arguments])
     return done.exit_code, done.output
 
 
@@ -261,7 +261,7 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_1() -> None:
         port = taken.getsockname()[1]
     code, printed = run(f"http://127.0.0.1:{port}", *SHORT)
     assert code == 1
-    assert printed.startswith(f"bert-lora: cannot reach http://127.0.0.1:{port}: ")
+    assert printed.startswith(f"benchmarks.load: cannot reach http://127.0.0.1:{port}: ")
     assert printed.count("\n") == 1
 
 
@@ -282,6 +282,6 @@ def test_a_load_that_makes_no_sense_is_refused(asked: tuple[str, ...], said: str
 
 def test_the_command_starts_without_torch() -> None:
     """Seconds of import, on cores that the measured server may need."""
-    script = "import sys, app.cli; assert 'aiohttp' not in sys.modules; import app.tools.bench"
+    script = "import sys, app.cli; assert 'aiohttp' not in sys.modules; import benchmarks.load.percentiles"
     script += "; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from app.tools.load import Arrival, Load, arrivals, request
+from benchmarks.load.arrivals import Arrival, Load, arrivals, request
 
 TIMEOUT, DISCONNECTED, UNSENT = "timeout", "connection failed", "not sent"
 MOST_OPEN = 4096  # a seventh of the ports that a Linux client has for one address

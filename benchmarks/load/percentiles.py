@@ -1,4 +1,4 @@
-"""`bert-lora bench`: how a running server answers a load, in percentiles.
+"""How a running server answers a load, in percentiles.
 
 What is counted are the arrivals after the warm-up; see sending.py for how they are sent.
 """
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import typer
 
-from app.tools.load import Load
-from app.tools.sending import Outcome, Progress, Run, send
+from benchmarks.load.arrivals import Load
+from benchmarks.load.sending import Outcome, Progress, Run, send
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 PACKAGES = ("bert-lora-server", "aiohttp", "numpy")
@@ -33,9 +33,9 @@ WORTH_SAYING = 0.1  # of p99: more lag than that, and the latencies are not the 
 def bench(load: Load, *, as_json: bool) -> tuple[str, bool]:
     """(what to print, whether any request succeeded). Raises Unreachable."""
     with _bar(load) as tell:
-        found = report(send(load, tell))
-    text = json.dumps(found, ensure_ascii=False) if as_json else table(found)
-    return text, found["succeeded"] > 0
+        measured = report(send(load, tell))
+    text = json.dumps(measured, ensure_ascii=False) if as_json else table(measured)
+    return text, measured["succeeded"] > 0
 
 
 def report(run: Run) -> dict[str, Any]:
