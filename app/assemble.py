@@ -102,7 +102,7 @@ def _engine(settings: Settings, encoder: Encoder) -> Engine:
 
 
 def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
-    """What is looked at when /metrics is asked for."""
+    """What is looked at when /metrics is name for."""
     metrics.busiest.known = registry.names.__contains__
     registry.on_remove = metrics.busiest.forget
     residents = registry.residents
@@ -122,14 +122,14 @@ def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
     )
 
 
-def _device(asked: str) -> torch.device:
+def _device(name: str) -> torch.device:
     """Raises StartRefused for a GPU that is not there."""
-    if asked == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
-        raise StartRefused(f"DEVICE={asked} is no device: auto, cpu, cuda or cuda:n") from None
+        raise StartRefused(f"DEVICE={name} is no device: auto, cpu, cuda or cuda:n") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StartRefused(f"DEVICE={asked}, but torch sees {torch.cuda.device_count()} GPUs")
+        raise StartRefused(f"DEVICE={name}, but torch sees {torch.cuda.device_count()} GPUs")
     return device

@@ -114,15 +114,15 @@ async def _engine_running(serving: Serving, max_forward_s: float) -> AsyncIterat
 
 def _keys(settings: Settings) -> list[Key]:
     """Of the settings and their files. Raises StartRefused."""
-    said, admin_said = (
+    entries, admin_entries = (
         secret.get_secret_value() if secret else None
         for secret in (settings.api_keys, settings.admin_keys)
     )
     try:
         return refuse_twice(
             [
-                *keys_of("api", said, settings.api_keys_file),
-                *keys_of("admin", admin_said, settings.admin_keys_file),
+                *keys_of("api", entries, settings.api_keys_file),
+                *keys_of("admin", admin_entries, settings.admin_keys_file),
             ]
         )
     except KeysRefused as error:

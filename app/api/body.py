@@ -91,11 +91,11 @@ def _refuse_other_media(request: Request, *, empty: bool) -> None:
     if empty:
         raise Refusal(400, "malformed", "the body is empty: send JSON")
     if media != "application/json" and not media.endswith("+json"):
-        said = f"not {media:.80}" if media else "and say so"
+        hint = f"not {media:.80}" if media else "and say so"
         raise Refusal(
             415,
             "unsupported_media_type",
-            f"send the body as JSON, {said}: -H 'Content-Type: application/json'",
+            f"send the body as JSON, {hint}: -H 'Content-Type: application/json'",
         )
 
 

@@ -201,10 +201,10 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
     The kernel drops peers that are gone, or take nothing of what was sent to them.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:
-        for family, _, _, _, address in dict.fromkeys(found if port else found[:1]):
+        for family, _, _, _, address in dict.fromkeys(addresses if port else addresses[:1]):
             # by its protocol's number, else asyncio leaves Nagle on: 40 ms an answer
             sockets.append(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             _bound(sockets[-1])

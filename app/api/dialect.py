@@ -36,7 +36,7 @@ SCHEMA: dict[str, Any] = {
                 },
             },
         },
-        "problem_count": {"type": "integer", "description": "Where not all of them are told."},
+        "problem_count": {"type": "integer", "description": "Where not all of them are here."},
         "nearest": {"type": "array", "items": {"type": "string"}},
     },
 }
@@ -91,11 +91,11 @@ def _short(text: str) -> str:
 
 def _within_bytes(problems: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """As many problems as an answer may hold."""
-    shown, remaining = [], MAX_PROBLEMS_BYTES
+    short_problems, remaining = [], MAX_PROBLEMS_BYTES
     for problem in problems:
         short = {name: _short(text) for name, text in problem.items()}
         remaining -= len(json.dumps(short))
         if remaining < 0:
             break
-        shown.append(short)
-    return shown
+        short_problems.append(short)
+    return short_problems

@@ -121,8 +121,8 @@ def _with_details(refusal: Refusal, error: Exception, scope: Scope) -> Refusal:
             ]
         case UnknownAdapter():
             key = scope.get("state", {}).get("key")
-            shown = error if key is None else error.among(key.may_use)
-            refusal.message, refusal.more = str(shown), {"nearest": shown.nearest}
+            visible = error if key is None else error.among(key.may_use)
+            refusal.message, refusal.more = str(visible), {"nearest": visible.nearest}
         case NoHead():
             refusal.more = {"adapters_with_head": list(error.adapters)}
         case QueueFull() | QuotaExceeded():

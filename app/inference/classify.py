@@ -107,11 +107,11 @@ def _with_head(runtime: Runtime, caller: Caller, chosen: Chosen) -> Adapter:
         for name, entry in runtime.registry.names.items()
         if entry.report["has_head"] and caller.may_use(name)
     )
-    shown = others[:MOST_NAMED]
+    some = others[:MOST_NAMED]
     who = f"adapter {chosen.name}" if chosen.version else "the base"
     raise NoHead(
-        f"{who} has no classification head; {len(others)} have one: {', '.join(shown) or 'none'}",
-        shown,
+        f"{who} has no classification head; {len(others)} have one: {', '.join(some) or 'none'}",
+        some,
     )
 
 

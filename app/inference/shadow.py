@@ -62,7 +62,7 @@ async def _compare(runtime: Runtime, answered: Answered, chosen: Chosen, digest:
         tokens = (await asyncio.to_thread(read, runtime, choice, inputs))[0]
         want = answered.want(other)
         asks = [Ask(t, want, version) for t in tokens]
-        found = await runtime.engine.run(asks, Asker(client="shadow", source="shadow", bulk=True))
+        answer = await runtime.engine.run(asks, Asker(client="shadow", source="shadow", bulk=True))
     except QueueFull:
         counted.labels(label, "skipped").inc()
         return
@@ -71,9 +71,9 @@ async def _compare(runtime: Runtime, answered: Answered, chosen: Chosen, digest:
         counted.labels(label, "failed").inc(len(at))
         return
     rows = [answered.lines[k][i] for k, i in at]
-    for row, shadowed in zip(rows, found.rows, strict=True):
+    for row, shadowed in zip(rows, answer.rows, strict=True):
         result = "same" if same(row, shadowed, want.kind) else "different"
         counted.labels(label, result).inc()
-    apart = distance(rows, found.rows)
+    apart = distance(rows, answer.rows)
     if apart is not None:
         runtime.metrics.shadow_distance.labels(label).observe(apart)

@@ -60,9 +60,9 @@ def word_groups(
         np.array([place is None for place in tokens.places]),
         how,
     )
-    found = grouping.aggregate(pieces, how)
+    groups = grouping.aggregate(pieces, how)
     return [
         {**entity, "score": float(entity["score"])}
-        for entity in found
+        for entity in groups
         if NOTHING not in (entity.get("entity"), entity.get("entity_group"))
     ]
