@@ -1,4 +1,6 @@
-"""Store, base, tokenizer, engine, installer, in order, from the settings: what a server serves with."""
+"""Store, base, tokenizer, engine, installer, in order, from the settings: what a server serves
+with.
+"""
 
 from __future__ import annotations
 

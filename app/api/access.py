@@ -1,8 +1,9 @@
 """What a request may do: said where its route is declared, and read from the route that it matched.
 
-Everything that asks about a request before its route runs (who may, how large its body may be, whether
-it waits for the model, how its errors look) asks the matched route, and never the path: so no two
-readings of one path can differ. A route that says nothing needs an admin key. Knows routes, no keys.
+Everything that asks about a request before its route runs (who may, how large its body may be,
+whether it waits for the model, how its errors look) asks the matched route, and never the path: so
+no two readings of one path can differ. A route that says nothing needs an admin key. Knows routes,
+no keys.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ LONGEST_COMPARED = 128  # characters of a path that is compared with the routes'
 
 @dataclass(frozen=True)
 class Access:
-    """needs: the least key, where the server has keys ("unrestricted": one that may use every adapter).
+    """needs: the least key, where the server has keys ("unrestricted": one that may use every
+    adapter).
 
     model: it waits for the model: it is shed while the queue is full (load shedding), and given up
     when its deadline is over. upload: its body is an adapter, which goes to the disk. probe: it is
@@ -74,7 +76,9 @@ def access_of(route: BaseRoute) -> Access:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """The route of a request. path: the route's own, with {name}; params: what stands in its place."""
+    """The route of a request. path: the route's own, with {name}; params: what stands in its
+    place.
+    """
 
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
@@ -83,9 +87,11 @@ class Matched:
 
 
 def match(routes: Sequence[BaseRoute], scope: Scope) -> Matched:
-    """The route that the app's router will run, found by the router's own rule; else why there is none.
+    """The route that the app's router will run, found by the router's own rule; else why there is
+    none.
 
-    refusal: 400 for a path with characters that cannot be printed, 404, or 405 with what is allowed.
+    refusal: 400 for a path with characters that cannot be printed, 404, or 405 with what is
+    allowed.
     """
     path: str = scope["path"]
     if not path.isprintable():

@@ -55,7 +55,9 @@ def documented_body(model: type[BaseModel], *, optional: bool = False) -> dict[s
 
 
 async def receive_body(request: Request) -> tuple[bytearray, bytes]:
-    """The whole body, and its digest, which stays when the body goes. Raises what the middlewares raise."""
+    """The whole body, and its digest, which stays when the body goes. Raises what the middlewares
+    raise.
+    """
     raw, digest = bytearray(), hashlib.blake2b(digest_size=16)
     async for chunk in request.stream():
         raw += chunk
@@ -78,7 +80,9 @@ async def _read(request: Request, model: type[M], *, optional: bool, strings: in
 
 
 def most_of(inputs: int, max_length: int, strings: int = 0) -> Most:
-    """What a body of so many inputs may hold: a list of token ids may be twice what is read of it."""
+    """What a body of so many inputs may hold: a list of token ids may be twice what is read of
+    it.
+    """
     return Most(
         strings=STRINGS_PER_INPUT * inputs + OTHERS + strings,
         scalars=2 * inputs * max_length + OTHERS,

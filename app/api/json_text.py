@@ -1,9 +1,9 @@
 """A JSON text under bounds: counted before it is parsed, and never parsed in one long piece.
 
 A parser holds Python's lock from end to end, and so does the decoding of a string: neighbours wait.
-The counting runs without the lock. Long strings are lifted out and decoded piece by piece. Of a string
-that is longer than anything reads, only its two ends stay. Why: docs/decisions/0016. Knows bytes, no
-bodies.
+The counting runs without the lock. Long strings are lifted out and decoded piece by piece. Of a
+string that is longer than anything reads, only its two ends stay. Why: docs/decisions/0016. Knows
+bytes, no bodies.
 """
 
 from __future__ import annotations
@@ -117,10 +117,11 @@ OPENING, CLOSING = (91, 123), (93, 125)  # [ { and ] }
 
 @compiled(nogil=True)
 def _string(raw: Any, start: int, size: int, pieces: Any) -> tuple[int, int]:
-    """Where the string that begins at `start` ends (at its closing quote, or with the text), in pieces.
+    """Where the string that begins at `start` ends (at its closing quote, or with the text), in
+    pieces.
 
-    pieces [m, 4] int64: filled with each piece's start, its end, the string's start and its end. size:
-    bytes of a piece, and a character's more. Returns the end and how many pieces there are.
+    pieces [m, 4] int64: filled with each piece's start, its end, the string's start and its end.
+    size: bytes of a piece, and a character's more. Returns the end and how many pieces there are.
     """
     i, last, count = start, start, 0
     after_half = False  # behind the first half of a surrogate pair the text cannot be cut
@@ -148,9 +149,9 @@ def _string(raw: Any, start: int, size: int, pieces: Any) -> tuple[int, int]:
 def _scan(raw: Any, lifted: int, size: int, counts: Any, pieces: Any) -> int:
     """Count what a JSON text holds, and find its long strings; how many pieces these have.
 
-    raw [n] uint8. lifted: bytes of a long string; size: of a piece of it. counts [5] int64: as STRINGS,
-    SCALARS, LISTS, DEPTH, LONGEST_NUMBER. pieces [m, 4] int64: as _string's.
-    What is no JSON is counted all the same, and refused by the parser.
+    raw [n] uint8. lifted: bytes of a long string; size: of a piece of it. counts [5] int64: as
+    STRINGS, SCALARS, LISTS, DEPTH, LONGEST_NUMBER. pieces [m, 4] int64: as _string's. What is no
+    JSON is counted all the same, and refused by the parser.
     """
     i, depth, filled = 0, 0, 0
     while i < len(raw):

@@ -1,4 +1,6 @@
-"""What every route works with, put together once by assemble.py and held by the app, never by a module."""
+"""What every route works with, put together once by assemble.py and held by the app, never by a
+module.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from app.inference.runtime import Runtime
 class Serving:
     """keyed: whether any key is needed for anything.
 
-    verifier: one thread, so that who has the weights read again takes no thread from others and waits
-    for whoever asked before.
+    verifier: one thread, so that who has the weights read again takes no thread from others and
+    waits for whoever asked before.
     """
 
     runtime: Runtime
@@ -29,7 +31,9 @@ class Serving:
 
 
 async def _serving(request: Request) -> Serving:
-    """async: FastAPI runs a plain function in a thread, which takes longer than all of this route."""
+    """async: FastAPI runs a plain function in a thread, which takes longer than all of this
+    route.
+    """
     serving: Serving = request.app.state.serving
     return serving
 

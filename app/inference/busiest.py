@@ -1,4 +1,6 @@
-"""Which adapters /metrics names: the busiest ones; the rest are one. Knows names; knows no metrics."""
+"""Which adapters /metrics names: the busiest ones; the rest are one. Knows names; knows no
+metrics.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ FADE_AFTER = 100  # requests for each named one, after which what has been count
 
 @dataclass(eq=False)
 class Busiest:
-    """most: how many are named. known: whether a name is served. dropped: told who is named no more."""
+    """most: how many are named. known: whether a name is served. dropped: told who is named no
+    more.
+    """
 
     most: int
     known: Callable[[str], bool]

@@ -1,6 +1,7 @@
 """Who calls, and what that allows: one value, made once, that goes all the way down.
 
-A server makes it from a request (api/caller.py); a script makes its own: `Caller()` may do everything.
+A server makes it from a request (api/caller.py); a script makes its own: `Caller()` may do
+everything.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ class Trace:
 
 @dataclass(frozen=True, eq=False)
 class Caller:
-    """key: None where none was needed. client: who shares fairly with others (a key, or an address).
+    """key: None where none was needed. client: who shares fairly with others (a key, or an
+    address).
 
     source: whose waiting tokens are counted together at admission. bulk: it stands back behind
     interactive callers. repeat: equal for the same request sent again, which may have booked its
-    admission; booked: it has come at its time. labels: what it says of itself by name (over HTTP its
-    headers), which a canary may stick by. trace: filled on the way.
+    admission; booked: it has come at its time. labels: what it says of itself by name (over HTTP
+    its headers), which a canary may stick by. trace: filled on the way.
     """
 
     key: Key | None = None

@@ -1,7 +1,7 @@
 """Which adapter runs which input: one for all, one each, a version, the base, or several.
 
-Choosing gives the version itself, which the call holds until its answer has left. Knows names; knows
-no tokens and no HTTP.
+Choosing gives the version itself, which the call holds until its answer has left. Knows names;
+knows no tokens and no HTTP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Selection:
-    """adapters: `name`, `name@version` or `base`; several: every input through each; none: the base.
+    """adapters: `name`, `name@version` or `base`; several: every input through each; none: the
+    base.
 
     per_input: one for each input instead; None in it is the base.
     """
@@ -37,7 +38,8 @@ class Selection:
 
 @dataclass(frozen=True)
 class Chosen:
-    """spelled: as the caller named it. digest: the version's, or the base's. version None: the base.
+    """spelled: as the caller named it. digest: the version's, or the base's. version None: the
+    base.
 
     arm: of the name's trial, where it has one. shadow: the version that is to run beside this one.
     """
@@ -72,7 +74,8 @@ class Choice:
 async def choose(runtime: Runtime, caller: Caller, selection: Selection, count: int) -> Choice:
     """Resolve a selection for `count` inputs.
 
-    Raises UnknownAdapter, UnknownVersion, Forbidden; Invalid, Ambiguous where its two halves disagree.
+    Raises UnknownAdapter, UnknownVersion, Forbidden; Invalid, Ambiguous where its two halves
+    disagree.
     """
     names = list(dict.fromkeys(selection.adapters))
     if selection.per_input is None:

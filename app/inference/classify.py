@@ -1,4 +1,6 @@
-"""Texts -> labels with scores, words with their places, or one score each, by the adapters' heads."""
+"""Texts -> labels with scores, words with their places, or one score each, by the adapters'
+heads.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ LOGITS = Want("logits")
 
 @dataclass(frozen=True)
 class LabelWish:
-    """How labels are wanted. raw_scores: the logits, without the activation. top_k, threshold: which.
+    """How labels are wanted. raw_scores: the logits, without the activation. top_k, threshold:
+    which.
 
     strategy: how an adapter that labels tokens groups them.
     """
@@ -116,7 +119,9 @@ def _with_head(runtime: Runtime, caller: Caller, chosen: Chosen) -> Adapter:
 
 
 def _refuse_no_text(texts: Texts, index: int, name: str) -> None:
-    """Raises InputRefused where an adapter that labels words gets something else than a whole text."""
+    """Raises InputRefused where an adapter that labels words gets something else than a whole
+    text.
+    """
     why = f"and {name} labels the words of a text, with their places"
     if not isinstance(texts.items[index], str):
         raise InputRefused(index, f"is no text, {why}")

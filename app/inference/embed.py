@@ -79,7 +79,9 @@ def _wants(runtime: Runtime, wish: EmbedWish, choice: Choice) -> Callable[[Chose
 def _prompts(
     runtime: Runtime, wish: EmbedWish, items: Sequence[Input], choice: Choice
 ) -> Callable[[Chosen], str]:
-    """What goes before each input, by adapter. Raises Invalid for an unknown name, or beside token ids."""
+    """What goes before each input, by adapter. Raises Invalid for an unknown name, or beside token
+    ids.
+    """
     if wish.prompt is not None and wish.prompt_name is not None:
         raise Invalid("prompt", "and prompt_name are both given: send one of them")
     wished = wish.prompt is not None or wish.prompt_name is not None

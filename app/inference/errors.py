@@ -1,4 +1,6 @@
-"""Why a call is not answered, before the model has seen it. What an HTTP client is told: api/errors.py."""
+"""Why a call is not answered, before the model has seen it. What an HTTP client is told:
+api/errors.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from collections.abc import Sequence
 
 
 class Invalid(Exception):
-    """One thing that was asked for is wrong. name: the member or parameter; reason: goes on from it."""
+    """One thing that was asked for is wrong. name: the member or parameter; reason: goes on from
+    it.
+    """
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} {reason}")

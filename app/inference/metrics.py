@@ -22,7 +22,9 @@ BATCH_TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
 class Metrics:
-    """One server's counters. A request through several adapters counts once for each that is named."""
+    """One server's counters. A request through several adapters counts once for each that is
+    named.
+    """
 
     def __init__(self, most_adapters: int = 200) -> None:
         """most_adapters: the busiest ones have labels of their own."""

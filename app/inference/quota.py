@@ -19,7 +19,8 @@ class QuotaExceeded(Exception):
 
     def __init__(self, whose: str, tokens_per_s: float, retry_after_s: float) -> None:
         super().__init__(
-            f"{whose} has used its {tokens_per_s:g} tokens a second; try again in {retry_after_s:.2f} s"
+            f"{whose} has used its {tokens_per_s:g} tokens a second (rate limit); try again in "
+            f"{retry_after_s:.2f} s"
         )
         self.retry_after_s = retry_after_s
 

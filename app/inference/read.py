@@ -15,8 +15,8 @@ from app.inference.runtime import Runtime
 class Texts:
     """The inputs, and how they are to be read.
 
-    truncate: cut what is too long, at the end that direction names; else it is refused. shortened: the
-    middle of a very long text was left out already. prompt: what goes before each, by adapter.
+    truncate: cut what is too long, at the end that direction names; else it is refused. shortened:
+    the middle of a very long text was left out already. prompt: what goes before each, by adapter.
     """
 
     items: Sequence[Input]

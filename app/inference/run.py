@@ -29,7 +29,9 @@ SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
 
 @dataclass(frozen=True, eq=False)
 class Ran:
-    """lines[k][i]: the k-th chosen line's fp32 row for input i; tokens[k][i]: what it was read as."""
+    """lines[k][i]: the k-th chosen line's fp32 row for input i; tokens[k][i]: what it was read
+    as.
+    """
 
     choice: Choice
     lines: list[list[Tensor]]

@@ -22,7 +22,7 @@ from app.engine.tokenizer import TextTokenizer, Tokens
 
 Strategy = Literal["none", "simple", "first", "average", "max"]
 NOTHING = "O"  # the label of what is no entity, left out as in transformers' pipeline
-# Said once per process, for tokenizers that do not mark a word's later pieces; grouping goes on by spaces.
+# Once per process, for tokenizers that do not mark a word's later pieces: grouping goes by spaces.
 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
 
 

@@ -1,4 +1,6 @@
-"""`bert-lora check`: the report that an upload would get, with no server, and a picture of the change."""
+"""`bert-lora check`: the report that an upload would get, with no server, and a picture of the
+change.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ NUMBERED = re.compile(r"(?P<before>.*?\.)(?P<layer>\d+)\.(?P<module>.+)")
 
 
 def check(source: Path, model: str | None, options: Options, *, as_json: bool) -> tuple[str, bool]:
-    """(what to print, whether the adapter would be served). Raises BaseRefused, EmbeddedBaseMissing."""
+    """(what to print, whether the adapter would be served). Raises BaseRefused,
+    EmbeddedBaseMissing.
+    """
     with workbench(model) as bench:
         try:
             with adapter_folder(source) as folder:

@@ -1,4 +1,5 @@
-"""`bert-lora extract`: a fully fine-tuned checkpoint of the same base -> an adapter in PEFT's folder.
+"""`bert-lora extract`: a fully fine-tuned checkpoint of the same base -> an adapter in PEFT's
+folder.
 
 Each changed Linear and Embedding becomes the best low-rank update of its difference (Eckart-Young:
 the largest singular values); LayerNorms, biases and the head, which are small, go along whole.
@@ -39,7 +40,9 @@ class CannotExtract(Exception):
 
 @dataclass(eq=False)
 class _Extracted:
-    """What goes into the folder. left: by module, the share of its difference that is not captured."""
+    """What goes into the folder. left: by module, the share of its difference that is not
+    captured.
+    """
 
     prefix: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -78,8 +81,8 @@ def extract(checkpoint: Path, model: str | None, rank: int, output: Path) -> str
         _encoder(base, tuned.base, rank, found)
         if not found.targets:
             raise CannotExtract(
-                f"no Linear and no Embedding of {checkpoint} differs from the base's: a LoRA adapter "
-                "needs one (a head, biases or norms alone are PEFT's modules_to_save)"
+                f"no Linear and no Embedding of {checkpoint} differs from the base's: a LoRA "
+                "adapter needs one (a head, biases or norms alone are PEFT's modules_to_save)"
             )
         if task:
             _head(head_tensors(checkpoint), found)
@@ -93,7 +96,8 @@ def extract(checkpoint: Path, model: str | None, rank: int, output: Path) -> str
         [
             f"share of each difference that rank {rank} leaves out:",
             *lines,
-            f"{output}: {report['bytes']:,} bytes, {len(found.tensors)} tensors, task {report['task']}",
+            f"{output}: {report['bytes']:,} bytes, {len(found.tensors)} tensors, "
+            f"task {report['task']}",
             f"the output differs from the checkpoint's by {100 * moved:.2f} % on the probe text "
             f"(the adapter moves it by {100 * report['delta']['relative']:.2f} %)",
         ]

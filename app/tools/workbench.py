@@ -36,7 +36,9 @@ class Workbench:
     loader: Loader
 
     def load(self, folder: Path, options: Options | None = None) -> Version:
-        """An adapter's folder, read and measured exactly as an upload is. Raises AdapterRejected."""
+        """An adapter's folder, read and measured exactly as an upload is. Raises
+        AdapterRejected.
+        """
         said = said_of(options or Options())
         digest = content_version(folder, said)
         return asyncio.run(load_version(self.loader, folder, digest, said, allow_noop=False))

@@ -1,5 +1,5 @@
-"""Who may ask for what: whether a request's key is enough for the route that it matched (access.py),
-and which adapters the key may use.
+"""Who may ask for what: whether a request's key is enough for the route that it matched
+(access.py), and which adapters the key may use.
 
 Keys are kept as digests and compared in constant time.
 """
@@ -34,7 +34,9 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_unless_admin(request: Request) -> None:
-    """Raises Refusal where the request could not use an admin route: for what only admins may ask."""
+    """Raises Refusal where the request could not use an admin route: for what only admins may
+    ask.
+    """
     refusal: Refusal | None = request.scope["state"]["admin_refusal"]()
     if refusal is not None:
         raise refusal
@@ -105,8 +107,8 @@ class Authenticate:
             return Refusal(
                 403,
                 "forbidden",
-                "without keys adapters are changed by a local name (localhost, 127.0.0.1) and from no "
-                "other site's page: set BERT_LORA_ADMIN_KEYS",
+                "without keys adapters are changed by a local name (localhost, 127.0.0.1) and from "
+                "no other site's page: set BERT_LORA_ADMIN_KEYS",
             )
         return Refusal(
             403,

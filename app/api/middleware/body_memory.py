@@ -1,7 +1,8 @@
-"""A bound for all bodies that are in memory together: each of them has its own cap, and there are many.
+"""A bound for all bodies that are in memory together: each of them has its own cap, and there are
+many.
 
-Of what is left a body may take a part, so that few large ones, which stall, leave room for many small
-ones. (Dynamic thresholds for a shared buffer: Choudhury and Hahne 1998.) Knows bytes.
+Of what is left a body may take a part, so that few large ones, which stall, leave room for many
+small ones. (Dynamic thresholds for a shared buffer: Choudhury and Hahne 1998.) Knows bytes.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class BodyMemory:
             raise Refusal(
                 429,
                 "overloaded",
-                "the bodies of all requests together take too much memory: send it again in a second, "
-                "or in smaller parts",
+                "the bodies of all requests together take too much memory: send it again in a "
+                "second, or in smaller parts",
                 headers=retry_after(1),
             )
         self.held += more

@@ -1,4 +1,6 @@
-"""Counts every request: its route, adapters, status and latency, and how many are being answered."""
+"""Counts every request: its route, adapters, status and latency, and how many are being
+answered.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The outermost: finds the route that a request matches, and marks its answer with the request's id."""
+"""The outermost: finds the route that a request matches, and marks its answer with the request's
+id.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ PAGE = {  # the page's script is in the page itself
 
 @dataclass(frozen=True)
 class Identify:
-    """Everything that stands inside reads the route, the id and the time from the request's state."""
+    """Everything that stands inside reads the route, the id and the time from the request's
+    state.
+    """
 
     app: ASGIApp
     drain: Drain

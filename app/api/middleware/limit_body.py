@@ -14,7 +14,9 @@ from app.api.refusal import BodyTooLarge
 
 @dataclass(frozen=True)
 class LimitBody:
-    """max_body_bytes: of any body but an upload's, which has max_upload_bytes and goes to the disk."""
+    """max_body_bytes: of any body but an upload's, which has max_upload_bytes and goes to the
+    disk.
+    """
 
     app: ASGIApp
     max_body_bytes: int
@@ -40,7 +42,9 @@ class LimitBody:
 
 @dataclass(eq=False)
 class _Body:
-    """One request's body on its way. announced, cap, received: bytes. memory None: it is not kept there."""
+    """One request's body on its way. announced, cap, received: bytes. memory None: it is not kept
+    there.
+    """
 
     receive: Receive
     announced: int

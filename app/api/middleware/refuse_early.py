@@ -1,4 +1,6 @@
-"""Refuses what no route would answer: a server that drains, a path without a route, an unread coding."""
+"""Refuses what no route would answer: a server that drains, a path without a route, an unread
+coding.
+"""
 
 from __future__ import annotations
 

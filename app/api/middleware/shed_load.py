@@ -1,7 +1,7 @@
 """Load shedding: while the queue is full, what comes is refused before it is parsed or tokenised.
 
-That would take time from those that were let in. A request that comes again when it was told to is let
-in. Knows the queue's door (engine/admission); knows nothing of what is asked.
+That would take time from those that were let in. A request that comes again when it was told to is
+let in. Knows the queue's door (engine/admission); knows nothing of what is asked.
 """
 
 from __future__ import annotations

@@ -122,9 +122,11 @@ async def embeddings(
 
 
 def _refuse_foreign_ids(runtime: Runtime, inputs: InputList) -> None:
-    """Raises Refusal for token ids that are not this tokenizer's: they would be vectors of another text.
+    """Raises Refusal for token ids that are not this tokenizer's: they would be vectors of another
+    text.
 
-    Its own begin and end with its special tokens; OpenAI's, which LangChain sends by default, do not.
+    Its own begin and end with its special tokens; OpenAI's, which LangChain sends by default, do
+    not.
     """
     before, behind = runtime.tokenizer.single.around
     for i, item in enumerate(inputs.items):
@@ -135,8 +137,8 @@ def _refuse_foreign_ids(runtime: Runtime, inputs: InputList) -> None:
             where = "input" if inputs.single else f"input[{i}]"
             raise invalid(
                 where,
-                f"holds token ids that are not this model's: its own begin with {list(before)} and end "
-                f"with {list(behind)}. Send texts; LangChain does with "
+                f"holds token ids that are not this model's: its own begin with {list(before)} and "
+                f"end with {list(behind)}. Send texts; LangChain does with "
                 "OpenAIEmbeddings(check_embedding_ctx_length=False)",
             )
 
