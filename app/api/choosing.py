@@ -26,7 +26,7 @@ from app.catalog.registry import (
     UnknownVersion,
     find_version,
 )
-from app.engine.version import Version
+from app.model.version import Version
 
 log = logging.getLogger(__name__)
 BASE = "base"

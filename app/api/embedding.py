@@ -12,7 +12,7 @@ from app.api.serving import Serving
 from app.catalog.golden import embedding_want
 from app.catalog.load import embedding_space
 from app.engine.tokenizer import Input
-from app.model.batch import Want
+from app.model.sequence import Want
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from app.catalog.install import MergeMemoryFull, PreconditionFailed
 from app.catalog.local_store import StaleRevision
 from app.catalog.registry import UnknownAdapter, UnknownVersion
 from app.catalog.trials import NoTrial
+from app.engine.admission import QueueFull
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
-from app.engine.queue import QueueFull
 from app.engine.tokenizer import InputRefused
 from app.inference.quota import QuotaExceeded
 

@@ -31,7 +31,7 @@ from app.api.running import run
 from app.api.serving import Served
 from app.engine.windows import Direction
 from app.inference.words import Strategy
-from app.model.batch import Want
+from app.model.sequence import Want
 
 router = APIRouter(tags=["inference"])
 ERRORS = documented(400, 404, 413, 415, 422, 429, 503)

@@ -18,7 +18,7 @@ from app.api.access import matched_of
 from app.api.body import receive_body
 from app.api.errors import Refusal, invalid, refusal_of, respond
 from app.api.serving import Serving
-from app.engine.queue import Asker, QueueFull
+from app.engine.admission import Asker, QueueFull
 
 PRIORITY = "x-priority"
 
@@ -57,16 +57,16 @@ class Gate:
             await self.app(scope, receive, send)
             return
         serving: Serving = scope["app"].state.serving
-        queue = serving.engine.queue
+        admission = serving.engine.admission
         source = _source(scope)
-        if not queue.shut_for(source):
+        if not admission.shut_for(source):
             await self.app(scope, receive, send)
             return
         try:
             body, digest = await receive_body(Request(scope, receive))
             key = hash((source, digest))
-            if not queue.claim(key):
-                raise queue.refuse(key)
+            if not admission.claim(key):
+                raise admission.refuse(key)
         except (QueueFull, HTTPException, Refusal) as error:
             request = Request(scope)
             await respond(request, refusal_of(error, request))(scope, receive, send)

@@ -23,11 +23,11 @@ from app.api.overload import asker_of
 from app.api.reading import Texts, read
 from app.api.serving import Serving
 from app.api.shadowing import Answered, shadow
-from app.engine.engine import Answer, Ask
-from app.engine.queue import QueueFull
+from app.engine.admission import QueueFull
+from app.engine.engine import Answer
 from app.engine.tokenizer import Input, Tokens
 from app.inference.quota import Charge
-from app.model.batch import Want
+from app.model.sequence import Sequence, Want
 
 T = TypeVar("T")
 SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
@@ -74,15 +74,18 @@ async def run(
     tokens = await _tokens(request, serving, choice, texts)
     tokenize_s = time.perf_counter() - started
     chosen = [c for line in choice.lines for c in line]
-    sequences = [t for row in tokens for t in row]
-    asks = [Ask(t, want(c), c.version) for c, t in zip(chosen, sequences, strict=True)]
+    base = serving.engine.base
+    sequences = [
+        Sequence(t.ids, t.types, want(c), c.version or base)
+        for c, t in zip(chosen, (t for line in tokens for t in line), strict=True)
+    ]
     counts: Counter[str] = Counter()
-    for c, t in zip(chosen, sequences, strict=True):
-        counts[c.name] += len(t.ids)
+    for c, sequence in zip(chosen, sequences, strict=True):
+        counts[c.name] += len(sequence.ids)
     charges = _charges(request, serving, counts, choice)
     serving.quotas.charge(charges)
     try:
-        answer = await _unless_gone(request, serving.engine.run(asks, asker))
+        answer = await _unless_gone(request, serving.engine.run(sequences, asker))
     except QueueFull:
         serving.quotas.give_back(charges)
         raise

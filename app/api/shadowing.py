@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -13,9 +13,8 @@ from app.api.choosing import Choice, Chosen
 from app.api.reading import Texts, read
 from app.api.serving import Serving
 from app.catalog.draw import distance, same
-from app.engine.engine import Ask
-from app.engine.queue import Asker, QueueFull
-from app.model.batch import Want
+from app.engine.admission import Asker, QueueFull
+from app.model.sequence import Sequence, Want
 
 log = logging.getLogger(__name__)
 AT_ONCE = 4  # comparisons; what comes beyond, or while a batch is waiting, is skipped
@@ -28,7 +27,7 @@ class Answered:
     choice: Choice
     texts: Texts
     want: Callable[[Chosen], Want]
-    lines: Sequence[Sequence[Tensor]]
+    lines: list[list[Tensor]]
 
 
 def shadow(serving: Serving, answered: Answered) -> None:
@@ -36,8 +35,8 @@ def shadow(serving: Serving, answered: Answered) -> None:
     for chosen in answered.choice.distinct:
         if chosen.shadow is None:
             continue
-        queue = serving.engine.queue
-        if len(serving.shadows) >= AT_ONCE or queue.tokens > serving.engine.max_batch_tokens:
+        waiting = serving.engine.admission.tokens
+        if len(serving.shadows) >= AT_ONCE or waiting > serving.engine.max_batch_tokens:
             serving.metrics.shadow.labels(serving.metrics.label(chosen.name), "skipped").inc()
             continue
         task = asyncio.create_task(_compare(serving, answered, chosen, chosen.shadow))
@@ -61,8 +60,9 @@ async def _compare(serving: Serving, answered: Answered, chosen: Chosen, digest:
         inputs = replace(texts, items=[texts.items[i] for _, i in at])
         tokens = (await asyncio.to_thread(read, serving, choice, inputs))[0]
         want = answered.want(other)
-        asks = [Ask(t, want, version) for t in tokens]
-        found = await serving.engine.run(asks, Asker(client="shadow", source="shadow", bulk=True))
+        sequences = [Sequence(t.ids, t.types, want, version) for t in tokens]
+        asker = Asker(client="shadow", source="shadow", bulk=True)
+        found = await serving.engine.run(sequences, asker)
     except QueueFull:
         counted.labels(label, "skipped").inc()
         return

@@ -20,8 +20,8 @@ from app.api.reading import Texts
 from app.api.running import run
 from app.api.serving import Served
 from app.engine.windows import Direction
-from app.model.batch import Want
 from app.model.head import scores
+from app.model.sequence import Want
 
 router = APIRouter(tags=["text-embeddings-inference"])
 ERRORS = documented(400, 404, 413, 415, 422, 429, 503)
