@@ -108,7 +108,7 @@ def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
     metrics.busiest.known = registry.names.__contains__
     registry.on_remove = metrics.busiest.forget
     residents = registry.residents
-    metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: engine.queue.tokens)
+    metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: engine.admission.tokens)
     metrics.watch("bert_lora_adapters", "Adapters served.", lambda: len(registry.names))
     metrics.watch("bert_lora_resident_adapters", "Versions in memory.", lambda: len(residents))
     metrics.watch("bert_lora_resident_bytes", "Memory of those.", lambda: residents.bytes)

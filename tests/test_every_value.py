@@ -24,9 +24,9 @@ from app.adapters.peft_folder import TASK_TYPES
 from app.adapters.values import ProblemType, Scores, Source, Task
 from app.api.routes.adapters import UploadQuery
 from app.catalog.draw import same
-from app.model.batch import Wanted
 from app.model.encoder import SERVED
 from app.model.head import pool, scores
+from app.model.sequence import Wanted
 from app.tools import certify
 
 ROWS = torch.tensor([[1.0, 5.0], [4.0, 0.0], [3.0, 2.0]])

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from app.api.access import matched_of
 from app.api.refusal import invalid
+from app.engine.admission import Asker
 from app.inference.caller import Caller, Key
 
 PRIORITY = "x-priority"
@@ -27,13 +28,16 @@ async def caller_of(request: Request) -> Caller:
     if priority not in ("interactive", "bulk"):
         raise invalid(PRIORITY, f"is {priority!r}; it may be interactive or bulk")
     source = source_of(scope)
+    asker = Asker(
+        client_of(scope),
+        source,
+        bulk=priority == "bulk",
+        key=hash((source, state["body_digest"])) if waits else None,
+        booked=state.get("booked", False),
+    )
     return Caller(
         key=key_of(scope),
-        client=client_of(scope),
-        source=source,
-        bulk=priority == "bulk",
-        repeat=hash((source, state["body_digest"])) if waits else None,
-        booked=state.get("booked", False),
+        asker=asker,
         address=request.client.host if request.client else "",
         labels=request.headers,
         trace=state["trace"],

@@ -23,8 +23,8 @@ from app.catalog.install import MergeMemoryFull, PreconditionFailed
 from app.catalog.local_store import StaleRevision
 from app.catalog.registry import UnknownAdapter, UnknownVersion
 from app.catalog.trials import NoTrial
+from app.engine.admission import QueueFull
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
-from app.engine.queue import QueueFull
 from app.engine.tokenizer import InputRefused
 from app.inference.errors import Ambiguous, Forbidden, Invalid, NoHead, TooManyInputs
 from app.inference.quota import QuotaExceeded
@@ -91,19 +91,18 @@ def _answer(scope: Scope, error: Exception) -> Response:
 
 def refusal_of(error: Exception, scope: Scope) -> Refusal:
     """The exception as a refusal; what is in no table is a bug: logged, 500."""
-    match error:
-        case Refusal():
-            return error
-        case RequestValidationError():
-            faults = error.errors()
-            return validation_refusal(faults, len(faults))
-        case HTTPException():
-            kind = HTTP_TYPES.get(error.status_code, f"http_{error.status_code}")
-            return Refusal(error.status_code, kind, str(error.detail), headers=error.headers or {})
-        case Invalid():
-            return invalid(error.name, error.reason)
-        case InputRefused():
-            return invalid(f"{dialect_of(scope).inputs}[{error.index}]", error.reason)
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, RequestValidationError):
+        faults = error.errors()
+        return validation_refusal(faults, len(faults))
+    if isinstance(error, HTTPException):
+        kind = HTTP_TYPES.get(error.status_code, f"http_{error.status_code}")
+        return Refusal(error.status_code, kind, str(error.detail), headers=error.headers or {})
+    if isinstance(error, Invalid):
+        return invalid(error.name, error.reason)
+    if isinstance(error, InputRefused):
+        return invalid(f"{dialect_of(scope).inputs}[{error.index}]", error.reason)
     status = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
     if status is None:
         log.error("unhandled", exc_info=error)
@@ -113,20 +112,19 @@ def refusal_of(error: Exception, scope: Scope) -> Refusal:
 
 def _with_details(refusal: Refusal, error: Exception, scope: Scope) -> Refusal:
     """What an exception says beside its message."""
-    match error:
-        case AdapterRejected():
-            refusal.problems = [
-                {"reason": p.reason, **({"tensor": p.tensor} if p.tensor else {})}
-                for p in error.problems
-            ]
-        case UnknownAdapter():
-            key = scope.get("state", {}).get("key")
-            visible = error if key is None else error.among(key.may_use)
-            refusal.message, refusal.more = str(visible), {"nearest": visible.nearest}
-        case NoHead():
-            refusal.more = {"adapters_with_head": list(error.adapters)}
-        case QueueFull() | QuotaExceeded():
-            refusal.headers = retry_after(error.retry_after_s)
+    if isinstance(error, AdapterRejected):
+        refusal.problems = [
+            {"reason": p.reason, **({"tensor": p.tensor} if p.tensor else {})}
+            for p in error.problems
+        ]
+    elif isinstance(error, UnknownAdapter):
+        key = scope.get("state", {}).get("key")
+        visible = error if key is None else error.among(key.may_use)
+        refusal.message, refusal.more = str(visible), {"nearest": visible.nearest}
+    elif isinstance(error, NoHead):
+        refusal.more = {"adapters_with_head": list(error.adapters)}
+    elif isinstance(error, QueueFull | QuotaExceeded):
+        refusal.headers = retry_after(error.retry_after_s)
     return refusal
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app.catalog.pointer import Trial
-from app.model.batch import Wanted
+from app.model.sequence import Wanted
 
 SAME_COSINE = 0.99
 SAME_VALUE = 0.01  # of a score without labels beside it, relative to it or to 1

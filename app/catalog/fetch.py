@@ -25,7 +25,7 @@ from app.catalog.load import Loader, from_store, load_version, to_store
 from app.catalog.local_store import Store, content_version
 from app.catalog.pointer import Pointer
 from app.catalog.registry import Name, Registry, UnknownAdapter
-from app.engine.version import Version
+from app.model.version import Version
 
 log = logging.getLogger(__name__)
 EAGER_S = 3.0  # of loading before the port opens; what is left then is loaded while serving

@@ -28,8 +28,8 @@ from app.catalog.local_store import Store, content_version
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, find_version, version_before
 from app.catalog.trials import with_fitting_trial
-from app.engine.version import Version
 from app.model.lora import merge_lora, merged_bytes
+from app.model.version import Version
 
 log = logging.getLogger(__name__)
 

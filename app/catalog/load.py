@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from app.catalog.golden import Golden, read_golden, verify
 from app.catalog.pointer import digest_of
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, TextTokenizer, tokenize
-from app.engine.version import Version
-from app.model.batch import Item, Want
 from app.model.delta import Layers, unmerged_layers
 from app.model.encoder import Delta, Encoder, States, distance
+from app.model.sequence import Sequence, Want
+from app.model.version import Version
 
 REPORT_FORMAT = 3  # of what is stored about a version; another one is measured again
 TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
@@ -45,7 +45,7 @@ class Loader:
 
     engine: Engine
     tokenizer: TextTokenizer
-    probe_ids: Sequence[int]
+    probe_ids: list[int]
     probe_states: States
 
 
@@ -85,7 +85,7 @@ async def load_version(
     return Version(digest, adapter, known, layers)
 
 
-def _delta(loader: Loader, more_ids: Sequence[int], layers: Layers) -> Delta:
+def _delta(loader: Loader, more_ids: list[int], layers: Layers) -> Delta:
     """What the layers do to the probe text, and to tokens that they replace."""
     encoder = loader.engine.encoder
     ids = [*loader.probe_ids, *more_ids][: encoder.max_length]
@@ -202,8 +202,9 @@ async def _refuse_overflow(loader: Loader, adapter: Adapter, layers: Layers) -> 
     if adapter.head is None:
         return
     ids, encoder = loader.probe_ids, loader.engine.encoder
-    item = Item(ids, [0] * len(ids), Want("logits"), layers, adapter.head)
-    logits = (await loader.engine.call(lambda: encoder.run([item])))[0]
+    version = Version("", adapter, {}, layers)
+    sequence = Sequence(ids, [0] * len(ids), Want("logits"), version)
+    logits = (await loader.engine.call(lambda: encoder.run([sequence])))[0]
     if not torch.isfinite(logits).all():
         raise AdapterRejected("with its head the probe text's logits are NaN or infinity")
 

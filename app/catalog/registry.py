@@ -15,7 +15,7 @@ from typing import Any
 from app.catalog.nearest import LONGEST, Nearest
 from app.catalog.pointer import Entry, Trial, current_index
 from app.catalog.residents import Residents
-from app.engine.version import Version
+from app.model.version import Version
 
 KEPT_OLD_VERSIONS = 16  # resident beside the current ones, for ?adapter=name@version
 SHORTEST_VERSION = 12

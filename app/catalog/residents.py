@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from app.engine.version import Version
+from app.model.version import Version
 
 
 class Residents:

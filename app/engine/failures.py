@@ -46,10 +46,18 @@ def lost_its_device(error: BaseException, ask: Callable[[], object]) -> bool:
     return False
 
 
-def told(index: int, error: BaseException, lost: str | None) -> ForwardFailed:
-    """What the client of the request's index-th input is told. lost: the error that ended the device."""
+def failure_of(index: int, error: BaseException, lost: str | None) -> ForwardFailed:
+    """What the client of the request's index-th input learns.
+
+    lost: the error that ended the device's context, where one did.
+    """
     if lost is not None:
         return DeviceLost(f"the device is lost ({lost}): this process is about to end")
     if isinstance(error, torch.OutOfMemoryError):
         return OutOfMemory(f"inputs[{index}]: {SHORT_OF_MEMORY}")
     return ForwardFailed(f"inputs[{index}]: {BUG}")
+
+
+def not_finite(index: int) -> NotFinite:
+    """The same where the answer holds NaN or infinity."""
+    return NotFinite(f"inputs[{index}]: {NOT_FINITE}")

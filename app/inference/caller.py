@@ -6,10 +6,12 @@ everything.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
+
+from app.engine.admission import Asker
 
 Arm = Literal["current", "canary"]
 
@@ -47,21 +49,14 @@ class Trace:
 
 @dataclass(frozen=True, eq=False)
 class Caller:
-    """key: None where none was needed. client: who shares fairly with others (a key, or an
-    address).
+    """key: None where none was needed. asker: as the engine knows it, for its turn in the queue.
 
-    source: whose waiting tokens are counted together at admission. bulk: it stands back behind
-    interactive callers. repeat: equal for the same request sent again, which may have booked its
-    admission; booked: it has come at its time. labels: what it says of itself by name (over HTTP
-    its headers), which a canary may stick by. trace: filled on the way.
+    labels: what it says of itself by name (over HTTP its headers), which a canary may stick by.
+    trace: filled on the way.
     """
 
     key: Key | None = None
-    client: Hashable = None
-    source: Hashable = None
-    bulk: bool = False
-    repeat: Hashable = None
-    booked: bool = False
+    asker: Asker = field(default_factory=Asker)
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     trace: Trace = field(default_factory=Trace)

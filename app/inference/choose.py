@@ -15,10 +15,10 @@ from app.catalog.disk import StoreUnavailable
 from app.catalog.draw import takes_part
 from app.catalog.pointer import Trial
 from app.catalog.registry import SHORTEST_VERSION, Name, UnknownVersion, find_version
-from app.engine.version import Version
 from app.inference.caller import Arm, Caller
 from app.inference.errors import Ambiguous, Forbidden, Invalid
 from app.inference.runtime import Runtime
+from app.model.version import Version
 
 log = logging.getLogger(__name__)
 BASE = "base"
@@ -38,23 +38,21 @@ class Selection:
 
 @dataclass(frozen=True)
 class Chosen:
-    """spelled: as the caller named it. digest: the version's, or the base's. version None: the
-    base.
+    """spelled: as the caller named it. version: what runs; the base is one, too.
 
     arm: of the name's trial, where it has one. shadow: the version that is to run beside this one.
     """
 
     spelled: str
     name: str
-    digest: str
-    version: Version | None
+    version: Version
     arm: Arm | None = None
     shadow: str | None = None
 
     @property
     def stamp(self) -> str:
         """name@digest."""
-        return f"{self.name}@{self.digest}"
+        return f"{self.name}@{self.version.digest}"
 
 
 @dataclass(frozen=True)
@@ -107,22 +105,22 @@ async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
         return await _current(runtime, caller, entry)
     digest = find_version(name, entry.history, prefix)
     if digest == entry.digest:
-        return Chosen(spelled, name, digest, await runtime.fetcher.ready(entry))
+        return Chosen(spelled, name, await runtime.fetcher.ready(entry))
     try:
         resident = runtime.registry.residents.use(digest)
         version = resident or await runtime.fetcher.load_stored(digest)
     except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
         raise UnknownVersion(f"{name} has version {digest}, but it cannot be loaded") from None
-    return Chosen(spelled, name, digest, version)
+    return Chosen(spelled, name, version)
 
 
 def _base(runtime: Runtime, spelled: str, prefix: str | None) -> Chosen:
-    digest = runtime.engine.encoder.digest
+    base = runtime.engine.base
     if prefix is not None and (
-        len(prefix) < SHORTEST_VERSION or not digest.startswith(prefix.lower())
+        len(prefix) < SHORTEST_VERSION or not base.digest.startswith(prefix.lower())
     ):
-        raise UnknownVersion(f"the base's version is {digest[:SHORTEST_VERSION]}")
-    return Chosen(spelled, BASE, digest, None)
+        raise UnknownVersion(f"the base's version is {base.digest[:SHORTEST_VERSION]}")
+    return Chosen(spelled, BASE, base)
 
 
 async def _current(runtime: Runtime, caller: Caller, entry: Name) -> Chosen:
@@ -130,25 +128,23 @@ async def _current(runtime: Runtime, caller: Caller, entry: Name) -> Chosen:
     name, trial = entry.name, entry.trial
     if trial is None:
         version = await runtime.fetcher.ready(entry)
-        return Chosen(name, name, version.digest, version)
+        return Chosen(name, name, version)
     drawn = takes_part(trial, _sticky_value(caller, trial))
     if drawn and trial.mode == "canary":
         try:
             version = await runtime.fetcher.load_stored(trial.version)
-            return Chosen(name, name, version.digest, version, "canary")
+            return Chosen(name, name, version, "canary")
         except (AdapterRejected, StoreUnavailable) as error:
             log.error("canary %s of %s cannot be loaded: %s", trial.version[:12], name, error)
     version = await runtime.fetcher.ready(entry)
     shadow = trial.version if drawn and trial.mode == "shadow" else None
-    return Chosen(name, name, version.digest, version, "current", shadow)
+    return Chosen(name, name, version, "current", shadow)
 
 
 def _sticky_value(caller: Caller, trial: Trial) -> str | None:
     """What the call has in common with others that are to meet the same version."""
-    match trial.sticky_by:
-        case None:
-            return None
-        case "client":
-            return caller.name or caller.address
-        case label:
-            return caller.labels.get(label)
+    if trial.sticky_by is None:
+        return None
+    if trial.sticky_by != "client":
+        return caller.labels.get(trial.sticky_by)
+    return caller.name or caller.address

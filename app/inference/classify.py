@@ -14,14 +14,14 @@ from torch import Tensor
 from app.adapters.values import Adapter, Scores
 from app.engine.tokenizer import Input, InputRefused, Tokens
 from app.inference.caller import Caller
-from app.inference.choose import Chosen, Selection, choose
+from app.inference.choose import BASE, Chosen, Selection, choose
 from app.inference.errors import Invalid, NoHead
 from app.inference.read import Texts
 from app.inference.run import Ran, run
 from app.inference.runtime import Runtime
 from app.inference.words import Strategy, word_groups
-from app.model.batch import Want
 from app.model.head import scores
+from app.model.sequence import Want
 
 MOST_NAMED = 50  # adapters of a refusal
 LOGITS = Want("logits")
@@ -102,8 +102,8 @@ async def score(
 
 def _with_head(runtime: Runtime, caller: Caller, chosen: Chosen) -> Adapter:
     """The chosen adapter, which has a head. Raises NoHead."""
-    adapter = chosen.version.adapter if chosen.version else None
-    if adapter is not None and adapter.head is not None:
+    adapter = chosen.version.adapter
+    if adapter.head is not None:
         return adapter
     others = sorted(
         name
@@ -111,7 +111,7 @@ def _with_head(runtime: Runtime, caller: Caller, chosen: Chosen) -> Adapter:
         if entry.report["has_head"] and caller.may_use(name)
     )
     some = others[:MOST_NAMED]
-    who = f"adapter {chosen.name}" if chosen.version else "the base"
+    who = "the base" if chosen.name == BASE else f"adapter {chosen.name}"
     raise NoHead(
         f"{who} has no classification head; {len(others)} have one: {', '.join(some) or 'none'}",
         some,
@@ -135,17 +135,11 @@ def _labelled(
     """One answer per line and input."""
     return [
         [
-            _labels(runtime, _adapter(c), item, tokens, logits, wish)
+            _labels(runtime, c.version.adapter, item, tokens, logits, wish)
             for c, item, tokens, logits in zip(line, items, read, rows, strict=True)
         ]
         for line, read, rows in zip(ran.choice.lines, ran.tokens, ran.lines, strict=True)
     ]
-
-
-def _adapter(chosen: Chosen) -> Adapter:
-    if chosen.version is None:  # pragma: no cover - refused before
-        raise RuntimeError("the base has no head")
-    return chosen.version.adapter
 
 
 def _labels(

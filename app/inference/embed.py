@@ -15,7 +15,7 @@ from app.inference.errors import Invalid
 from app.inference.read import Texts
 from app.inference.run import Ran, run
 from app.inference.runtime import Runtime
-from app.model.batch import Want
+from app.model.sequence import Want
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,11 @@ def _prompt(runtime: Runtime, wish: EmbedWish, chosen: Chosen) -> str:
 
 def _spaces(runtime: Runtime, wish: EmbedWish, choice: Choice) -> list[str]:
     """In which space each adapter's vectors lie. A pooling that was wished for is a space apart."""
-    base, spaces = runtime.engine.encoder.digest, []
+    base, spaces = runtime.engine.base, []
     for chosen in choice.distinct:
-        space = embedding_space(base, chosen.digest if chosen.version else None)
+        space = embedding_space(
+            base.digest, None if chosen.version is base else chosen.version.digest
+        )
         apart = wish.pooling not in (None, runtime.sentence(chosen.version).pooling)
         spaces.append(f"{space};pooling={wish.pooling}" if apart else space)
     return spaces

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from app.engine.engine import Answer, Ask
-from app.engine.queue import Asker, QueueFull
+from app.engine.admission import QueueFull
+from app.engine.engine import Answer
 from app.engine.tokenizer import Input, Tokens
 from app.inference.caller import Caller
 from app.inference.choose import Choice, Chosen
@@ -22,7 +22,7 @@ from app.inference.quota import Charge
 from app.inference.read import Texts, read
 from app.inference.runtime import Runtime
 from app.inference.shadow import Answered, shadow
-from app.model.batch import Want
+from app.model.sequence import Sequence, Want
 
 SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
 
@@ -85,9 +85,9 @@ async def _engine_run(
     tokens: list[list[Tokens]],
     want: Callable[[Chosen], Want],
 ) -> Answer:
-    asks = [Ask(sequence, want(c), c.version) for c, sequence in _pairs(choice, tokens)]
-    asker = Asker(caller.client, caller.source, caller.bulk, caller.repeat, caller.booked)
-    return await runtime.engine.run(asks, asker)
+    pairs = _pairs(choice, tokens)
+    sequences = [Sequence(t.ids, t.types, want(c), c.version) for c, t in pairs]
+    return await runtime.engine.run(sequences, caller.asker)
 
 
 def _pairs(choice: Choice, tokens: list[list[Tokens]]) -> list[tuple[Chosen, Tokens]]:

@@ -10,9 +10,9 @@ from app.catalog.fetch import Fetcher
 from app.catalog.registry import Registry
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer
-from app.engine.version import Version
 from app.inference.metrics import Metrics
 from app.inference.quota import Quotas
+from app.model.version import Version
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,6 @@ class Runtime:
     quotas: Quotas = field(default_factory=Quotas)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def sentence(self, version: Version | None) -> Sentence:
-        """How the version makes vectors: its own word, then the base's. None: the base."""
-        return self.engine.encoder.sentence(version.adapter if version else None)
+    def sentence(self, version: Version) -> Sentence:
+        """How the version makes vectors: its own word, then the base's."""
+        return self.engine.encoder.sentence(version.adapter)

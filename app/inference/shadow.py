@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from app.catalog.draw import distance, same
-from app.engine.engine import Ask
-from app.engine.queue import Asker, QueueFull
+from app.engine.admission import Asker, QueueFull
 from app.inference.choose import Choice, Chosen
 from app.inference.read import Texts, read
 from app.inference.runtime import Runtime
-from app.model.batch import Want
+from app.model.sequence import Sequence, Want
 
 log = logging.getLogger(__name__)
 AT_ONCE = 4  # comparisons; what comes beyond, or while a batch is waiting, is skipped
@@ -28,7 +27,7 @@ class Answered:
     choice: Choice
     texts: Texts
     want: Callable[[Chosen], Want]
-    lines: Sequence[Sequence[Tensor]]
+    lines: list[list[Tensor]]
 
 
 def shadow(runtime: Runtime, answered: Answered) -> None:
@@ -36,8 +35,8 @@ def shadow(runtime: Runtime, answered: Answered) -> None:
     for chosen in answered.choice.distinct:
         if chosen.shadow is None:
             continue
-        queue = runtime.engine.queue
-        if len(runtime.shadows) >= AT_ONCE or queue.tokens > runtime.engine.max_batch_tokens:
+        waiting = runtime.engine.admission.tokens
+        if len(runtime.shadows) >= AT_ONCE or waiting > runtime.engine.max_batch_tokens:
             runtime.metrics.shadow.labels(runtime.metrics.label(chosen.name), "skipped").inc()
             continue
         task = asyncio.create_task(_compare(runtime, answered, chosen, chosen.shadow))
@@ -56,13 +55,14 @@ async def _compare(runtime: Runtime, answered: Answered, chosen: Chosen, digest:
     ]
     try:
         version = await runtime.fetcher.load_stored(digest)
-        other = replace(chosen, digest=digest, version=version)
+        other = replace(chosen, version=version)
         choice = Choice([[other] * len(at)], False)
         inputs = replace(texts, items=[texts.items[i] for _, i in at])
         tokens = (await asyncio.to_thread(read, runtime, choice, inputs))[0]
         want = answered.want(other)
-        asks = [Ask(t, want, version) for t in tokens]
-        answer = await runtime.engine.run(asks, Asker(client="shadow", source="shadow", bulk=True))
+        sequences = [Sequence(t.ids, t.types, want, version) for t in tokens]
+        asker = Asker(client="shadow", source="shadow", bulk=True)
+        answer = await runtime.engine.run(sequences, asker)
     except QueueFull:
         counted.labels(label, "skipped").inc()
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,11 +23,13 @@ from app.adapters.config.sentence import Sentence
 from app.adapters.values import Adapter
 from app.model import attention, head
 from app.model.base_files import BaseFiles, BaseRefused, head_tensors
-from app.model.batch import Batch, Item, Want, pack, segments
+from app.model.batch import Batch, pack, segments
 from app.model.delta import BASE_LAYERS, Layers
 from app.model.fast_paths import try_paths
 from app.model.lora import LinearWithLoRA, Route, insert_lora
 from app.model.machine import first_line
+from app.model.sequence import Sequence, Want
+from app.model.version import Version
 
 SERVED = (
     "bert",
@@ -53,8 +55,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Encoder:
     """One frozen base. Several threads may run it, each its own batch.
 
-    digest: sha256 over every parameter and buffer at load. max_length: tokens per sequence.
-    slow_paths: see FastPaths.slow.
+    version: the base itself, for sequences that no adapter changes; its digest is sha256 over every
+    parameter and buffer at load. max_length: tokens per sequence. slow_paths: see FastPaths.slow.
     """
 
     model: nn.Module
@@ -66,13 +68,18 @@ class Encoder:
     vocabulary: int
     wrappers: dict[str, LinearWithLoRA]
     route: Route
-    digest: str
+    version: Version
     slow_paths: Mapping[str, str]
     _frozen: list[tuple[str, Tensor]]
     _first_position: int
     _takes_types: bool
     _pooler: LinearWithLoRA | None = field(default=None)
     _varlen: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The base's, as it was at load."""
+        return self.version.digest
 
     @property
     def type_vocabulary(self) -> int:
@@ -93,17 +100,17 @@ class Encoder:
 
     @torch.inference_mode()
     def run(
-        self, items: Sequence[Item], between: Callable[[], None] = lambda: None
+        self, sequences: list[Sequence], between: Callable[[], None] = lambda: None
     ) -> list[Tensor]:
-        """Embeddings or logits (fp32, on the CPU), one per item, in the items' order.
+        """Embeddings or logits (float32, on the CPU), one per sequence, in their order.
 
-        between: called before each Linear; it may run other items first, or raise to give this up.
+        between: called before each Linear; it may run other sequences first, or raise to give these up.
         """
-        batch = pack(items, self.device, self._padding)
+        batch = pack(sequences, self.device, self._padding)
         hidden = self._forward(batch, between).last_hidden_state[0]
-        found = head.answers(hidden, batch, self._pool if self._pooler else None)
-        ordered: list[Tensor | None] = [None] * len(items)
-        for place, row in zip(batch.order, found, strict=True):
+        rows = head.answers(hidden, batch, self._pool if self._pooler else None)
+        ordered: list[Tensor | None] = [None] * len(sequences)
+        for place, row in zip(batch.order, rows, strict=True):
             ordered[place] = row
         return [row for row in ordered if row is not None]
 
@@ -122,20 +129,21 @@ class Encoder:
                 **more,
             )
 
-    def _pool(self, rows: Tensor, items: list[Item]) -> Tensor:
-        """The base's pooler over first-token rows [S, H], each through its item's adapter."""
-        with self.route.run(segments(items, [1] * len(items))):
+    def _pool(self, rows: Tensor, sequences: list[Sequence]) -> Tensor:
+        """The base's pooler over first-token rows [S, H], each through its sequence's layers."""
+        with self.route.run(segments(sequences, [1] * len(sequences))):
             return torch.tanh(self._pooler(rows))  # type: ignore[misc]
 
     @torch.inference_mode()
-    def states(self, ids: Sequence[int], layers: Layers = BASE_LAYERS) -> States:
+    def states(self, ids: Iterable[int], layers: Layers = BASE_LAYERS) -> States:
         """One text's hidden states, through an adapter's layers or the plain base."""
-        items = [Item(ids, [0] * len(ids), Want("embedding", normalize=False), layers)]
-        out = self._forward(pack(items, self.device, self._padding), output_hidden_states=True)
+        tokens, version = list(ids), replace(self.version, layers=layers)
+        text = Sequence(tokens, [0] * len(tokens), Want("embedding", normalize=False), version)
+        out = self._forward(pack([text], self.device, self._padding), output_hidden_states=True)
         last = out.last_hidden_state[0]
         ends = [last.flatten()]
         if self._pooler is not None:
-            ends.append(self._pool(last[:1], items)[0])
+            ends.append(self._pool(last[:1], [text])[0])
         return States([h[0].double() for h in out.hidden_states[1:]], torch.cat(ends).double())
 
     def digest_now(self) -> str:
@@ -197,7 +205,7 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         config.vocab_size,
         wrappers,
         route,
-        _digest(frozen),
+        Version(_digest(frozen), Adapter({}, layout="base"), {}, BASE_LAYERS),
         paths.slow,
         frozen,
         first,

@@ -15,9 +15,10 @@ from transformers.activations import ACT2FN
 
 from app.adapters.config.sentence import Pooling
 from app.adapters.values import Dense, Head, Scores
-from app.model.batch import Batch, Item
+from app.model.batch import Batch
+from app.model.sequence import Sequence, Want
 
-Pooler = Callable[[Tensor, list[Item]], Tensor]
+Pooler = Callable[[Tensor, list[Sequence]], Tensor]
 
 
 def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]:
@@ -28,18 +29,19 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
     Each embedding is computed on its own, so that its bits do not depend on its neighbours.
     """
     poolers = _pooler_rows(hidden, batch, pooler)
-    results: list[Tensor | None] = [None] * len(batch.items)
+    results: list[Tensor | None] = [None] * len(batch.sequences)
     logits: dict[int, list[int]] = {}
-    for i, item in enumerate(batch.items):
-        if item.want.kind == "logits":
-            logits.setdefault(id(item.head), []).append(i)
+    for i, sequence in enumerate(batch.sequences):
+        if sequence.want.kind == "logits":
+            logits.setdefault(id(sequence.head), []).append(i)
             continue
-        pooling = item.want.pooling
+        want = sequence.want
         start = batch.starts[i]
         rows = hidden[start : start + batch.lengths[i]]
-        results[i] = _embedding(poolers[i] if pooling == "pooler" else pool(rows, pooling), item)
+        row = poolers[i] if want.pooling == "pooler" else pool(rows, want.pooling)
+        results[i] = _embedding(row, want)
     for members in logits.values():
-        head = batch.items[members[0]].head
+        head = batch.sequences[members[0]].head
         if head is None:  # pragma: no cover - the door refuses this
             raise ValueError("logits were asked of an adapter without a head")
         states = [_states(hidden, batch, i, head, poolers) for i in members]
@@ -114,21 +116,28 @@ def _dense(x: Tensor, layer: Dense) -> Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
-def _embedding(row: Tensor, item: Item) -> Tensor:
+def _embedding(row: Tensor, want: Want) -> Tensor:
     """Cut to the dimensions asked for, then to length 1 (Kusupati et al. 2022, matryoshka)."""
-    row = row.float()[: item.want.dimensions]
-    return F.normalize(row, dim=0) if item.want.normalize else row
+    row = row.float()[: want.dimensions]
+    return F.normalize(row, dim=0) if want.normalize else row
 
 
 def _pooler_rows(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> dict[int, Tensor]:
     """The base's pooler's output [H] for each sequence that asks for it, through its own adapter."""
-    asking = [
-        i
-        for i, item in enumerate(batch.items)
-        if (item.want.kind == "embedding" and item.want.pooling == "pooler")
-        or (item.want.kind == "logits" and item.head is not None and item.head.source == "pooler")
-    ]
+    asking = [i for i, sequence in enumerate(batch.sequences) if _reads_pooler(sequence)]
     if not asking or pooler is None:
         return {}
     first = hidden[[batch.starts[i] for i in asking]]
-    return dict(zip(asking, pooler(first, [batch.items[i] for i in asking]).unbind(), strict=True))
+    return dict(
+        zip(asking, pooler(first, [batch.sequences[i] for i in asking]).unbind(), strict=True)
+    )
+
+
+def _reads_pooler(sequence: Sequence) -> bool:
+    match sequence.want.kind:
+        case "embedding":
+            return sequence.want.pooling == "pooler"
+        case "logits":
+            return sequence.head is not None and sequence.head.source == "pooler"
+        case _:
+            assert_never(sequence.want.kind)

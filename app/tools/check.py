@@ -11,7 +11,7 @@ from pathlib import Path
 from app.adapters.changes import weight_changes
 from app.adapters.config.recipe import Options
 from app.adapters.refusals import AdapterRejected, UnsupportedMedia, UploadTooLarge
-from app.engine.version import Version
+from app.model.version import Version
 from app.tools.workbench import Workbench, adapter_folder, workbench
 
 SHADES = " ░▒▓█"

@@ -22,10 +22,10 @@ from app.adapters.files import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.adapters.heads import POOLERS
 from app.adapters.layouts import PEFT_PREFIX
 from app.adapters.peft_folder import TASK_TYPES
-from app.engine.version import Version
 from app.model.base_files import BaseFiles, head_tensors
-from app.model.batch import Item, Want
 from app.model.encoder import Encoder, load_encoder
+from app.model.sequence import Sequence, Want
+from app.model.version import Version
 from app.tools.workbench import Workbench, workbench
 
 KEPT = (
@@ -183,8 +183,8 @@ def _output_error(tuned: Encoder, bench: Workbench, version: Version) -> float:
     """||adapter's - checkpoint's|| / ||checkpoint's||, of the mean of the last hidden state."""
     ids, want = bench.loader.probe_ids, Want("embedding", normalize=False)
     types = [0] * len(ids)
-    mine = bench.encoder.run([Item(ids, types, want, version.layers)])[0]
-    theirs = tuned.run([Item(ids, types, want)])[0]
+    mine = bench.encoder.run([Sequence(ids, types, want, version)])[0]
+    theirs = tuned.run([Sequence(ids, types, want, tuned.version)])[0]
     return float((mine - theirs).norm() / theirs.norm())
 
 

@@ -20,9 +20,9 @@ from app.catalog.load import Loader, load_version, make_loader, said_of
 from app.catalog.local_store import content_version
 from app.engine.engine import Engine
 from app.engine.tokenizer import load_tokenizer
-from app.engine.version import Version
 from app.model.base_files import find_base
 from app.model.encoder import Encoder, load_encoder
+from app.model.version import Version
 
 BATCH_TOKENS = 1024
 NO_CAP = 1 << 40  # it is the user's own file, on the user's own disk

@@ -123,4 +123,4 @@ def test_a_call_that_is_cancelled_leaves_nothing_waiting(script: Script) -> None
                 await embed(script.runtime, Caller(), Texts(["word " * 50_000] * 8), SENTIMENT)
 
     script.run(give_up())
-    assert script.runtime.engine.queue.tokens == 0
+    assert script.runtime.engine.admission.tokens == 0

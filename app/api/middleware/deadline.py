@@ -50,28 +50,32 @@ class Deadline:
     async def _with_work(
         self, end: float | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """The app, cancelled at the end or once the client is gone, unless its answer has begun."""
-        body, begun = _Body(receive), asyncio.Event()
+        """The app, cancelled at the end or once the client is gone, unless its answer has begun.
 
-        async def watched_send(message: Message) -> None:
-            begun.set()
-            await send(message)
-
-        answering = asyncio.ensure_future(self.app(scope, body.next, watched_send))
-        gone = asyncio.ensure_future(body.disconnected())
+        In the request's own task: what is counted of it is counted before the client can ask again.
+        """
+        body = _Body(receive)
         try:
-            await asyncio.wait(
-                {answering, gone}, timeout=_left(end), return_when=asyncio.FIRST_COMPLETED
-            )
-            if answering.done() or begun.is_set():
-                await answering
-            else:
-                answering.cancel()
-                await asyncio.wait({answering})
-                await respond(GONE if gone.done() else LATE, scope, receive, send)
-        finally:
-            gone.cancel()
-            answering.cancel()
+            async with asyncio.timeout(_left(end)) as timer:
+
+                async def watched_send(message: Message) -> None:
+                    gone.cancel()
+                    timer.reschedule(None)
+                    await send(message)
+
+                async def watch() -> None:
+                    await body.disconnected()
+                    timer.reschedule(0)
+
+                gone = asyncio.ensure_future(watch())
+                try:
+                    await self.app(scope, body.next, watched_send)
+                finally:
+                    gone.cancel()
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            await respond(GONE if body.gone else LATE, scope, receive, send)
 
 
 @dataclass(eq=False)
@@ -80,6 +84,7 @@ class _Body:
 
     receive: Receive
     whole: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: bool = False
 
     async def next(self) -> Message:
         """As receive."""
@@ -93,6 +98,7 @@ class _Body:
         await self.whole.wait()
         while (await self.receive())["type"] != "http.disconnect":
             pass
+        self.gone = True
 
 
 def _in_time(receive: Receive, end: float | None) -> Receive:

@@ -18,7 +18,7 @@ from app.api.caller import source_of
 from app.api.errors import respond
 from app.api.refusal import Refusal
 from app.api.serving import Serving
-from app.engine.queue import QueueFull
+from app.engine.admission import QueueFull
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class ShedLoad:
             await self.app(scope, receive, send)
             return
         serving: Serving = scope["app"].state.serving
-        queue = serving.runtime.engine.queue
+        admission = serving.runtime.engine.admission
         source = source_of(scope)
-        if not queue.shut_for(source):
+        if not admission.shut_for(source):
             await self.app(scope, receive, send)
             return
         try:
             body, digest = await receive_body(Request(scope, receive))
             key = hash((source, digest))
-            if not queue.claim(key):
-                raise queue.refuse(key)
+            if not admission.claim(key):
+                raise admission.refuse(key)
         except (QueueFull, HTTPException, Refusal) as error:
             await respond(error, scope, receive, send)
             return

@@ -201,7 +201,7 @@ def _with_adapters(
 ) -> dict[str, Any]:
     """The answer beside every adapter that gave it, in the order of X-Adapter."""
     adapters: list[dict[str, str]] = [
-        {"adapter": chosen.name, "version": chosen.digest} for chosen in choice.distinct
+        {"adapter": chosen.name, "version": chosen.version.digest} for chosen in choice.distinct
     ]
     for adapter, space in zip(adapters, spaces or [], strict=False):
         adapter["embedding_space"] = space
