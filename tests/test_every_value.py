@@ -24,7 +24,7 @@ from app.adapters.peft_folder import TASK_TYPES
 from app.adapters.values import ProblemType, Scores, Source, Task
 from app.api.routes.adapters import UploadQuery
 from app.catalog.draw import same
-from app.model.encoder import SERVED
+from app.model.base_model import SERVED
 from app.model.head import pool, scores
 from app.model.sequence import Wanted
 from app.tools import certify

@@ -1,8 +1,8 @@
 """Which requests may wait for the model: backpressure and load shedding, by tokens.
 
-A request is admitted whole or refused at once (load shedding), and a refusal says when to come again
+A request is admitted whole or refused at once (load shedding). A refusal says when to come again
 (backpressure), from the measured drain rate and the bookings before it. Each source keeps an even
-part of the places, so that a flood sheds its own requests. Knows sizes, sources and seconds; knows no
+part of the places, so a flood sheds its own requests. Knows sizes, sources and seconds; knows no
 sequences, turns or HTTP.
 """
 
@@ -36,11 +36,11 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks. client: shares fairly with others. bulk: stands back behind interactive requests.
+    """Who asks, and how urgently.
 
-    source: whose tokens are counted together at the door. key: what the same request has in common
-    with itself when it comes again. booked: it has come again at its time, and is let in above the
-    limit.
+    client: shares the model fairly with the other clients. source: its waiting tokens are counted
+    together. bulk: stands back behind interactive requests. key: the same for the same request when
+    it comes again. booked: it has come again at its time, and is admitted above the limit.
     """
 
     client: Hashable = None
@@ -154,7 +154,7 @@ class Admission:
             self._drain_at = now
 
     def _has_share(self, source: Hashable, size: float) -> bool:
-        """Whether the source stays within its even part of the places: others' floods are not its."""
+        """Whether it stays within the source's even part of the places, however others flood."""
         sources = len(self._of_source) + (source not in self._of_source)
         return self._of_source[source] + size <= self.max_tokens / sources
 

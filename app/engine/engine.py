@@ -1,8 +1,8 @@
 """The model's threads: take what waits, run it packed, hand it back.
 
-`Engine.run` is the way in from the event loop. Between two layers a batch lets those run first whose
-turn comes before its own end, and stops where nobody waits for it any more. Knows sequences and
-threads; knows nothing of HTTP.
+`Engine.run` is the way in from the event loop. Between two layers a batch lets work go ahead whose
+turn comes before the batch's own end. A batch that nobody waits for any more stops there. Knows
+sequences and threads; knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ class Abandoned(Exception):
 class Engine:
     """The model and its threads. start() and stop() frame their life; run() is safe from the loop.
 
-    base: the version that no adapter changes. hung: the watchdog's word, which alone sets it. lost:
-    the error that ended its device's context. What the threads share without a lock is set whole and
-    by one of them: a device that can be lost, or be short of memory, has one thread.
+    hung: a forward has stood still for too long; the watchdog alone sets it. lost: the error that
+    ended the device's context. max_batch_tokens shrinks where the device is short of memory.
+
+    The threads share these without a lock: each is set whole, and only a GPU, which has one thread,
+    is ever lost or short of memory.
     """
 
     def __init__(
@@ -172,11 +174,11 @@ class Engine:
         if work is None:
             return False
         self._beats[number] = next(self._ticks)
-        finished = self._do(work, number)
+        requests = self._do(work, number)
         del self._beats[number]
         self._width.end(spare=spare)
         self.queue.over()  # before the answers: what they bring next finds this thread free
-        _notify(finished)
+        _notify(requests)
         return True
 
     def _do(self, work: tuple[list[Sequence], bool] | Call, number: int) -> list[Request]:
@@ -212,9 +214,9 @@ class Engine:
 
     def _run_measured(self, batch: list[Sequence], between: Callable[[], None]) -> list[Request]:
         started = time.perf_counter()
-        finished = self._run(batch, between)
+        requests = self._run(batch, between)
         self.admission.measure(tokens_of(batch), started)
-        return finished
+        return requests
 
     def _run(self, batch: list[Sequence], between: Callable[[], None]) -> list[Request]:
         """Run one batch, equal sequences once; returns the requests that it finishes.
@@ -286,6 +288,6 @@ def _hand_back(sequence: Sequence, row: Tensor, finished_at: float) -> bool:
     return request.finish_one(finished_at)
 
 
-def _notify(finished: list[Request]) -> None:
-    for request in finished:
+def _notify(requests: list[Request]) -> None:
+    for request in requests:
         request.notify()

@@ -1,8 +1,9 @@
 """The sequences that wait for the model: who is in which batch, and who goes ahead of one.
 
-Batches are formed the moment a thread is free (dynamic batching; an encoder has no decode steps for
-continuous batching to fill). Against head-of-line blocking a flood stands in batches of its own, and
-short work goes ahead of a running one. Knows lengths and turns; knows no tensors and no HTTP.
+A batch is formed the moment a thread is free. That is dynamic batching: an encoder has no decode
+steps for continuous batching to fill. Against head-of-line blocking a flood stands in batches of
+its own, and short work goes ahead of a running batch. Knows lengths and turns; knows no tensors or
+HTTP.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Queue:
 
     @property
     def changes(self) -> int:
-        """Counts what was put: whoever saw this number has seen it all.
+        """A number that grows with every put: as long as it stays, nothing new waits.
 
-        Read without the lock, once a layer: what comes in between is seen before the next one.
+        Read without the lock, once a layer: a put in between is seen at the next one.
         """
         return self._changes
 
@@ -72,11 +73,11 @@ class Queue:
     def take(
         self, budget: int, *, spare: bool = False
     ) -> tuple[list[Sequence], bool] | Call | None:
-        """Wait for work: a call, or sequences of at most `budget` tokens (one at least); None: closed.
+        """Wait for work: a call, or sequences of at most `budget` tokens, or one longer sequence.
 
         With the sequences comes whether they are alone: nothing waits or runs beside them. A spare
-        thread takes only what another one, which is running, has left. What is taken counts as
-        running until over().
+        thread takes work only while another thread runs. Work counts as running until over().
+        Returns None once the queue is closed and empty.
         """
         with self._ready:
             while True:
@@ -126,8 +127,8 @@ class Queue:
     def _take(self, budget: int, ahead_of: Collection[Path] = ()) -> list[Sequence]:
         """Whose turn it is, up to `budget` tokens; only those before the end of all of these lines.
 
-        A flood has more waiting than a batch holds: it goes ahead of nobody, and who has less is not
-        put beside it, to wait for the end of its long batch.
+        A flood is a source of which more waits than a batch holds. It goes ahead of nobody. Other
+        sources are not put beside it, where they would wait for the end of its long batch.
         """
         self._turns.begin()
         batch: list[Sequence] = []

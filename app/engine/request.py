@@ -15,12 +15,12 @@ from app.engine.admission import Asker
 
 @dataclass(eq=False)
 class Request:
-    """remaining: sequences without a row. notify: told once, by the engine, that all is over.
+    """remaining: sequences without a row. notify: the engine calls it once, when all is over.
 
-    Times are time.perf_counter()'s. The lock is around remaining, error and finished_at: two of the
-    model's threads may hold sequences of one request. waiting_tokens and cancelled are written behind
-    the queue's lock; cancelled is read without it, as a late look only computes a layer more.
-    started_at is written by whoever starts first, or twice at nearly the same time.
+    Times are time.perf_counter()'s. Two of the model's threads may run sequences of one request:
+    remaining, error and finished_at are behind its lock, waiting_tokens and cancelled behind the
+    queue's. cancelled is read without it: a late look computes one layer more. started_at needs
+    none: two threads that start at once write nearly the same.
     """
 
     notify: Callable[[], None]
@@ -42,7 +42,7 @@ class Request:
             return self.remaining == 0
 
     def fail(self, error: Exception) -> bool:
-        """Keep the request's first error. Returns whether this is it; later ones need not be told."""
+        """Keep the request's first error, the one its client learns. Returns whether this is it."""
         with self.lock:
             first = self.error is None
             self.error = self.error or error

@@ -1,8 +1,9 @@
 """How wide a batch runs: on all cores, or on one thread's share of them.
 
-Each of the model's threads runs a batch of its own on its share of the cores. One batch alone takes
-them all, once the spare threads have been quiet for a while: teams that together are larger than the
-machine sleep at every barrier (docs/decisions/0006). Knows threads, cores and seconds; runs nothing.
+Each of the model's threads runs a batch of its own on its share of the cores. A batch alone takes
+all of them once the spare threads have been quiet for a while: OpenMP's teams sleep at every
+barrier where together they are larger than the machine (docs/decisions/0006). Knows threads, cores
+and seconds; runs nothing.
 """
 
 from __future__ import annotations

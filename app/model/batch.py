@@ -1,8 +1,8 @@
 """Sequences of many adapters packed end to end: who sits where.
 
-Order: the base's sequences first, then each adapter's as one segment, those with layers of their own
-last; within a segment by length, so that equal lengths run together. Knows lengths and layers;
-computes nothing.
+The base's sequences come first, then each version's as one segment; versions with layers of their
+own come last. Within a segment sequences stand by length, so that equal lengths run together. Knows
+lengths and layers; computes nothing.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def test_what_is_asked_twice_in_a_batch_is_computed_once() -> None:
 
 
 class ForgetfulEncoder(FailingEncoder):
-    """Has no memory for more than four sequences, nor for one with token 13; notes the sizes it ran."""
+    """Has no memory for more than four sequences, nor for one with token 13; notes the sizes."""
 
     def __init__(self) -> None:
         self.ran: list[int] = []
@@ -247,7 +247,7 @@ def test_who_gets_on_is_not_taken_for_hung() -> None:
 
 
 def test_requests_one_after_another_each_have_all_cores() -> None:
-    """The answer comes once its thread is free again: a spare thread, with its one core, takes none."""
+    """The answer comes once its thread is free: a spare thread, with its one core, takes none."""
     ran: list[tuple[str, int]] = []
 
     class NotingEncoder(FailingEncoder):

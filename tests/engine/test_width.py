@@ -1,4 +1,4 @@
-"""How many cores a batch gets: all of them only alone, and only once the spare threads are quiet."""
+"""How many cores a batch gets: all of them only alone, once the spare threads are quiet."""
 
 from __future__ import annotations
 
