@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.other import get_pattern_key
 
+from app.adapters.config.peft_fields import EVERYWHERE
 from app.adapters.config.read_recipe import read_recipe
 from app.adapters.config.recipe import Options, Recipe
-from app.adapters.methods.kinds import EVERYWHERE, KINDS, REFUSED_BY_NAME
+from app.adapters.methods.table import METHODS
 from app.adapters.refusals import AdapterRejected
 
 PATHS = [f"bert.encoder.layer.{i}.attention.self.{m}" for i in (0, 1, 11) for m in ("query", "key")]
@@ -45,14 +46,15 @@ def test_scale_is_pefts(patterns: dict[str, int], path: str, rslora: bool) -> No
     assert recipe.expected_rank(path) == rank
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(METHODS))
 def test_every_field_of_pefts_configs_is_decided(kind: str) -> None:
-    known = EVERYWHERE | KINDS[kind].no_effect | KINDS[kind].numbers.keys() | REFUSED_BY_NAME.keys()
+    method = METHODS[kind]
+    decided = EVERYWHERE.union(method.without_effect, method.numbers, method.refused)
     fields = {f.name for f in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
-    assert fields <= known
+    assert fields <= decided
 
 
-@pytest.mark.parametrize("kind", sorted(set(PEFT_TYPE_TO_CONFIG_MAPPING) - set(KINDS)))
+@pytest.mark.parametrize("kind", sorted(set(PEFT_TYPE_TO_CONFIG_MAPPING) - set(METHODS)))
 def test_every_other_method_of_peft_is_refused_by_name(kind: str) -> None:
     with pytest.raises(AdapterRejected, match=kind):
         read_recipe({"peft_type": str(kind.value)}, {}, {}, Options())
