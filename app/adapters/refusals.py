@@ -73,7 +73,3 @@ class UploadTooLarge(Exception):
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(f"the upload is over the cap of {max_bytes:,} bytes (MAX_ADAPTER_BYTES)")
-
-
-class UnsupportedMedia(Exception):
-    """A content type that no adapter comes in."""

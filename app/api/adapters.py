@@ -20,6 +20,7 @@ from app.api.answer import json_answer
 from app.api.errors import documented, invalid
 from app.api.keys import caller, usable
 from app.api.serving import Served, Serving
+from app.api.upload_body import opened
 from app.catalog.install import How, PreconditionFailed
 from app.catalog.pointer import valid_name
 from app.catalog.registry import Name, Registry
@@ -196,10 +197,11 @@ async def put(
         with body.open("wb") as file:
             async for chunk in request.stream():
                 file.write(chunk)
+        upload = await asyncio.to_thread(opened, body, request.headers.get("content-type", ""))
         done = await installer.install_body(
             name,
-            body,
-            request.headers.get("content-type", ""),
+            folder,
+            upload,
             How(
                 query.options(),
                 query.allow_noop,
