@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from app.adapters.receiving.source import SourceForbidden, SourceMalformed
-from app.adapters.refusals import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.adapters.receiving.source import SourceForbidden
+from app.adapters.refusals import AdapterRejected, UploadTooLarge
 from app.api.access import dialect_of
 from app.api.refusal import Refusal, invalid, validation_refusal
+from app.api.upload_body import SourceMalformed, UnsupportedMedia
 from app.catalog.disk import StoreFull, StoreUnavailable
 from app.catalog.install import MergeMemoryFull, PreconditionFailed
 from app.catalog.local_store import StaleRevision

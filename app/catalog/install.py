@@ -11,13 +11,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from app.adapters.config.recipe import Options
 from app.adapters.files import folder_state
 from app.adapters.receiving.archive import unpack
 from app.adapters.receiving.copying import copy_adapter
 from app.adapters.receiving.own_files import left_aside, other_folders
+from app.adapters.receiving.received import Received
 from app.adapters.receiving.source import Sources, fetch_source
 from app.adapters.refusals import AdapterRejected
 from app.catalog.disk import StoreFull, StoreUnavailable
@@ -93,21 +94,28 @@ class Installer:
     sources: Sources
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def install_body(self, name: str, body: Path, content_type: str, how: How) -> Installed:
-        """An uploaded body, or what it points at, becomes the name's version.
+    async def install_body(
+        self, name: str, tmp: Path, upload: Path | Received | str, how: How
+    ) -> Installed:
+        """An upload becomes the name's version: bytes on disk, received files, or a source's name.
 
-        Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, SourceForbidden,
-        PreconditionFailed, StoreFull,
-        StoreUnavailable; UnknownAdapter where a version is staged beside none.
+        tmp: a folder of the store's for this upload alone. Raises AdapterRejected, UploadTooLarge,
+        SourceForbidden, PreconditionFailed, StoreFull, StoreUnavailable; UnknownAdapter where a
+        version is staged beside none.
         """
-        folder = body.parent / "adapter"
+        folder = tmp / "adapter"
         folder.mkdir()
         left: list[str] = []
         size = self.max_adapter_bytes
-        if content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json":
-            await asyncio.to_thread(fetch_source, body, self.sources, folder, size, how.path)
-        else:
-            left = await asyncio.to_thread(unpack, body, content_type, folder, size, how.path)
+        match upload:
+            case str():
+                await asyncio.to_thread(fetch_source, upload, self.sources, folder, size, how.path)
+            case Received():
+                left = await asyncio.to_thread(upload.settle, folder, how.path)
+            case Path():
+                left = await asyncio.to_thread(unpack, upload, folder, size, how.path)
+            case _:
+                assert_never(upload)
         try:
             installed = await self.install(name, folder, None, how)
         except AdapterRejected as error:

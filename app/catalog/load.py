@@ -16,10 +16,11 @@ import torch
 
 from app.adapters.changes import changed_tokens, changes_a_weight
 from app.adapters.config.made_for import made_for_another
-from app.adapters.config.read_recipe import kind_of, read_recipe
+from app.adapters.config.read_recipe import read_recipe
 from app.adapters.config.recipe import Options, Recipe
 from app.adapters.config.sentence import Sentence, SentenceRefused, read_sentence
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
+from app.adapters.methods.table import method_of
 from app.adapters.read import read_adapter
 from app.adapters.receiving.upload import read_any_json, read_json, read_tensors
 from app.adapters.refusals import AdapterRejected, Problem
@@ -126,7 +127,9 @@ class _Read:
 
 def _read(folder: Path, said: Mapping[str, Any], encoder: Encoder) -> _Read:
     if (folder / CONFIG).exists():
-        kind_of(read_json(folder / CONFIG))  # before its tensors, whose dtypes may be its own, too
+        method_of(
+            read_json(folder / CONFIG)
+        )  # before its tensors, whose dtypes may be its own, too
     weights = read_tensors(folder / WEIGHTS)
     recipe = recipe_of(folder, weights.metadata, said)
     options = options_of(said)

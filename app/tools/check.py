@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.adapters.changes import weight_changes
 from app.adapters.config.recipe import Options
-from app.adapters.refusals import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.adapters.refusals import AdapterRejected, UploadTooLarge
 from app.model.version import Version
 from app.tools.workbench import Workbench, adapter_folder, workbench
 
@@ -30,7 +30,7 @@ def check(source: Path, model: str | None, options: Options, *, as_json: bool) -
                 version = bench.load(folder, options)
         except AdapterRejected as error:
             return (_refusal_json if as_json else _refusal)(error), False
-        except (UnsupportedMedia, UploadTooLarge) as error:
+        except UploadTooLarge as error:
             return str(error), False
         if as_json:
             return json.dumps({"name": source.stem, **version.report}, indent=2), True

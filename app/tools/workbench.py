@@ -62,7 +62,7 @@ def workbench(model: str | None, revision: str | None = None) -> Iterator[Workbe
 def adapter_folder(source: Path) -> Iterator[Path]:
     """A folder of the adapter's files alone, from a folder, an archive or a bare safetensors file.
 
-    Raises AdapterRejected, UploadTooLarge, UnsupportedMedia.
+    Raises AdapterRejected, UploadTooLarge.
     """
     if not source.exists():
         raise AdapterRejected(f"{source} does not exist")
@@ -74,5 +74,5 @@ def adapter_folder(source: Path) -> Iterator[Path]:
             folder.mkdir()
             body = Path(tmp) / "body"
             shutil.copyfile(source, body)
-            unpack(body, "application/octet-stream", folder, NO_CAP)
+            unpack(body, folder, NO_CAP)
         yield folder

@@ -21,6 +21,7 @@ from app.api.caller import Called
 from app.api.dialect import documented
 from app.api.refusal import invalid
 from app.api.serving import Served, Serving
+from app.api.upload_body import opened
 from app.catalog.install import How, PreconditionFailed
 from app.catalog.pointer import valid_name
 from app.catalog.registry import Name, Registry
@@ -198,10 +199,11 @@ async def put(
         with body.open("wb") as file:
             async for chunk in request.stream():
                 file.write(chunk)
+        upload = await asyncio.to_thread(opened, body, request.headers.get("content-type", ""))
         done = await installer.install_body(
             name,
-            body,
-            request.headers.get("content-type", ""),
+            folder,
+            upload,
             How(
                 query.options(),
                 query.allow_noop,
