@@ -20,7 +20,6 @@ from app.catalog.load import make_loader
 from app.catalog.local_store import Store
 from app.catalog.registry import Registry
 from app.catalog.residents import Residents
-from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer, load_tokenizer
 from app.model import kernel, machine
@@ -71,7 +70,6 @@ def assemble(
         registry,
         fetcher,
         installer,
-        _automerge(installer, registry, settings.merge),
         metrics,
         settings.max_client_batch,
         keyed=keyed,
@@ -110,16 +108,6 @@ def _engine(settings: Settings, encoder: Encoder) -> Engine:
         settings.max_queue_tokens,
         threads=min(CPU_BATCHES, cores) if on_cpu else 1,
         cores=cores,
-    )
-
-
-def _automerge(installer: Installer, registry: Registry, default: str) -> AutoMerge:
-    def may_merge(name: str) -> bool:
-        found = registry.names.get(name)
-        return found is not None and (found.merge or default) == "auto"
-
-    return AutoMerge(
-        may_merge, lambda name: name in registry.merged, installer.merge, installer.unmerge
     )
 
 

@@ -130,7 +130,6 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
     works = (
         watch(serving.installer, adapters_dir, seen),
         serving.fetcher.warm(),
-        serving.automerge.run(),
     )
     tasks = [asyncio.create_task(work) for work in works]
     for task in tasks:

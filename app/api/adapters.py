@@ -17,7 +17,7 @@ from app.adapters.config.sentence import Pooling
 from app.adapters.values import Task
 from app.api.access import access
 from app.api.answer import json_answer
-from app.api.errors import documented, invalid
+from app.api.errors import Refusal, documented, invalid
 from app.api.keys import caller, usable
 from app.api.serving import Served, Serving
 from app.catalog.install import How, PreconditionFailed
@@ -41,6 +41,17 @@ async def _no_parameters(request: Request) -> None:
     """Of a route that takes none: one that somebody believes in is refused, and nothing is done."""
     for name in request.query_params:
         raise invalid(name, "is no parameter of this route")
+
+
+async def _no_merge(request: Request) -> None:
+    """Merging by traffic is gone: told before the query is checked, and nothing is done."""
+    if "merge" in request.query_params:
+        raise Refusal(
+            400,
+            "malformed",
+            "?merge= is gone: nothing is merged by traffic any more; "
+            "POST /adapters/{name}/merge and /unmerge do it when you say so",
+        )
 
 
 NOTHING = [Depends(_no_parameters)]
@@ -69,9 +80,6 @@ class UploadQuery(BaseModel):
     ) = Field(None, description="Which activation the head's scores get.")
     path: str | None = Field(
         None, max_length=1000, description="Which folder of the upload; none: the one with weights."
-    )
-    merge: Literal["auto", "off"] | None = Field(
-        None, description="Whether traffic may merge it; none: as before, or as the server is set."
     )
     tokens_per_s: float | None = Field(
         None,
@@ -168,7 +176,6 @@ def describe(found: Name, registry: Registry) -> dict[str, Any]:
     return {
         "name": found.name,
         **found.report,
-        "merge": found.merge,
         "tokens_per_s": found.tokens_per_s,
         "trial": asdict(found.trial) if found.trial else None,
         "merged": found.name in registry.merged,
@@ -177,7 +184,13 @@ def describe(found: Name, registry: Registry) -> dict[str, Any]:
     }
 
 
-@router.put("/{name}", response_class=Response, responses=PUT_ANSWERS, openapi_extra=UPLOAD)
+@router.put(
+    "/{name}",
+    response_class=Response,
+    responses=PUT_ANSWERS,
+    openapi_extra=UPLOAD,
+    dependencies=[Depends(_no_merge)],
+)
 @access("admin key", upload=True)
 async def put(
     request: Request,
@@ -203,7 +216,6 @@ async def put(
             How(
                 query.options(),
                 query.allow_noop,
-                query.merge,
                 query.tokens_per_s,
                 query.stage,
                 query.dry_run,

@@ -89,7 +89,6 @@ async def run(
     count = len(texts.items)
     for name, size in counts.items():
         serving.metrics.tokens.labels(serving.metrics.label(name)).inc(size)
-        serving.automerge.served[name] += size
     lines = [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))]
     shadow(serving, Answered(choice, texts, want, lines))
     return Ran(lines, tokens, _headers(choice, tokenize_s, answer))

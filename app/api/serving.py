@@ -14,7 +14,6 @@ from app.api.metrics import Metrics
 from app.catalog.fetch import Fetcher
 from app.catalog.install import Installer
 from app.catalog.registry import Registry
-from app.engine.automerge import AutoMerge
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer
 from app.inference.quota import Quotas
@@ -33,7 +32,6 @@ class Serving:
     registry: Registry
     fetcher: Fetcher
     installer: Installer
-    automerge: AutoMerge
     metrics: Metrics
     max_client_batch: int
     keyed: bool

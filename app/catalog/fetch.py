@@ -261,7 +261,6 @@ class Fetcher:
             report,
             pointer.created(digest),
             pointer.history,
-            pointer.merge,
             pointer.tokens_per_s,
             pointer.trial,
         )

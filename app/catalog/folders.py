@@ -20,8 +20,8 @@ from app.catalog.registry import Registry
 
 log = logging.getLogger(__name__)
 KEPT = (
-    "its folder is gone, and it is served on: clients have put versions, a trial, a quota or a way to "
-    "merge by this name; DELETE it if it is to go"
+    "its folder is gone, and it is served on: clients have put versions, a trial or a quota by "
+    "this name; DELETE it if it is to go"
 )
 
 

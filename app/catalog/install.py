@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from app.adapters.config.recipe import Options
 from app.adapters.files import folder_state
@@ -63,14 +63,12 @@ def _always(_: str | None) -> None:
 class How:
     """What a PUT asks for beside the files, and who asks.
 
-    path: which of the upload's folders; None: the one that has weights. merge: whether traffic may
-    merge it; tokens_per_s: what it may be asked for, 0: any; None: as before. stage: hold the version
-    beside the current one.
+    path: which of the upload's folders; None: the one that has weights. tokens_per_s: what it may be
+    asked for, 0: any; None: as before. stage: hold the version beside the current one.
     """
 
     options: Options = field(default_factory=Options)
     allow_noop: bool = False
-    merge: Literal["auto", "off"] | None = None
     tokens_per_s: float | None = None
     stage: bool = False
     dry_run: bool = False
@@ -186,7 +184,6 @@ class Installer:
         return replace(
             after,
             folder=content or before.folder,
-            merge=how.merge or before.merge,
             tokens_per_s=limit,
         )
 

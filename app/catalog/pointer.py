@@ -55,8 +55,7 @@ class Trial:
 class Pointer:
     """folder: the last content taken from ADAPTERS_DIR for this name.
 
-    version None: deleted. history: oldest first. merge: whether traffic may merge it, and
-    tokens_per_s: what it may be asked for; None: as the server is set.
+    version None: deleted. history: oldest first. tokens_per_s: what it may be asked for; None: any.
     """
 
     name: str
@@ -64,7 +63,6 @@ class Pointer:
     revision: int = 0
     folder: str | None = None
     history: tuple[Entry, ...] = ()
-    merge: Literal["auto", "off"] | None = None
     tokens_per_s: float | None = None
     trial: Trial | None = None
 
@@ -86,8 +84,8 @@ class Pointer:
 
 
 def holds_of_clients(pointer: Pointer) -> bool:
-    """Whether a client has put anything by this name: versions, a trial, a quota, a way to merge."""
-    said = (pointer.trial, pointer.tokens_per_s, pointer.merge)
+    """Whether a client has put anything by this name: versions, a trial, a quota."""
+    said = (pointer.trial, pointer.tokens_per_s)
     put = any(entry.how in ("put", "stage", "promote") for entry in pointer.history)
     return put or any(value is not None for value in said)
 

@@ -44,8 +44,8 @@ class UnknownVersion(Exception):
 class Name:
     """What a name points at now, what it pointed at before, and since when.
 
-    report: of the version, as it was measured when it was loaded or stored. merge: "auto", "off", or
-    None for what the server is set to; tokens_per_s likewise. trial: another version beside this one.
+    report: of the version, as it was measured when it was loaded or stored. tokens_per_s: None: any.
+    trial: another version beside this one.
     """
 
     name: str
@@ -53,7 +53,6 @@ class Name:
     report: Mapping[str, Any]
     created: str
     history: tuple[Entry, ...]
-    merge: str | None = None
     tokens_per_s: float | None = None
     trial: Trial | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import httpx
@@ -11,10 +10,9 @@ import pytest
 from pytest import MonkeyPatch
 
 from app.catalog import fetch
-from app.engine import automerge
 from tests.conftest import Serve
 from tests.live import LiveServer
-from tests.oracles import make_adapter, put
+from tests.oracles import files_of, make_adapter, put
 
 TEXTS = ["the good film", "my card is lost"]
 
@@ -110,39 +108,15 @@ async def all_at_once(url: str, names: list[str]) -> list[object]:
         return [answer.json() for answer in await asyncio.gather(*asked)]
 
 
-def test_traffic_merges_the_adapter_that_was_put_so_and_not_the_others(
-    serve: Serve, tiny_bert: Path, many: dict[str, Path], monkeypatch: MonkeyPatch
+def test_merging_by_traffic_is_gone_and_a_put_that_asks_for_it_changes_nothing(
+    serve: Serve, tiny_bert: Path, many: dict[str, Path]
 ) -> None:
-    monkeypatch.setattr(automerge, "COST_TOKENS", 0.1)
-    monkeypatch.setattr(automerge, "TICK_S", 0.1)
-    server = serve(model=str(tiny_bert))
-    assert put(server.client, "a0", many["a0"], merge="auto")["merge"] == "auto"
-    put(server.client, "a1", many["a1"])
-    wanted = embed(server, "a0")
-    for _ in range(200):
-        embed(server, "a0")
-        if server.client.get("/adapters/a0").json()["merged"]:
-            break
-    assert server.client.get("/adapters/a0").json()["merged"]
-    for got, want in zip(embed(server, "a0"), wanted, strict=True):
-        assert got == pytest.approx(want, abs=1e-5)
-    for _ in range(300):
-        embed(server, "a1")
-        if not server.client.get("/adapters/a0").json()["merged"]:
-            break
-    assert not server.client.get("/adapters/a0").json()["merged"]
-    assert not server.client.get("/adapters/a1").json()["merged"]
-    for _ in range(300):
-        embed(server, "a0")
-        if server.client.get("/adapters/a0").json()["merged"]:
-            break
-    again = put(server.client, "a0", many["a0"], merge="off")
-    assert (again["merge"], again["unchanged"]) == ("off", True)
-    for _ in range(100):
-        time.sleep(0.05)
-        if not server.client.get("/adapters/a0").json()["merged"]:
-            break
-    assert not server.client.get("/adapters/a0").json()["merged"]
+    client = serve(model=str(tiny_bert)).client
+    answer = client.put("/adapters/a0?merge=auto", files=files_of(many["a0"]))
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "malformed")
+    assert "POST /adapters/{name}/merge" in answer.json()["error"]
+    assert client.get("/adapters").json() == []
+    assert "merge" not in put(client, "a0", many["a0"])
 
 
 def test_an_old_version_that_is_damaged_on_disk_is_a_404_and_no_500_and_a_put_heals_it(
