@@ -67,7 +67,6 @@ async def readyz(request: Request, serving: Served, verbose: bool = False) -> Re
         answer |= {
             "adapters": len(await asyncio.to_thread(usable, request, tuple(registry.names))),
             "broken": _usable(request, registry.not_served),
-            "fallen_back": _usable(request, registry.fallen_back),
             "folder_gone": _usable(request, registry.folder_gone),
         }
         if verbose:

@@ -20,7 +20,6 @@ from typing import Any
 from app.adapters.config.tasks import HeadUntold
 from app.adapters.refusals import AdapterRejected
 from app.catalog.disk import StoreFull, StoreUnavailable, disk_errors
-from app.catalog.golden import CertificateFailed
 from app.catalog.load import Loader, from_store, load_version, to_store
 from app.catalog.local_store import Store, content_version
 from app.catalog.pointer import Pointer
@@ -115,7 +114,7 @@ class Fetcher:
             return await self.load_stored(found.digest)
         except StoreUnavailable:  # for now
             raise
-        except Exception:  # the pointer's own way knows what to do: fall back, or call it broken
+        except Exception:  # the name is looked at anew: it may have moved, else it is broken
             pointer = await self.pointer(found.name)
         if pointer.version == found.digest and self.registry.names.get(found.name) is found:
             await self._load_name(pointer)
@@ -123,13 +122,13 @@ class Fetcher:
         return self.registry.ready(current) or await self.load_stored(current.digest)
 
     async def _load_name(self, pointer: Pointer) -> None:
-        """Serve the name by its version, or by the one that it falls back to, or note why not.
+        """Serve the name by its version, or note why not.
 
         Whoever moves the name meanwhile is right.
         """
         before = self.registry.names.get(pointer.name)
         try:
-            version, fallen = await self._load_current(pointer)
+            version = await self.load_stored(pointer.version or "")
         except Exception as error:  # one adapter must not keep the others from being served
             if self.registry.names.get(pointer.name) is not before:
                 return
@@ -140,30 +139,6 @@ class Fetcher:
         if self.registry.names.get(pointer.name) is not before:
             return
         self.serve(pointer, version)
-        if fallen is not None:
-            self.registry.fallen_back[pointer.name] = fallen
-
-    async def _load_current(self, pointer: Pointer) -> tuple[Version, str | None]:
-        """The version that the name points at; where its certificate no longer holds, the latest one
-        before it that can be served, and why.
-
-        Raises CertificateFailed where there is none, and as load_stored.
-        """
-        try:
-            return await self.load_stored(pointer.version or ""), None
-        except CertificateFailed as failed:
-            pointed = (e.version for e in reversed(pointer.history) if e.how != "stage")
-            for earlier in dict.fromkeys(pointed):
-                if earlier == pointer.version:
-                    continue
-                try:
-                    version = await self.load_stored(earlier)
-                except (AdapterRejected, OSError, ValueError, KeyError):
-                    continue
-                why = f"version {pointer.version:.12} is not served, {earlier:.12} is: {reason_of(failed)}"
-                log.error("adapter %s: %s", pointer.name, why)
-                return version, why
-            raise
 
     async def load_stored(self, digest: str) -> Version:
         """A stored version, from memory where it is resident; loaded once for all who ask meanwhile.

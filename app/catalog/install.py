@@ -141,7 +141,7 @@ class Installer:
         async with self.changing:
             pointer = await asyncio.to_thread(self.store.pointer, name)
             before = pointer or Pointer(name)
-            how.precondition(self._shown(name, before.version))
+            how.precondition(before.version)
             if how.stage:
                 self.registry.get(name)
             version = await load_version(
@@ -151,7 +151,7 @@ class Installer:
             if how.dry_run:
                 return Installed(report, None)
             served = self.registry.names.get(name)
-            unchanged = served is not None and before.version == digest == served.digest
+            unchanged = served is not None and before.version == digest
             after = self._after(before, digest, content, how, unchanged)
             if not how.stage:
                 after = await with_fitting_trial(self.fetcher, after, report)
@@ -197,7 +197,7 @@ class Installer:
             current = pointer.version if pointer else None
             if current is None and name not in self.registry.broken:
                 self.registry.get(name)
-            precondition(self._shown(name, current))
+            precondition(current)
             if pointer is not None:
                 await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
             self.registry.remove(name)
@@ -219,11 +219,6 @@ class Installer:
             raise StoreUnavailable(f"{name} is served from memory; {reason_of(error)}") from None
         return version.digest, tar
 
-    def _shown(self, name: str, stored: str | None) -> str | None:
-        """The version that clients see: the one that is served, else the one that is stored."""
-        served = self.registry.names.get(name)
-        return stored if served is None or stored is None else served.digest
-
     async def rollback(
         self, name: str, prefix: str | None, precondition: Precondition, by: str | None
     ) -> Name:
@@ -233,7 +228,7 @@ class Installer:
         """
         async with self.changing:
             pointer = await self.fetcher.pointer(name)
-            precondition(self._shown(name, pointer.version))
+            precondition(pointer.version)
             history = pointer.history
             digest = (
                 version_before(name, history, pointer.version or "")

@@ -65,8 +65,7 @@ class Name:
 class Registry:
     """All names. broken, refused: what cannot be served, by name, with the reason.
 
-    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. fallen_back: names that are
-    served by an earlier version, because their own no longer gives its certificate's answers.
+    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen.
     merged: by name, the version with a merged copy; names of the same bytes are merged each on its own.
     folder_gone: names that are served on although their folder is gone, with the reason.
     on_remove: told the name that is served no more.
@@ -76,7 +75,6 @@ class Registry:
     names: dict[str, Name] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    fallen_back: dict[str, str] = field(default_factory=dict)
     merged: dict[str, Version] = field(default_factory=dict)
     folder_gone: dict[str, str] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
@@ -88,7 +86,6 @@ class Registry:
         """Make the name answer with its version from now on."""
         before = self.names.get(found.name)
         self.broken.pop(found.name, None)
-        self.fallen_back.pop(found.name, None)
         for digest in _used(found):
             self._pointed[digest] += 1
             self._old.pop(digest, None)
@@ -103,7 +100,6 @@ class Registry:
     def remove(self, name: str) -> None:
         self.broken.pop(name, None)
         self.folder_gone.pop(name, None)
-        self.fallen_back.pop(name, None)
         self.merged.pop(name, None)
         before = self.names.pop(name, None)
         if before is not None:
