@@ -175,9 +175,9 @@ def describe(found: Name, registry: Registry) -> dict[str, Any]:
     """API.md's adapter object."""
     return {
         "name": found.name,
-        **found.report,
-        "tokens_per_s": found.tokens_per_s,
-        "trial": asdict(found.trial) if found.trial else None,
+        **found.report.to_json(),
+        "tokens_per_s": found.pointer.tokens_per_s,
+        "trial": asdict(found.pointer.trial) if found.pointer.trial else None,
         "merged": found.name in registry.merged,
         "resident": found.name in registry.merged or found.digest in registry.residents,
         "created": found.created,
@@ -225,13 +225,19 @@ async def put(
             ),
         )
     if done.name is None:
-        dry = {"name": name, **done.report, "merged": False, "resident": False, "created": None}
+        dry = {
+            "name": name,
+            **done.report.to_json(),
+            "merged": False,
+            "resident": False,
+            "created": None,
+        }
         return json_answer({**dry, "dry_run": True}, {})
     if query.stage:
-        held = {**describe(done.name, serving.registry), **done.report, "merged": False}
+        held = {**describe(done.name, serving.registry), **done.report.to_json(), "merged": False}
         return json_answer({**held, "staged": True}, {"Location": f"/adapters/{name}/versions"})
     headers = {"ETag": etag(done.name.digest), "Location": f"/adapters/{name}"}
-    answer = describe(done.name, serving.registry) | {"warnings": done.report["warnings"]}
+    answer = describe(done.name, serving.registry) | {"warnings": done.report.warnings}
     answer |= {"unchanged": True} if done.unchanged else {}
     return json_answer(answer, headers, 201 if done.created else 200)
 

@@ -123,7 +123,7 @@ async def resolve(request: Request, serving: Serving, spelled: str) -> Chosen:
     if not at:
         return await _current(request, serving, registry.get(name))
     found = registry.get(name)
-    digest = find_version(name, found.history, prefix)
+    digest = find_version(name, found.pointer.history, prefix)
     if digest == found.digest:
         return Chosen(spelled, name, digest, await serving.fetcher.ready(found))
     try:
@@ -135,7 +135,7 @@ async def resolve(request: Request, serving: Serving, spelled: str) -> Chosen:
 
 async def _current(request: Request, serving: Serving, found: Name) -> Chosen:
     """What answers for a name without a version: its trial's version, or its own."""
-    name, trial = found.name, found.trial
+    name, trial = found.name, found.pointer.trial
     if trial is None:
         version = await serving.fetcher.ready(found)
         return Chosen(name, name, version.digest, version)

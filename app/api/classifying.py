@@ -38,7 +38,7 @@ def adapter_of(request: Request, serving: Serving, chosen: Chosen) -> Adapter:
     if adapter is not None and adapter.head is not None:
         return adapter
     with_head = [
-        n for n, e in serving.registry.names.items() if e.report["has_head"] and may_use(request, n)
+        n for n, e in serving.registry.names.items() if e.report.has_head and may_use(request, n)
     ]
     with_head, count = sorted(with_head)[:MOST_NAMED], len(with_head)
     who = f"adapter {chosen.name}" if chosen.version else "the base"

@@ -101,7 +101,7 @@ def _charges(
     key, names = key_of(request), serving.registry.names
     charges = [Charge(f"this key ({key.name})", key.tokens_per_s, tokens.total())] if key else []
     for name in dict.fromkeys(c.name for c in choice.distinct):
-        limit = names[name].tokens_per_s if name in names else None
+        limit = names[name].pointer.tokens_per_s if name in names else None
         charges.append(Charge(f"the adapter {name}", limit, tokens[name]))
     return charges
 

@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from app.adapters.config.tasks import HeadUntold
 from app.adapters.refusals import AdapterRejected
+from app.adapters.report import Report
 from app.catalog.disk import StoreFull, StoreUnavailable, disk_errors
 from app.catalog.load import Loader, from_store, load_version, to_store
 from app.catalog.local_store import Store, content_version
@@ -53,14 +52,14 @@ class Fetcher:
             if report is None:
                 await self._load_name(pointer)
             else:
-                self._point(pointer, pointer.version, report)
+                self._point(pointer, report)
         await asyncio.to_thread(self.registry.nearest.settle)
         for found in list(self.registry.names.values()):
             if time.monotonic() - started > EAGER_S:
                 break
             await self._warm_one(found)
 
-    def _stored(self) -> list[tuple[Pointer, dict[str, Any] | None]]:
+    def _stored(self) -> list[tuple[Pointer, Report | None]]:
         """Every name with what is known of its version. Damaged names are noted as broken."""
         found = []
         for name in self.store.names():
@@ -78,10 +77,11 @@ class Fetcher:
         self.store.sweep()
         return found
 
-    def _known(self, digest: str | None) -> dict[str, Any] | None:
+    def _known(self, digest: str | None) -> Report | None:
         """The version's stored report, where it holds for this base. Blocks."""
         stored = self.store.read_report(digest) if digest else None
-        return from_store(stored, self.loader.engine.encoder)
+        report = from_store(stored, self.loader.engine.encoder)
+        return report if report is not None and report.version == digest else None
 
     async def warm(self) -> None:
         """Load what the start left while there is room, and look at the files of what has none; no
@@ -97,7 +97,7 @@ class Fetcher:
         if self.registry.names.get(found.name) is not found or found.digest in residents:
             return
         with contextlib.suppress(UnknownAdapter, StoreUnavailable):
-            if residents.has_room(int(found.report["resident_bytes"])):
+            if residents.has_room(found.report.resident_bytes):
                 await self.ready(found)
             elif not await asyncio.to_thread(self._whole, found.digest):
                 await self._load_name(await self.pointer(found.name))
@@ -223,24 +223,16 @@ class Fetcher:
     def serve(self, pointer: Pointer, version: Version) -> Name:
         """The name answers with the version from now on."""
         self.registry.residents.put(self.registry.residents.get(version.digest) or version)
-        return self._point(pointer, version.digest, version.report)
+        return self._point(pointer, version.report)
 
     def repoint(self, pointer: Pointer, served: Name) -> Name:
         """What the name is served by stays; what is known beside it has changed."""
-        return self._point(pointer, served.digest, served.report)
+        return self._point(pointer, served.report)
 
-    def _point(self, pointer: Pointer, digest: str, report: Mapping[str, Any]) -> Name:
-        found = Name(
-            pointer.name,
-            digest,
-            report,
-            pointer.created(digest),
-            pointer.history,
-            pointer.tokens_per_s,
-            pointer.trial,
-        )
-        self.registry.point(found)
-        return found
+    def _point(self, pointer: Pointer, report: Report) -> Name:
+        name = Name(pointer, report)
+        self.registry.point(name)
+        return name
 
     async def pointer(self, name: str) -> Pointer:
         """Where the name points, whether it can be served or not. Raises UnknownAdapter."""

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from app.adapters.config.recipe import Options
 from app.adapters.files import folder_state
@@ -20,14 +19,15 @@ from app.adapters.receiving.copying import copy_adapter
 from app.adapters.receiving.own_files import left_aside, other_folders
 from app.adapters.receiving.source import Sources, fetch_source
 from app.adapters.refusals import AdapterRejected
+from app.adapters.report import Report
 from app.catalog.disk import StoreFull, StoreUnavailable
 from app.catalog.export import export
 from app.catalog.fetch import Fetcher, reason_of
+from app.catalog.fitting import with_fitting_trial
 from app.catalog.load import Loader, load_version, said_of, to_store
 from app.catalog.local_store import Store, content_version
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, find_version, version_before
-from app.catalog.trials import with_fitting_trial
 from app.engine.version import Version
 from app.model.lora import merge_lora, merged_bytes
 
@@ -46,7 +46,7 @@ class MergeMemoryFull(Exception):
 class Installed:
     """What a PUT did. name: None after a dry run, which changes nothing."""
 
-    report: dict[str, Any]
+    report: Report
     name: Name | None
     created: bool = False
     unchanged: bool = False
@@ -112,9 +112,8 @@ class Installer:
             error.problems += other_folders(left)
             raise
         report = installed.report
-        return replace(
-            installed, report={**report, "warnings": [*report["warnings"], *left_aside(left)]}
-        )
+        warnings = (*report.warnings, *left_aside(left))
+        return replace(installed, report=replace(report, warnings=warnings))
 
     async def install_folder(self, name: str, source: Path) -> Installed | None:
         """A folder of ADAPTERS_DIR becomes the name's version when its content is new; else None.
@@ -147,7 +146,7 @@ class Installer:
             version = await load_version(
                 self.loader, folder, digest, said, allow_noop=how.allow_noop
             )
-            report = dict(version.report)
+            report = version.report
             if how.dry_run:
                 return Installed(report, None)
             served = self.registry.names.get(name)

@@ -7,13 +7,13 @@ never touches a request in flight. Touched from the event loop only; knows no fi
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+from app.adapters.report import Report
 from app.catalog.nearest import LONGEST, Nearest
-from app.catalog.pointer import Entry, Trial, current_index
+from app.catalog.pointer import Entry, Pointer, current_index
 from app.catalog.residents import Residents
 from app.engine.version import Version
 
@@ -42,22 +42,29 @@ class UnknownVersion(Exception):
 
 @dataclass(frozen=True)
 class Name:
-    """What a name points at now, what it pointed at before, and since when.
+    """A name that is served: where it points, and the report of the version that it points at."""
 
-    report: of the version, as it was measured when it was loaded or stored. tokens_per_s: None: any.
-    trial: another version beside this one.
-    """
+    pointer: Pointer
+    report: Report
 
-    name: str
-    digest: str
-    report: Mapping[str, Any]
-    created: str
-    history: tuple[Entry, ...]
-    tokens_per_s: float | None = None
-    trial: Trial | None = None
+    @property
+    def name(self) -> str:
+        """As clients spell it."""
+        return self.pointer.name
+
+    @property
+    def digest(self) -> str:
+        """The version that it points at."""
+        return self.report.version
+
+    @property
+    def created(self) -> str:
+        """Since when it points there, as ISO 8601 in UTC."""
+        return self.pointer.created(self.digest)
 
     @property
     def created_unix(self) -> int:
+        """The same in seconds."""
         return int(datetime.fromisoformat(self.created).timestamp())
 
 
@@ -148,7 +155,8 @@ class Registry:
 
 def _used(name: Name) -> list[str]:
     """The versions that the name's requests run through."""
-    return [name.digest, *([name.trial.version] if name.trial else [])]
+    trial = name.pointer.trial
+    return [name.digest, *([trial.version] if trial else [])]
 
 
 def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:

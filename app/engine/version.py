@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from app.adapters.report import Report
 from app.adapters.values import Adapter
 from app.model.delta import Layers
 
@@ -19,6 +18,6 @@ class Version:
 
     digest: str
     adapter: Adapter
-    report: Mapping[str, Any]
+    report: Report
     layers: Layers
     merged_bytes: int = 0

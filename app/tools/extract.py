@@ -93,9 +93,9 @@ def extract(checkpoint: Path, model: str | None, rank: int, output: Path) -> str
         [
             f"share of each difference that rank {rank} leaves out:",
             *lines,
-            f"{output}: {report['bytes']:,} bytes, {len(found.tensors)} tensors, task {report['task']}",
+            f"{output}: {report.bytes:,} bytes, {len(found.tensors)} tensors, task {report.task}",
             f"the output differs from the checkpoint's by {100 * moved:.2f} % on the probe text "
-            f"(the adapter moves it by {100 * report['delta']['relative']:.2f} %)",
+            f"(the adapter moves it by {100 * report.delta.relative:.2f} %)",
         ]
     )
 
