@@ -78,10 +78,6 @@ class Settings(BaseSettings):
         description="Memory for adapters; what is used least recently is loaded again from the "
         "store when asked for. Unset: half of what is free at start.",
     )
-    merge: Literal["auto", "off"] = Field(
-        "off",
-        description="auto: adapters that dominate the traffic are merged, and unmerged again.",
-    )
     merge_memory_bytes: int = Field(
         2 << 30, ge=0, description="Memory for the copies that merged adapters keep; above: 507."
     )

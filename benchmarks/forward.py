@@ -228,7 +228,7 @@ def random_version(encoder: Encoder, seed: int, rank: int) -> Version:
     }
     adapter = laid_out(Adapter(layers, "peft", 2.0), encoder.device, encoder.dtype)
     ready = unmerged_layers(adapter, list(encoder.wrappers))
-    return Version(str(seed), adapter, {}, ready)
+    return Version(str(seed), adapter, ready)
 
 
 def show(run: dict[str, Any]) -> None:

@@ -11,21 +11,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from app.adapters.config.tasks import HeadUntold
 from app.adapters.refusals import AdapterRejected
+from app.adapters.report import Report
 from app.catalog.disk import StoreFull, StoreUnavailable, disk_errors
-from app.catalog.golden import CertificateFailed
 from app.catalog.load import Loader, from_store, load_version, to_store
 from app.catalog.local_store import Store, content_version
 from app.catalog.pointer import Pointer
 from app.catalog.registry import Name, Registry, UnknownAdapter
-from app.model.version import Version
+from app.catalog.stored_version import StoredVersion
 
 log = logging.getLogger(__name__)
 EAGER_S = 3.0  # of loading before the port opens; what is left then is loaded while serving
@@ -38,7 +36,7 @@ class Fetcher:
     store: Store
     registry: Registry
     loader: Loader
-    _loading: dict[str, asyncio.Task[Version]] = field(default_factory=dict)
+    _loading: dict[str, asyncio.Task[StoredVersion]] = field(default_factory=dict)
     _certified: set[str] = field(default_factory=set)
 
     async def load_all(self) -> None:
@@ -54,14 +52,14 @@ class Fetcher:
             if report is None:
                 await self._load_name(pointer)
             else:
-                self._point(pointer, pointer.version, report)
+                self._point(pointer, report)
         await asyncio.to_thread(self.registry.nearest.settle)
         for found in list(self.registry.names.values()):
             if time.monotonic() - started > EAGER_S:
                 break
             await self._warm_one(found)
 
-    def _stored(self) -> list[tuple[Pointer, dict[str, Any] | None]]:
+    def _stored(self) -> list[tuple[Pointer, Report | None]]:
         """Every name with what is known of its version. Damaged names are noted as broken."""
         found = []
         for name in self.store.names():
@@ -79,10 +77,11 @@ class Fetcher:
         self.store.sweep()
         return found
 
-    def _known(self, digest: str | None) -> dict[str, Any] | None:
+    def _known(self, digest: str | None) -> Report | None:
         """The version's stored report, where it holds for this base. Blocks."""
         stored = self.store.read_report(digest) if digest else None
-        return from_store(stored, self.loader.engine.encoder)
+        report = from_store(stored, self.loader.engine.encoder)
+        return report if report is not None and report.version == digest else None
 
     async def warm(self) -> None:
         """Load what the start left while there is room, and look at the files of what has none; no
@@ -98,12 +97,12 @@ class Fetcher:
         if self.registry.names.get(found.name) is not found or found.digest in residents:
             return
         with contextlib.suppress(UnknownAdapter, StoreUnavailable):
-            if residents.has_room(int(found.report["resident_bytes"])):
+            if residents.has_room(found.report.resident_bytes):
                 await self.ready(found)
             elif not await asyncio.to_thread(self._whole, found.digest):
                 await self._load_name(await self.pointer(found.name))
 
-    async def ready(self, found: Name) -> Version:
+    async def ready(self, found: Name) -> StoredVersion:
         """The name's version, from memory or mapped back from the store; others go on meanwhile.
 
         Raises UnknownAdapter where it cannot be served, with the reason; StoreUnavailable.
@@ -115,7 +114,7 @@ class Fetcher:
             return await self.load_stored(found.digest)
         except StoreUnavailable:  # for now
             raise
-        except Exception:  # the pointer's own way knows what to do: fall back, or call it broken
+        except Exception:  # the name is looked at anew: it may have moved, else it is broken
             pointer = await self.pointer(found.name)
         if pointer.version == found.digest and self.registry.names.get(found.name) is found:
             await self._load_name(pointer)
@@ -123,13 +122,13 @@ class Fetcher:
         return self.registry.ready(current) or await self.load_stored(current.digest)
 
     async def _load_name(self, pointer: Pointer) -> None:
-        """Serve the name by its version, or by the one that it falls back to, or note why not.
+        """Serve the name by its version, or note why not.
 
         Whoever moves the name meanwhile is right.
         """
         before = self.registry.names.get(pointer.name)
         try:
-            version, fallen = await self._load_current(pointer)
+            version = await self.load_stored(pointer.version or "")
         except Exception as error:  # one adapter must not keep the others from being served
             if self.registry.names.get(pointer.name) is not before:
                 return
@@ -140,32 +139,8 @@ class Fetcher:
         if self.registry.names.get(pointer.name) is not before:
             return
         self.serve(pointer, version)
-        if fallen is not None:
-            self.registry.fallen_back[pointer.name] = fallen
 
-    async def _load_current(self, pointer: Pointer) -> tuple[Version, str | None]:
-        """The version that the name points at; where its certificate no longer holds, the latest one
-        before it that can be served, and why.
-
-        Raises CertificateFailed where there is none, and as load_stored.
-        """
-        try:
-            return await self.load_stored(pointer.version or ""), None
-        except CertificateFailed as failed:
-            pointed = (e.version for e in reversed(pointer.history) if e.how != "stage")
-            for earlier in dict.fromkeys(pointed):
-                if earlier == pointer.version:
-                    continue
-                try:
-                    version = await self.load_stored(earlier)
-                except (AdapterRejected, OSError, ValueError, KeyError):
-                    continue
-                why = f"version {pointer.version:.12} is not served, {earlier:.12} is: {reason_of(failed)}"
-                log.error("adapter %s: %s", pointer.name, why)
-                return version, why
-            raise
-
-    async def load_stored(self, digest: str) -> Version:
+    async def load_stored(self, digest: str) -> StoredVersion:
         """A stored version, from memory where it is resident; loaded once for all who ask meanwhile.
 
         Raises AdapterRejected, StoreUnavailable.
@@ -180,7 +155,7 @@ class Fetcher:
             loading.add_done_callback(lambda _: self._loading.pop(digest, None))
         return await asyncio.shield(loading)
 
-    async def _load_stored(self, digest: str) -> Version:
+    async def _load_stored(self, digest: str) -> StoredVersion:
         folder, encoder = self.store.version_folder(digest), self.loader.engine.encoder
         await self.check_files(digest)
         said = await asyncio.to_thread(self.store.read_options, digest)
@@ -245,28 +220,19 @@ class Fetcher:
             return aside
         return None
 
-    def serve(self, pointer: Pointer, version: Version) -> Name:
+    def serve(self, pointer: Pointer, version: StoredVersion) -> Name:
         """The name answers with the version from now on."""
         self.registry.residents.put(self.registry.residents.get(version.digest) or version)
-        return self._point(pointer, version.digest, version.report)
+        return self._point(pointer, version.report)
 
     def repoint(self, pointer: Pointer, served: Name) -> Name:
         """What the name is served by stays; what is known beside it has changed."""
-        return self._point(pointer, served.digest, served.report)
+        return self._point(pointer, served.report)
 
-    def _point(self, pointer: Pointer, digest: str, report: Mapping[str, Any]) -> Name:
-        found = Name(
-            pointer.name,
-            digest,
-            report,
-            pointer.created(digest),
-            pointer.history,
-            pointer.merge,
-            pointer.tokens_per_s,
-            pointer.trial,
-        )
-        self.registry.point(found)
-        return found
+    def _point(self, pointer: Pointer, report: Report) -> Name:
+        name = Name(pointer, report)
+        self.registry.point(name)
+        return name
 
     async def pointer(self, name: str) -> Pointer:
         """Where the name points, whether it can be served or not. Raises UnknownAdapter."""

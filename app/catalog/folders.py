@@ -15,13 +15,13 @@ from app.adapters.refusals import AdapterRejected
 from app.catalog.disk import StoreFull, StoreUnavailable
 from app.catalog.fetch import reason_of
 from app.catalog.install import Installer
-from app.catalog.pointer import came_from_folder, deleted, holds_of_clients, valid_name
+from app.catalog.pointer import deleted, valid_name
 from app.catalog.registry import Registry
 
 log = logging.getLogger(__name__)
 KEPT = (
-    "its folder is gone, and it is served on: clients have put versions, a trial, a quota or a way to "
-    "merge by this name; DELETE it if it is to go"
+    "its folder is gone, and it is served on: clients have put versions, a trial or a quota by "
+    "this name; DELETE it if it is to go"
 )
 
 
@@ -53,7 +53,7 @@ async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]
                 again.add(name)
             continue
         if installed is not None:
-            log.info("folder %s is served as %s", source, installed.report["version"][:12])
+            log.info("folder %s is served as %s", source, installed.report.version[:12])
     return again
 
 
@@ -63,7 +63,7 @@ async def _gone(installer: Installer, name: str) -> None:
         pointer = await asyncio.to_thread(store.pointer, name)
         if pointer is None or pointer.version is None or not pointer.from_folder:
             return
-        if holds_of_clients(pointer):
+        if pointer.has_clients_changes:
             installer.registry.folder_gone[name] = KEPT
             log.warning("adapter %s: %s", name, KEPT)
             return
@@ -74,4 +74,4 @@ async def _gone(installer: Installer, name: str) -> None:
 
 def from_folders(registry: Registry) -> set[str]:
     """The names whose version came from a folder."""
-    return {name for name, found in registry.names.items() if came_from_folder(found.history)}
+    return {name for name, served in registry.names.items() if served.pointer.from_folder}

@@ -111,7 +111,7 @@ async def verify(
     """The largest difference found, as a share of its tolerance. Raises CertificateFailed."""
     sentence = engine.encoder.sentence(adapter)
     try:
-        version = Version("", adapter, {}, layers)
+        version = Version("", adapter, layers)
         sequences = await asyncio.to_thread(_sequences, tokenizer, version, sentence, goldens)
     except InputRefused as error:
         raise CertificateFailed(

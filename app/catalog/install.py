@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import assert_never
 
 from app.adapters.config.recipe import Options
 from app.adapters.files import folder_state
@@ -21,16 +21,17 @@ from app.adapters.receiving.own_files import left_aside, other_folders
 from app.adapters.receiving.received import Received
 from app.adapters.receiving.source import Sources, fetch_source
 from app.adapters.refusals import AdapterRejected
+from app.adapters.report import Report
 from app.catalog.disk import StoreFull, StoreUnavailable
 from app.catalog.export import export
 from app.catalog.fetch import Fetcher, reason_of
+from app.catalog.fitting import with_fitting_trial
 from app.catalog.load import Loader, load_version, said_of, to_store
 from app.catalog.local_store import Store, content_version
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, find_version, version_before
-from app.catalog.trials import with_fitting_trial
+from app.catalog.stored_version import StoredVersion
 from app.model.lora import merge_lora, merged_bytes
-from app.model.version import Version
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class MergeMemoryFull(Exception):
 class Installed:
     """What a PUT did. name: None after a dry run, which changes nothing."""
 
-    report: dict[str, Any]
+    report: Report
     name: Name | None
     created: bool = False
     unchanged: bool = False
@@ -64,14 +65,12 @@ def _always(_: str | None) -> None:
 class How:
     """What a PUT asks for beside the files, and who asks.
 
-    path: which of the upload's folders; None: the one that has weights. merge: whether traffic may
-    merge it; tokens_per_s: what it may be asked for, 0: any; None: as before. stage: hold the version
-    beside the current one.
+    path: which of the upload's folders; None: the one that has weights. tokens_per_s: what it may be
+    asked for, 0: any; None: as before. stage: hold the version beside the current one.
     """
 
     options: Options = field(default_factory=Options)
     allow_noop: bool = False
-    merge: Literal["auto", "off"] | None = None
     tokens_per_s: float | None = None
     stage: bool = False
     dry_run: bool = False
@@ -122,9 +121,8 @@ class Installer:
             error.problems += other_folders(left)
             raise
         report = installed.report
-        return replace(
-            installed, report={**report, "warnings": [*report["warnings"], *left_aside(left)]}
-        )
+        warnings = (*report.warnings, *left_aside(left))
+        return replace(installed, report=replace(report, warnings=warnings))
 
     async def install_folder(self, name: str, source: Path) -> Installed | None:
         """A folder of ADAPTERS_DIR becomes the name's version when its content is new; else None.
@@ -151,17 +149,17 @@ class Installer:
         async with self.changing:
             pointer = await asyncio.to_thread(self.store.pointer, name)
             before = pointer or Pointer(name)
-            how.precondition(self._shown(name, before.version))
+            how.precondition(before.version)
             if how.stage:
                 self.registry.get(name)
             version = await load_version(
                 self.loader, folder, digest, said, allow_noop=how.allow_noop
             )
-            report = dict(version.report)
+            report = version.report
             if how.dry_run:
                 return Installed(report, None)
             served = self.registry.names.get(name)
-            unchanged = served is not None and before.version == digest == served.digest
+            unchanged = served is not None and before.version == digest
             after = self._after(before, digest, content, how, unchanged)
             if not how.stage:
                 after = await with_fitting_trial(self.fetcher, after, report)
@@ -194,7 +192,6 @@ class Installer:
         return replace(
             after,
             folder=content or before.folder,
-            merge=how.merge or before.merge,
             tokens_per_s=limit,
         )
 
@@ -208,7 +205,7 @@ class Installer:
             current = pointer.version if pointer else None
             if current is None and name not in self.registry.broken:
                 self.registry.get(name)
-            precondition(self._shown(name, current))
+            precondition(current)
             if pointer is not None:
                 await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
             self.registry.remove(name)
@@ -230,11 +227,6 @@ class Installer:
             raise StoreUnavailable(f"{name} is served from memory; {reason_of(error)}") from None
         return version.digest, tar
 
-    def _shown(self, name: str, stored: str | None) -> str | None:
-        """The version that clients see: the one that is served, else the one that is stored."""
-        served = self.registry.names.get(name)
-        return stored if served is None or stored is None else served.digest
-
     async def rollback(
         self, name: str, prefix: str | None, precondition: Precondition, by: str | None
     ) -> Name:
@@ -244,7 +236,7 @@ class Installer:
         """
         async with self.changing:
             pointer = await self.fetcher.pointer(name)
-            precondition(self._shown(name, pointer.version))
+            precondition(pointer.version)
             history = pointer.history
             digest = (
                 version_before(name, history, pointer.version or "")
@@ -292,5 +284,5 @@ class Installer:
             return found
 
 
-def _can_merge(version: Version) -> bool:
+def _can_merge(version: StoredVersion) -> bool:
     return any(lora.rescales for lora in version.adapter.layers.values())

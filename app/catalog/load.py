@@ -24,9 +24,11 @@ from app.adapters.methods.table import method_of
 from app.adapters.read import read_adapter
 from app.adapters.receiving.upload import read_any_json, read_json, read_tensors
 from app.adapters.refusals import AdapterRejected, Problem
+from app.adapters.report import Effect, Report, TensorCounts, report_from_json
 from app.adapters.values import Adapter, laid_out
 from app.catalog.golden import Golden, read_golden, verify
 from app.catalog.pointer import digest_of
+from app.catalog.stored_version import StoredVersion
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, TextTokenizer, tokenize
 from app.model.delta import Layers, unmerged_layers
@@ -63,9 +65,9 @@ async def load_version(
     said: Mapping[str, Any],
     *,
     allow_noop: bool,
-    known: Mapping[str, Any] | None = None,
+    known: Report | None = None,
     certify: bool = True,
-) -> Version:
+) -> StoredVersion:
     """folder: a version's files. said: what `said_of` kept of the query.
 
     known: the report of an earlier load of the same bytes on this base, which need not be measured
@@ -83,7 +85,7 @@ async def load_version(
         known = _report(digest, adapter, delta, read, encoder)
     if certify and read.goldens:
         await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
-    return Version(digest, adapter, known, layers)
+    return StoredVersion(digest, adapter, layers, report=known)
 
 
 def _delta(loader: Loader, more_ids: list[int], layers: Layers) -> Delta:
@@ -94,19 +96,19 @@ def _delta(loader: Loader, more_ids: list[int], layers: Layers) -> Delta:
     return distance(encoder.states(ids, layers), base)
 
 
-def to_store(report: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+def to_store(report: Report, encoder: Encoder) -> dict[str, Any]:
     """A report with what it holds for: this very base, and a server that reports the same."""
-    fields = {"format": REPORT_FORMAT, "base": encoder.digest, "report": dict(report)}
+    fields = {"format": REPORT_FORMAT, "base": encoder.digest, "report": report.to_json()}
     return {**fields, "sha256": digest_of(fields)}
 
 
-def from_store(stored: Mapping[str, Any] | None, encoder: Encoder) -> dict[str, Any] | None:
+def from_store(stored: Mapping[str, Any] | None, encoder: Encoder) -> Report | None:
     """The stored report, where it still holds."""
     fields = {k: v for k, v in (stored or {}).items() if k != "sha256"}
     if stored is None or stored.get("sha256") != digest_of(fields):
         return None
     holds = (fields.get("format"), fields.get("base")) == (REPORT_FORMAT, encoder.digest)
-    return dict(fields["report"]) if holds else None
+    return report_from_json(fields["report"]) if holds else None
 
 
 def said_of(options: Options) -> dict[str, Any]:
@@ -205,50 +207,41 @@ async def _refuse_overflow(loader: Loader, adapter: Adapter, layers: Layers) -> 
     if adapter.head is None:
         return
     ids, encoder = loader.probe_ids, loader.engine.encoder
-    version = Version("", adapter, {}, layers)
+    version = Version("", adapter, layers)
     sequence = Sequence(ids, [0] * len(ids), Want("logits"), version)
     logits = (await loader.engine.call(lambda: encoder.run([sequence])))[0]
     if not torch.isfinite(logits).all():
         raise AdapterRejected("with its head the probe text's logits are NaN or infinity")
 
 
-def _report(
-    digest: str, adapter: Adapter, delta: Delta, read: _Read, encoder: Encoder
-) -> dict[str, Any]:
-    """The part of API.md's adapter object that belongs to the version, not to the name."""
+def _report(digest: str, adapter: Adapter, delta: Delta, read: _Read, encoder: Encoder) -> Report:
     sentence = encoder.sentence(adapter)
-    ignored = list(adapter.ignored)
-    return {
-        "version": digest,
-        "task": adapter.task,
-        "labels": list(adapter.labels),
-        "scores": adapter.scores if adapter.head is not None else None,
-        "has_head": adapter.head is not None,
-        "layout": adapter.layout,
-        "kind": adapter.kind,
-        "rank": adapter.rank,
-        "scale": adapter.scale,
-        "scaling": [
-            {k: v for k, v in asdict(s).items() if v is not None} for s in adapter.scalings
-        ],
-        "targets": adapter.targets,
-        "bytes": read.file_bytes,
-        "resident_bytes": adapter.resident_bytes,
-        "tensors": {
-            "in_file": read.tensors,
-            "used": read.tensors - len(ignored),
-            "ignored": ignored,
-        },
-        "delta": {"relative": delta.relative, "layers": delta.layers},
-        "pooling": sentence.pooling,
-        "normalize": sentence.normalize,
-        "max_length": sentence.max_length,
-        "prompts": dict(sentence.prompts or {}),
-        "dimensions": list(sentence.dimensions or ()),
-        "embedding_space": embedding_space(encoder.digest, digest),
-        "certified": len(read.goldens),
-        "warnings": read.warnings,
-    }
+    used = read.tensors - len(adapter.ignored)
+    return Report(
+        version=digest,
+        task=adapter.task,
+        labels=adapter.labels,
+        scores=adapter.scores if adapter.head is not None else None,
+        has_head=adapter.head is not None,
+        layout=adapter.layout,
+        kind=adapter.kind,
+        rank=adapter.rank,
+        scale=adapter.scale,
+        scaling=adapter.scalings,
+        targets=adapter.targets,
+        bytes=read.file_bytes,
+        resident_bytes=adapter.resident_bytes,
+        tensors=TensorCounts(read.tensors, used, adapter.ignored),
+        delta=Effect(delta.relative, tuple(delta.layers)),
+        pooling=sentence.pooling,
+        normalize=sentence.normalize,
+        max_length=sentence.max_length,
+        prompts=dict(sentence.prompts or {}),
+        dimensions=sentence.dimensions or (),
+        embedding_space=embedding_space(encoder.digest, digest),
+        certified=len(read.goldens),
+        warnings=tuple(read.warnings),
+    )
 
 
 def embedding_space(base: str, version: str | None) -> str:

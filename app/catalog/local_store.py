@@ -27,7 +27,7 @@ from typing import Any
 
 from app.adapters.files import ADAPTER_FILES
 from app.catalog.disk import READ_ONLY, StoreUnavailable, StoreUnusable, disk_errors, fsync
-from app.catalog.pointer import Pointer, from_json, to_json, valid_name
+from app.catalog.pointer import NewerPointer, Pointer, from_json, to_json, valid_name
 
 log = logging.getLogger(__name__)
 OPTIONS = "options.json"
@@ -170,13 +170,20 @@ class Store:
         return sorted(p.stem for p in self._names.glob("*.json") if valid_name(p.stem))
 
     def pointer(self, name: str) -> Pointer | None:
-        """Where the name points; None: nowhere. A damaged file is set aside, so that a PUT heals it."""
+        """Where the name points; None: nowhere. A damaged file is set aside, so that a PUT heals it.
+
+        Raises StoreUnavailable, also for what a newer server has written: nobody may write over it.
+        """
         path = self._names / f"{name}.json"
         try:
             with disk_errors(), contextlib.suppress(FileNotFoundError):
                 if path.is_dir():
                     raise ValueError("it is a folder")
                 return from_json(name, json.loads(path.read_bytes()))
+        except NewerPointer as newer:
+            raise StoreUnavailable(
+                f"{path} {newer}: a newer server has written it; it is left as it is"
+            ) from None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             why = str(error).splitlines()[0]
             log.error("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)

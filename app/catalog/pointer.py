@@ -1,6 +1,6 @@
 """Where a name points, where it has pointed, and how it moves: pure values, and their JSON.
 
-Knows no files; store.py keeps them.
+Knows no files and no store.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 RESERVED = ("base",)
 ENTRIES_PER_VERSION = 4  # of a history, on average: whoever goes to and fro fills no disk
+FORMAT = 2  # of the JSON; what has no format is 1, and is read
+RETIRED = {"merge"}  # fields of format 1 that mean nothing any more
 
 How = Literal["put", "folder", "rollback", "promote", "stage"]
+
+
+class NewerPointer(Exception):
+    """The JSON is whole and holds what this server does not know: it must not be written over."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Entry:
 
     how "stage": held beside the current one, without being pointed at.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     version: str
     created: str
@@ -43,6 +51,8 @@ class Trial:
     (or "client"). shadow: it runs `percent` of them as well, and the current version answers.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     mode: Literal["canary", "shadow"]
     version: str
     percent: float
@@ -53,25 +63,27 @@ class Trial:
 
 @dataclass(frozen=True)
 class Pointer:
-    """folder: the last content taken from ADAPTERS_DIR for this name.
+    """Where a name points. One with version None and a revision is a tombstone: it was deleted.
 
-    version None: deleted. history: oldest first. merge: whether traffic may merge it, and
-    tokens_per_s: what it may be asked for; None: as the server is set.
+    revision: grows by one with every move and never goes back; 0: nothing was ever stored.
+    folder: the last content taken from ADAPTERS_DIR for this name. history: oldest first.
+    tokens_per_s: what all clients together may ask of it; None: any amount.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     version: str | None = None
     revision: int = 0
     folder: str | None = None
     history: tuple[Entry, ...] = ()
-    merge: Literal["auto", "off"] | None = None
     tokens_per_s: float | None = None
     trial: Trial | None = None
 
     def created(self, version: str) -> str:
         """Since when the name points at the version."""
-        found = (e.created for e in reversed(self.history) if e.version == version)
-        return next(found, None) or now()
+        times = (e.created for e in reversed(self.history) if e.version == version)
+        return next(times, None) or now()
 
     @property
     def versions(self) -> set[str]:
@@ -81,84 +93,93 @@ class Pointer:
 
     @property
     def from_folder(self) -> bool:
-        """Whether what it holds came from a folder last, and not from a client."""
-        return came_from_folder(self.history)
+        """Whether a folder brought its version, and no client. A rollback does not change that."""
+        origins = [e.how for e in self.history if e.how in ("put", "folder", "promote")]
+        return origins[-1:] == ["folder"]
 
-
-def holds_of_clients(pointer: Pointer) -> bool:
-    """Whether a client has put anything by this name: versions, a trial, a quota, a way to merge."""
-    said = (pointer.trial, pointer.tokens_per_s, pointer.merge)
-    put = any(entry.how in ("put", "stage", "promote") for entry in pointer.history)
-    return put or any(value is not None for value in said)
+    @property
+    def has_clients_changes(self) -> bool:
+        """Whether a client has put anything by this name: versions, a trial, a quota."""
+        put = any(entry.how in ("put", "stage", "promote") for entry in self.history)
+        return put or self.trial is not None or self.tokens_per_s is not None
 
 
 def current_index(history: tuple[Entry, ...], version: str | None) -> int | None:
     """Where in the history the version was last pointed at."""
-    found = (i for i, e in enumerate(history) if e.version == version and e.how != "stage")
-    return max(found, default=None)
-
-
-def came_from_folder(history: tuple[Entry, ...]) -> bool:
-    """Going back to an earlier version does not make the name anybody else's."""
-    brought = [e.how for e in history if e.how in ("put", "folder", "promote")]
-    return brought[-1:] == ["folder"]
+    indices = (i for i, e in enumerate(history) if e.version == version and e.how != "stage")
+    return max(indices, default=None)
 
 
 def moved(before: Pointer, entry: Entry, keep: int) -> Pointer:
     """The name points at the entry's version; `keep` of its versions stay, and those in use."""
     trial = before.trial if before.trial and before.trial.version != entry.version else None
     after = replace(before, version=entry.version, trial=trial)
-    return replace(after, history=_kept(after, (*before.history, entry), keep))
+    return replace(after, history=_trimmed(after, (*before.history, entry), keep))
 
 
 def staged(before: Pointer, entry: Entry, keep: int) -> Pointer:
     """The name holds the entry's version too, and points where it pointed."""
     if entry.version in {e.version for e in before.history}:
         return before
-    return replace(before, history=_kept(before, (*before.history, entry), keep))
+    return replace(before, history=_trimmed(before, (*before.history, entry), keep))
 
 
 def deleted(before: Pointer) -> Pointer:
-    """Nothing of the name is left but which folder content is not to come back by itself."""
+    """Nothing of the name remains but which folder content is not to come back by itself."""
     return Pointer(before.name, None, before.revision, before.folder)
 
 
-def _kept(pointer: Pointer, history: tuple[Entry, ...], keep: int) -> tuple[Entry, ...]:
+def _trimmed(pointer: Pointer, history: tuple[Entry, ...], keep: int) -> tuple[Entry, ...]:
     """The entries of the last versions and of those in use, and not too many of them."""
     latest = list(dict.fromkeys(e.version for e in reversed(history)))
     trial = [pointer.trial.version] if pointer.trial else []
     versions = {*latest[:keep], pointer.version, *trial}
-    kept = [e for e in history if e.version in versions]
-    last = {e.version: i for i, e in enumerate(kept)}
-    pointed = {e.version: i for i, e in enumerate(kept) if e.how != "stage"}
+    entries = [e for e in history if e.version in versions]
+    last = {e.version: i for i, e in enumerate(entries)}
+    pointed = {e.version: i for i, e in enumerate(entries) if e.how != "stage"}
     needed = {*last.values(), *pointed.values()}
-    old = len(kept) - ENTRIES_PER_VERSION * keep
-    return tuple(e for i, e in enumerate(kept) if i >= old or i in needed)
+    old = len(entries) - ENTRIES_PER_VERSION * keep
+    return tuple(e for i, e in enumerate(entries) if i >= old or i in needed)
 
 
 def to_json(pointer: Pointer) -> dict[str, Any]:
-    """With a digest of it all, so that a flipped bit is not believed."""
-    fields = {k: v for k, v in asdict(pointer).items() if k != "name"}
-    fields["deleted"] = pointer.version is None
-    return {**fields, "sha256": digest_of(fields)}
+    """With its format, and a digest of it all, so that a flipped bit is not believed."""
+    members = {k: v for k, v in asdict(pointer).items() if k != "name"}
+    members |= {"deleted": pointer.version is None, "format": FORMAT}
+    return {**members, "sha256": digest_of(members)}
 
 
 def from_json(name: str, raw: Mapping[str, Any]) -> Pointer:
-    """Raises ValueError, TypeError or AttributeError for what to_json has not written."""
-    fields = {k: v for k, v in raw.items() if k != "sha256"}
-    if "sha256" in raw and raw["sha256"] != digest_of(fields):
+    """Raises ValueError, TypeError or AttributeError for what no server has written; NewerPointer."""
+    members = {k: v for k, v in raw.items() if k != "sha256"}
+    if "sha256" in raw and raw["sha256"] != digest_of(members):
         raise ValueError("it is not what was written")
-    if missing := {"version", "revision", "folder", "history"} - fields.keys():
+    number, _ = members.pop("format", 1), members.pop("deleted", None)
+    if isinstance(number, int) and number > FORMAT:
+        raise NewerPointer(f"has format {number}, and this server knows {FORMAT} and before")
+    if missing := {"version", "revision", "folder", "history"} - members.keys():
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    return _POINTER.validate_python({**fields, "name": name})
+    if number == 1:
+        members = {k: v for k, v in members.items() if k not in RETIRED}
+    if unknown := members.keys() - _FIELDS:
+        raise NewerPointer(f"has {', '.join(sorted(unknown))}, which this server does not know")
+    try:
+        return _POINTER.validate_python({**members, "name": name})
+    except ValidationError as error:
+        if "sha256" not in raw:
+            raise
+        # A server has written just this, and not one like this.
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise NewerPointer(f"has a {where} that this server does not know") from None
 
 
 _POINTER = TypeAdapter(Pointer)
+_FIELDS = {f.name for f in fields(Pointer)} - {"name"}
 
 
-def digest_of(fields: Mapping[str, Any]) -> str:
+def digest_of(members: Mapping[str, Any]) -> str:
     """sha256 of what JSON keeps of it."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()
 
 
 def valid_name(name: str) -> bool:
@@ -167,4 +188,5 @@ def valid_name(name: str) -> bool:
 
 
 def now() -> str:
+    """The time in UTC, as ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

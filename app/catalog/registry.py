@@ -1,21 +1,21 @@
 """Names -> versions, and which of those are merged. A lease is a Python reference.
 
-A request holds the Version it resolved until its answer has left, so replacing or deleting a name
+A request holds the StoredVersion it resolved until its answer has left, so replacing or deleting a name
 never touches a request in flight. Touched from the event loop only; knows no files and no HTTP.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+from app.adapters.report import Report
 from app.catalog.nearest import LONGEST, Nearest
-from app.catalog.pointer import Entry, Trial, current_index
+from app.catalog.pointer import Entry, Pointer, current_index
 from app.catalog.residents import Residents
-from app.model.version import Version
+from app.catalog.stored_version import StoredVersion
 
 KEPT_OLD_VERSIONS = 16  # resident beside the current ones, for ?adapter=name@version
 SHORTEST_VERSION = 12
@@ -42,23 +42,29 @@ class UnknownVersion(Exception):
 
 @dataclass(frozen=True)
 class Name:
-    """What a name points at now, what it pointed at before, and since when.
+    """A name that is served: where it points, and the report of the version that it points at."""
 
-    report: of the version, as it was measured when it was loaded or stored. merge: "auto", "off", or
-    None for what the server is set to; tokens_per_s likewise. trial: another version beside this one.
-    """
+    pointer: Pointer
+    report: Report
 
-    name: str
-    digest: str
-    report: Mapping[str, Any]
-    created: str
-    history: tuple[Entry, ...]
-    merge: str | None = None
-    tokens_per_s: float | None = None
-    trial: Trial | None = None
+    @property
+    def name(self) -> str:
+        """As clients spell it."""
+        return self.pointer.name
+
+    @property
+    def digest(self) -> str:
+        """The version that it points at."""
+        return self.report.version
+
+    @property
+    def created(self) -> str:
+        """Since when it points there, as ISO 8601 in UTC."""
+        return self.pointer.created(self.digest)
 
     @property
     def created_unix(self) -> int:
+        """The same in seconds."""
         return int(datetime.fromisoformat(self.created).timestamp())
 
 
@@ -66,8 +72,7 @@ class Name:
 class Registry:
     """All names. broken, refused: what cannot be served, by name, with the reason.
 
-    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. fallen_back: names that are
-    served by an earlier version, because their own no longer gives its certificate's answers.
+    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen.
     merged: by name, the version with a merged copy; names of the same bytes are merged each on its own.
     folder_gone: names that are served on although their folder is gone, with the reason.
     on_remove: told the name that is served no more.
@@ -77,8 +82,7 @@ class Registry:
     names: dict[str, Name] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    fallen_back: dict[str, str] = field(default_factory=dict)
-    merged: dict[str, Version] = field(default_factory=dict)
+    merged: dict[str, StoredVersion] = field(default_factory=dict)
     folder_gone: dict[str, str] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
     on_remove: Callable[[str], None] = lambda _: None
@@ -89,7 +93,6 @@ class Registry:
         """Make the name answer with its version from now on."""
         before = self.names.get(found.name)
         self.broken.pop(found.name, None)
-        self.fallen_back.pop(found.name, None)
         for digest in _used(found):
             self._pointed[digest] += 1
             self._old.pop(digest, None)
@@ -104,7 +107,6 @@ class Registry:
     def remove(self, name: str) -> None:
         self.broken.pop(name, None)
         self.folder_gone.pop(name, None)
-        self.fallen_back.pop(name, None)
         self.merged.pop(name, None)
         before = self.names.pop(name, None)
         if before is not None:
@@ -136,7 +138,7 @@ class Registry:
             raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
         return found
 
-    def ready(self, found: Name) -> Version | None:
+    def ready(self, found: Name) -> StoredVersion | None:
         """The name's version, merged or not, if it is in memory."""
         return self.merged.get(found.name) or self.residents.use(found.digest)
 
@@ -153,7 +155,8 @@ class Registry:
 
 def _used(name: Name) -> list[str]:
     """The versions that the name's requests run through."""
-    return [name.digest, *([name.trial.version] if name.trial else [])]
+    trial = name.pointer.trial
+    return [name.digest, *([trial.version] if trial else [])]
 
 
 def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:

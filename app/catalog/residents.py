@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from app.model.version import Version
+from app.catalog.stored_version import StoredVersion
 
 
 class Residents:
@@ -19,7 +19,7 @@ class Residents:
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._found: OrderedDict[str, Version] = OrderedDict()
+        self._found: OrderedDict[str, StoredVersion] = OrderedDict()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._found
@@ -27,7 +27,7 @@ class Residents:
     def __len__(self) -> int:
         return len(self._found)
 
-    def use(self, digest: str) -> Version | None:
+    def use(self, digest: str) -> StoredVersion | None:
         """The version for a request, if it is in memory; counted."""
         found = self.get(digest)
         if found is None:
@@ -36,13 +36,13 @@ class Residents:
             self.hits += 1
         return found
 
-    def get(self, digest: str) -> Version | None:
+    def get(self, digest: str) -> StoredVersion | None:
         """The version if it is in memory; it is then the most recently used."""
         if digest in self._found:
             self._found.move_to_end(digest)
         return self._found.get(digest)
 
-    def put(self, version: Version) -> None:
+    def put(self, version: StoredVersion) -> None:
         """Hold it; others fall out as the budget needs."""
         self.drop(version.digest)
         self._found[version.digest] = version

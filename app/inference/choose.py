@@ -103,7 +103,7 @@ async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
     entry = runtime.registry.get(name)
     if not at:
         return await _current(runtime, caller, entry)
-    digest = find_version(name, entry.history, prefix)
+    digest = find_version(name, entry.pointer.history, prefix)
     if digest == entry.digest:
         return Chosen(spelled, name, await runtime.fetcher.ready(entry))
     try:
@@ -125,7 +125,7 @@ def _base(runtime: Runtime, spelled: str, prefix: str | None) -> Chosen:
 
 async def _current(runtime: Runtime, caller: Caller, entry: Name) -> Chosen:
     """What answers for a name without a version: its trial's version, or its own."""
-    name, trial = entry.name, entry.trial
+    name, trial = entry.name, entry.pointer.trial
     if trial is None:
         version = await runtime.fetcher.ready(entry)
         return Chosen(name, name, version)

@@ -108,7 +108,7 @@ def _with_head(runtime: Runtime, caller: Caller, chosen: Chosen) -> Adapter:
     others = sorted(
         name
         for name, entry in runtime.registry.names.items()
-        if entry.report["has_head"] and caller.may_use(name)
+        if entry.report.has_head and caller.may_use(name)
     )
     some = others[:MOST_NAMED]
     who = "the base" if chosen.name == BASE else f"adapter {chosen.name}"

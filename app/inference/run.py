@@ -117,7 +117,7 @@ def _charges(
     if key := caller.key:
         charges.append(Charge(f"this key ({key.name})", key.tokens_per_s, counts.total()))
     for name in dict.fromkeys(c.name for c in choice.distinct):
-        limit = names[name].tokens_per_s if name in names else None
+        limit = names[name].pointer.tokens_per_s if name in names else None
         charges.append(Charge(f"the adapter {name}", limit, counts[name]))
     return charges
 

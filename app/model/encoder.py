@@ -192,7 +192,7 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         config.vocab_size,
         wrappers,
         route,
-        Version(_digest(frozen), Adapter({}, layout="base"), {}, BASE_LAYERS),
+        Version(_digest(frozen), Adapter({}, layout="base"), BASE_LAYERS),
         paths.slow,
         frozen,
         first,

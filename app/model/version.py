@@ -5,9 +5,7 @@ A name leads to a version, and every sequence runs through one. Knows no names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from app.adapters.values import Adapter
 from app.model.delta import Layers
@@ -17,12 +15,10 @@ from app.model.delta import Layers
 class Version:
     """digest: of the adapter's files; the base's is over its weights.
 
-    report: what the adapter routes answer about it. layers: what the forward runs; a merged version
-    has merged ones, whose copies take merged_bytes.
+    layers: what the forward runs; a merged version has merged ones, whose copies take merged_bytes.
     """
 
     digest: str
     adapter: Adapter
-    report: Mapping[str, Any]
     layers: Layers
     merged_bytes: int = 0

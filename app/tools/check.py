@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.adapters.changes import weight_changes
 from app.adapters.config.recipe import Options
 from app.adapters.refusals import AdapterRejected, UploadTooLarge
-from app.model.version import Version
+from app.catalog.stored_version import StoredVersion
 from app.tools.workbench import Workbench, adapter_folder, workbench
 
 SHADES = " ░▒▓█"
@@ -33,7 +34,7 @@ def check(source: Path, model: str | None, options: Options, *, as_json: bool) -
         except UploadTooLarge as error:
             return str(error), False
         if as_json:
-            return json.dumps({"name": source.stem, **version.report}, indent=2), True
+            return json.dumps({"name": source.stem, **version.report.to_json()}, indent=2), True
         return _report(source, version, bench), True
 
 
@@ -51,34 +52,34 @@ def _refusal_json(error: AdapterRejected) -> str:
     return json.dumps(said, indent=2)
 
 
-def _report(source: Path, version: Version, bench: Workbench) -> str:
+def _report(source: Path, version: StoredVersion, bench: Workbench) -> str:
     report = version.report
     base = bench.encoder.base
-    scale = "several scales" if report["scale"] is None else f"scale {report['scale']:g}"
-    targets = ", ".join(f"{name} × {count}" for name, count in report["targets"].items())
-    labels = f", labels {', '.join(report['labels'][:6])}" if report["labels"] else ""
-    more = f" and {len(report['labels']) - 6} more" if len(report["labels"]) > 6 else ""
-    tensors = report["tensors"]
+    scale = "several scales" if report.scale is None else f"scale {report.scale:g}"
+    targets = ", ".join(f"{name} × {count}" for name, count in report.targets.items())
+    labels = f", labels {', '.join(report.labels[:6])}" if report.labels else ""
+    more = f" and {len(report.labels) - 6} more" if len(report.labels) > 6 else ""
+    tensors = report.tensors
     lines = [
         f"{source.name}: would be served on {bench.encoder.files.id} ({base.described})",
-        f"  {report['kind']} ({report['layout']}), rank {report['rank']}, {scale}; {targets}",
-        f"  task {report['task']}{labels}{more}; pooling {report['pooling']}, "
-        f"up to {report['max_length']} tokens",
-        f"  {tensors['in_file']} tensors, {tensors['used']} used, "
-        f"{len(tensors['ignored'])} that repeat what is said elsewhere; {report['bytes']:,} bytes",
-        f"  certificate: {report['certified']} answers hold" if report["certified"] else "",
-        *(f"  warning: {warning}" for warning in report["warnings"]),
-        f"  the output moves by {100 * report['delta']['relative']:.1f} % on the probe text",
+        f"  {report.kind} ({report.layout}), rank {report.rank}, {scale}; {targets}",
+        f"  task {report.task}{labels}{more}; pooling {report.pooling}, "
+        f"up to {report.max_length} tokens",
+        f"  {tensors.in_file} tensors, {tensors.used} used, "
+        f"{len(tensors.ignored)} that repeat what is said elsewhere; {report.bytes:,} bytes",
+        f"  certificate: {report.certified} answers hold" if report.certified else "",
+        *(f"  warning: {warning}" for warning in report.warnings),
+        f"  the output moves by {100 * report.delta.relative:.1f} % on the probe text",
         "",
         "hidden states moved, layer by layer",
-        *_bars(report["delta"]["layers"]),
+        *_bars(report.delta.layers),
         "",
         *_grid(weight_changes(version.adapter, base)),
     ]
     return "\n".join(line for i, line in enumerate(lines) if line or i > 4)
 
 
-def _bars(moved: list[float]) -> list[str]:
+def _bars(moved: Sequence[float]) -> list[str]:
     most = max([*moved, 1e-12])
     return [
         f"  layer {i:2} {'█' * round(BAR * share / most):{BAR}} {100 * share:5.1f} %"

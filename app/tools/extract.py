@@ -22,10 +22,10 @@ from app.adapters.files import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.adapters.heads import POOLERS
 from app.adapters.layouts import PEFT_PREFIX
 from app.adapters.peft_folder import TASK_TYPES
+from app.catalog.stored_version import StoredVersion
 from app.model.base_files import BaseFiles, head_tensors
 from app.model.encoder import Encoder, load_encoder
 from app.model.sequence import Sequence, Want
-from app.model.version import Version
 from app.tools.workbench import Workbench, workbench
 
 KEPT = (
@@ -96,10 +96,9 @@ def extract(checkpoint: Path, model: str | None, rank: int, output: Path) -> str
         [
             f"share of each difference that rank {rank} leaves out:",
             *lines,
-            f"{output}: {report['bytes']:,} bytes, {len(found.tensors)} tensors, "
-            f"task {report['task']}",
+            f"{output}: {report.bytes:,} bytes, {len(found.tensors)} tensors, task {report.task}",
             f"the output differs from the checkpoint's by {100 * moved:.2f} % on the probe text "
-            f"(the adapter moves it by {100 * report['delta']['relative']:.2f} %)",
+            f"(the adapter moves it by {100 * report.delta.relative:.2f} %)",
         ]
     )
 
@@ -179,7 +178,7 @@ def _own_pooler(base: Base, tuned: Base, found: _Extracted) -> None:
         found.whole.append(f"{found.prefix}pooler")
 
 
-def _output_error(tuned: Encoder, bench: Workbench, version: Version) -> float:
+def _output_error(tuned: Encoder, bench: Workbench, version: StoredVersion) -> float:
     """||adapter's - checkpoint's|| / ||checkpoint's||, of the mean of the last hidden state."""
     ids, want = bench.loader.probe_ids, Want("embedding", normalize=False)
     types = [0] * len(ids)

@@ -18,11 +18,11 @@ from app.adapters.receiving.copying import copy_adapter
 from app.adapters.refusals import AdapterRejected
 from app.catalog.load import Loader, load_version, make_loader, said_of
 from app.catalog.local_store import content_version
+from app.catalog.stored_version import StoredVersion
 from app.engine.engine import Engine
 from app.engine.tokenizer import load_tokenizer
 from app.model.base_files import find_base
 from app.model.encoder import Encoder, load_encoder
-from app.model.version import Version
 
 BATCH_TOKENS = 1024
 NO_CAP = 1 << 40  # it is the user's own file, on the user's own disk
@@ -35,7 +35,7 @@ class Workbench:
     encoder: Encoder
     loader: Loader
 
-    def load(self, folder: Path, options: Options | None = None) -> Version:
+    def load(self, folder: Path, options: Options | None = None) -> StoredVersion:
         """An adapter's folder, read and measured exactly as an upload is. Raises
         AdapterRejected.
         """

@@ -12,7 +12,7 @@ from pytest import MonkeyPatch
 from app.catalog import fetch
 from tests.conftest import Serve
 from tests.live import LiveServer
-from tests.oracles import make_adapter, put
+from tests.oracles import files_of, make_adapter, put
 
 TEXTS = ["the good film", "my card is lost"]
 
@@ -106,6 +106,17 @@ async def all_at_once(url: str, names: list[str]) -> list[object]:
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         asked = [client.post(f"/embed?adapter={n}", json={"inputs": TEXTS}) for n in names]
         return [answer.json() for answer in await asyncio.gather(*asked)]
+
+
+def test_merging_by_traffic_is_gone_and_a_put_that_asks_for_it_changes_nothing(
+    serve: Serve, tiny_bert: Path, many: dict[str, Path]
+) -> None:
+    client = serve(model=str(tiny_bert)).client
+    answer = client.put("/adapters/a0?merge=auto", files=files_of(many["a0"]))
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "malformed")
+    assert "POST /adapters/{name}/merge" in answer.json()["error"]
+    assert client.get("/adapters").json() == []
+    assert "merge" not in put(client, "a0", many["a0"])
 
 
 def test_an_old_version_that_is_damaged_on_disk_is_a_404_and_no_500_and_a_put_heals_it(

@@ -10,7 +10,7 @@ from app.model.sequence import Sequence, Want
 from app.model.version import Version
 
 WANT = Want("embedding")
-BASE = Version("base", Adapter({}, "base"), {}, BASE_LAYERS)
+BASE = Version("base", Adapter({}, "base"), BASE_LAYERS)
 
 
 def sequence(*ids: int, version: Version = BASE) -> Sequence:
@@ -19,7 +19,7 @@ def sequence(*ids: int, version: Version = BASE) -> Sequence:
 
 def sized(size: int, adapter: str = "base") -> Sequence:
     """`size` tokens through a version of that digest."""
-    return sequence(*[1] * size, version=Version(adapter, BASE.adapter, {}, BASE_LAYERS))
+    return sequence(*[1] * size, version=Version(adapter, BASE.adapter, BASE_LAYERS))
 
 
 def request_of(sequences: list[Sequence], asker: Asker = Asker()) -> Request:  # noqa: B008

@@ -13,9 +13,9 @@ from app.model.version import Version
 
 CPU = torch.device("cpu")
 ADAPTER = Adapter({}, "peft")
-BASE = Version("base", ADAPTER, {}, BASE_LAYERS)
-A, B = (Version(name, ADAPTER, {}, Layers()) for name in "ab")
-MERGED = Version("merged", ADAPTER, {}, Layers(own={"query": FrozenLinear(torch.ones(2, 2), None)}))
+BASE = Version("base", ADAPTER, BASE_LAYERS)
+A, B = (Version(name, ADAPTER, Layers()) for name in "ab")
+MERGED = Version("merged", ADAPTER, Layers(own={"query": FrozenLinear(torch.ones(2, 2), None)}))
 
 
 def sequence(version: Version, *ids: int) -> Sequence:

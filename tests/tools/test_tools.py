@@ -95,7 +95,7 @@ def test_a_certificate_of_pefts_answers_is_checked_at_upload_and_at_start(
     assert server.client.get("/adapters/a").json()["version"] == versions[1]
 
 
-def test_a_version_that_no_longer_holds_is_not_served_and_the_one_before_stays(
+def test_a_name_whose_version_no_longer_holds_is_not_served_until_it_is_rolled_back(
     serve: Serve, tiny_bert: Path, tmp_path: Path
 ) -> None:
     """The base is exchanged under the store: certified versions fall, uncertified ones load."""
@@ -115,23 +115,22 @@ def test_a_version_that_no_longer_holds_is_not_served_and_the_one_before_stays(
     weights["encoder.layer.0.output.dense.weight"] *= 1.5
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     second = serve(model=str(other))
-    served = second.client.get("/adapters/a")
-    assert served.json()["version"] == old != new
-    assert new[:12] in second.client.get("/readyz").json()["fallen_back"]["a"]
-    shown = second.client.get("/adapters/a/versions").json()
-    assert [v["current"] for v in shown] == [True, False]
-    held = second.client.put(
-        "/adapters/a?dry_run=true",
-        files=files_of(plain),
-        headers={"If-Match": served.headers["etag"]},
-    )
-    assert held.status_code == 200
-    assert second.client.get("/adapters/only").status_code == 404
     broken = second.client.get("/readyz").json()["broken"]
-    assert "certificate do not hold" in broken["only"]
+    for name in ("a", "only"):
+        assert "certificate do not hold" in broken[name]
+        answer = second.client.get(f"/adapters/{name}")
+        assert answer.status_code == 404
+        assert "certificate do not hold" in answer.json()["error"]
+    shown = second.client.get("/adapters/a/versions").json()
+    assert [v["current"] for v in shown] == [False, True]
+    held = {"If-Match": f'"{new}"'}
+    back = second.client.post("/adapters/a/rollback", json={"version": old}, headers=held)
+    assert (back.status_code, back.json()["version"]) == (200, old)
+    assert second.client.get("/readyz").json()["broken"].keys() == {"only"}
     second.stop()
     third = serve(model=str(tiny_bert))
-    assert third.client.get("/adapters/a").json()["version"] == new
+    assert third.client.get("/adapters/a").json()["version"] == old
+    assert third.client.get("/adapters/only").json()["version"] == new
 
 
 @pytest.mark.parametrize(

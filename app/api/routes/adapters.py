@@ -19,7 +19,7 @@ from app.api.access import access
 from app.api.answer import json_answer
 from app.api.caller import Called
 from app.api.dialect import documented
-from app.api.refusal import invalid
+from app.api.refusal import Refusal, invalid
 from app.api.serving import Served, Serving
 from app.api.upload_body import opened
 from app.catalog.install import How, PreconditionFailed
@@ -43,6 +43,17 @@ async def _no_parameters(request: Request) -> None:
     """Of a route that takes none: one that somebody believes in is refused, and nothing is done."""
     for name in request.query_params:
         raise invalid(name, "is no parameter of this route")
+
+
+async def _no_merge(request: Request) -> None:
+    """Merging by traffic is gone: told before the query is checked, and nothing is done."""
+    if "merge" in request.query_params:
+        raise Refusal(
+            400,
+            "malformed",
+            "?merge= is gone: nothing is merged by traffic any more; "
+            "POST /adapters/{name}/merge and /unmerge do it when you say so",
+        )
 
 
 NOTHING = [Depends(_no_parameters)]
@@ -71,9 +82,6 @@ class UploadQuery(BaseModel):
     ) = Field(None, description="Which activation the head's scores get.")
     path: str | None = Field(
         None, max_length=1000, description="Which folder of the upload; none: the one with weights."
-    )
-    merge: Literal["auto", "off"] | None = Field(
-        None, description="Whether traffic may merge it; none: as before, or as the server is set."
     )
     tokens_per_s: float | None = Field(
         None,
@@ -169,17 +177,22 @@ def describe(found: Name, registry: Registry) -> dict[str, Any]:
     """API.md's adapter object."""
     return {
         "name": found.name,
-        **found.report,
-        "merge": found.merge,
-        "tokens_per_s": found.tokens_per_s,
-        "trial": asdict(found.trial) if found.trial else None,
+        **found.report.to_json(),
+        "tokens_per_s": found.pointer.tokens_per_s,
+        "trial": asdict(found.pointer.trial) if found.pointer.trial else None,
         "merged": found.name in registry.merged,
         "resident": found.name in registry.merged or found.digest in registry.residents,
         "created": found.created,
     }
 
 
-@router.put("/{name}", response_class=Response, responses=PUT_ANSWERS, openapi_extra=UPLOAD)
+@router.put(
+    "/{name}",
+    response_class=Response,
+    responses=PUT_ANSWERS,
+    openapi_extra=UPLOAD,
+    dependencies=[Depends(_no_merge)],
+)
 @access("admin key", upload=True)
 async def put(
     request: Request,
@@ -207,7 +220,6 @@ async def put(
             How(
                 query.options(),
                 query.allow_noop,
-                query.merge,
                 query.tokens_per_s,
                 query.stage,
                 query.dry_run,
@@ -217,13 +229,23 @@ async def put(
             ),
         )
     if done.name is None:
-        dry = {"name": name, **done.report, "merged": False, "resident": False, "created": None}
+        dry = {
+            "name": name,
+            **done.report.to_json(),
+            "merged": False,
+            "resident": False,
+            "created": None,
+        }
         return json_answer({**dry, "dry_run": True}, {})
     if query.stage:
-        held = {**describe(done.name, serving.runtime.registry), **done.report, "merged": False}
+        held = {
+            **describe(done.name, serving.runtime.registry),
+            **done.report.to_json(),
+            "merged": False,
+        }
         return json_answer({**held, "staged": True}, {"Location": f"/adapters/{name}/versions"})
     headers = {"ETag": etag(done.name.digest), "Location": f"/adapters/{name}"}
-    answer = describe(done.name, serving.runtime.registry) | {"warnings": done.report["warnings"]}
+    answer = describe(done.name, serving.runtime.registry) | {"warnings": done.report.warnings}
     answer |= {"unchanged": True} if done.unchanged else {}
     return json_answer(answer, headers, 201 if done.created else 200)
 

@@ -70,7 +70,6 @@ async def readyz(caller: Called, serving: Served, verbose: bool = False) -> Resp
         answer |= {
             "adapters": len(await asyncio.to_thread(caller.usable, tuple(registry.names))),
             "broken": _usable(caller, registry.not_served),
-            "fallen_back": _usable(caller, registry.fallen_back),
             "folder_gone": _usable(caller, registry.folder_gone),
         }
         if verbose:

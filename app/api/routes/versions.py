@@ -46,8 +46,7 @@ Rollback = Annotated[RollbackBody | None, body_of(RollbackBody, optional=True)]
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has held, oldest first: since when, put there by whom and how."""
     found = await serving.runtime.fetcher.pointer(name)
-    served = serving.runtime.registry.names.get(name)
-    current = current_index(found.history, served.digest if served else found.version)
+    current = current_index(found.history, found.version)
     return json_answer(
         [asdict(e) | {"current": i == current} for i, e in enumerate(found.history)], {}
     )

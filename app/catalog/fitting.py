@@ -1,0 +1,39 @@
+"""Whether two versions of a name may answer the same requests.
+
+Knows reports; knows no traffic.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from app.adapters.refusals import AdapterRejected
+from app.adapters.report import Report
+from app.catalog.disk import StoreUnavailable
+from app.catalog.fetch import Fetcher
+from app.catalog.pointer import Pointer
+
+log = logging.getLogger(__name__)
+
+
+def alike(report: Report, other: Report) -> bool:
+    """Whether both answer the same requests, in the same shape."""
+    return (report.task, report.has_head) == (other.task, other.has_head)
+
+
+async def with_fitting_trial(fetcher: Fetcher, after: Pointer, report: Report) -> Pointer:
+    """The pointer without its trial, where that answers in another shape than the report's version.
+
+    A trial whose version cannot be loaded does not fit either.
+    """
+    if after.trial is None:
+        return after
+    try:
+        trial = await fetcher.load_stored(after.trial.version)
+        if alike(report, trial.report):
+            return after
+    except (AdapterRejected, StoreUnavailable):
+        pass
+    log.warning("the %s of %s is over: it does not fit", after.trial.mode, after.name)
+    return replace(after, trial=None)
