@@ -172,7 +172,7 @@ def _scan(raw: Any, lifted: int, size: int, counts: Any, pieces: Any) -> int:
             first = i
             while i + 1 < len(raw) and _continues(raw[i + 1]):
                 i += 1
-            counts[4] = max(counts[4], i - first)
+            counts[4] = max(counts[4], i + 1 - first)
         i += 1
     return filled
 

@@ -26,10 +26,16 @@ W, C = "adapter_model.safetensors", "adapter_config.json"
             ["config.json", f"0_Transformer/{W}", "0_Transformer/config.json", "modules.json"],
             {f"0_Transformer/{W}", "0_Transformer/config.json", "modules.json"},
         ),
+        (
+            [f"0_Transformer/{W}", "modules.json", "0_Transformer/modules.json"],
+            {f"0_Transformer/{W}", "modules.json"},
+        ),
         ([W, "model.safetensors", "optimizer.safetensors"], {W}),
         (["adapter.safetensors", C], {"adapter.safetensors", C}),
         (["mine.safetensors", f"other/{C}"], {"mine.safetensors"}),
         ([f"m/{W}", f"__MACOSX/m/._{W}", "__MACOSX/m/x.safetensors"], {f"m/{W}"}),
+        (["m/x.safetensors", "__MACOSX/m/x.safetensors"], {"m/x.safetensors"}),
+        (["x.safetensors", "._x.safetensors"], {"x.safetensors"}),
     ],
 )
 def test_all_comes_from_the_folder_that_holds_the_weights(paths: list[str], own: set[str]) -> None:
@@ -47,12 +53,23 @@ def test_of_several_adapters_one_is_picked_by_its_folder(asked: str) -> None:
     assert own_files(paths, asked).files == {W: f"m/a/{W}", C: f"m/a/{C}"}
 
 
+def test_a_folder_is_picked_by_its_name_though_its_weights_lie_in_its_encoder() -> None:
+    paths = [f"m/0_Transformer/{W}", "m/modules.json", f"n/{W}"]
+    own = {W: f"m/0_Transformer/{W}", "modules.json": "m/modules.json"}
+    assert own_files(paths, "m").files == own
+    assert own_files(paths, "m/0_Transformer").files == own
+
+
 @pytest.mark.parametrize(
     ("paths", "asked", "told"),
     [
         ([f"m/{W}"], "n", f"m/{W}"),
         ([f"m/{W}"], "", f"m/{W}"),
         ([f"m/{W}"], "../m", "no folder inside"),
+        ([f"m/{W}"], "/m", "no folder inside"),
+        ([f"m/{W}"], "m\0", "no folder inside"),
+        ([W, f"b/{W}"], None, "?path=b "),
+        ([f"{i:02}.txt" for i in range(25)], None, "18.txt, 19.txt and 5 more"),
         (["a.safetensors", "b.safetensors"], None, "a.safetensors, b.safetensors"),
         ([W, "adapter.safetensors"], None, "adapter.safetensors"),
         ([C, "rng_state.pth", "optimizer.pt"], None, "holds adapter_config.json, rng_state.pth"),

@@ -217,3 +217,33 @@ def test_a_method_that_a_path_does_not_take_is_told_those_that_it_takes(keyed: L
     assert answer.headers["allow"] == "DELETE, GET, HEAD, PUT"
     assert "uploaded with PUT" in answer.json()["error"]
     assert keyed.client.request("OPTIONS", "/embed").headers["allow"] == "POST"
+
+
+def test_a_post_where_nothing_is_put_is_told_of_no_put(keyed: LiveServer) -> None:
+    answer = keyed.client.post("/metrics")
+    assert answer.status_code == 405
+    assert "PUT" not in answer.json()["error"]
+
+
+def test_a_control_character_of_any_sort_is_told_as_such(keyed: LiveServer) -> None:
+    for code in ("09", "00", "7f", "c2%85"):
+        answer = keyed.client.get(f"/adapters/a%{code}")
+        assert (answer.status_code, answer.json()["error_type"]) == (400, "malformed"), code
+
+
+def test_of_an_endless_path_the_beginning_is_told_and_no_metric_has_it(keyed: LiveServer) -> None:
+    path = f"/endless{'x' * 5_000}"
+    answer = keyed.client.get(path)
+    assert answer.status_code == 404
+    assert path[:100] in answer.json()["error"]
+    assert len(answer.json()["error"]) < 300
+    by = {"Authorization": f"Bearer {KEYS['admin']}"}
+    metrics = keyed.client.get("/metrics", headers=by).text
+    assert 'route="unknown"' in metrics
+    assert "endless" not in metrics
+
+
+def test_nobody_is_led_to_the_documentations_inner_pages(keyed: LiveServer) -> None:
+    assert (
+        "oauth2" not in keyed.client.get("/docs/oauth2-redirec").json()["error"].partition(";")[2]
+    )

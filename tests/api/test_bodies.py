@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.api import json_text
+from app.api.body import most_of
 from app.api.json_text import Most, TooMany, parse_json
 from tests.api.floods import FLOODS, MAX
 from tests.live import LiveServer
@@ -75,6 +76,30 @@ def test_at_most_20_problems_are_told_and_how_many_there_are(tiny_server: LiveSe
     assert answer.json()["problem_count"] == 500
 
 
+@pytest.mark.parametrize(
+    ("media", "before"),
+    [
+        ("application/vnd.api+json", b""),
+        ("Application/JSON; charset=utf-8", b""),
+        ("application/json", b"\xef\xbb\xbf"),
+    ],
+)
+def test_json_is_read_by_any_of_its_names_and_behind_a_byte_order_mark(
+    tiny_server: LiveServer, media: str, before: bytes
+) -> None:
+    body, headers = before + b'{"inputs": "a"}', {"Content-Type": media}
+    assert tiny_server.client.post("/embed", content=body, headers=headers).status_code == 200
+
+
+def test_a_body_may_hold_all_that_its_inputs_may() -> None:
+    most = most_of(1_000, 8, strings=1_000)
+    for whole in ([[7] * 16] * 1_000, ["a"] * 5_000):
+        assert parse_json(bytearray(json.dumps(whole).encode()), most).value == whole
+    for more in ([[7] * 17] * 1_000, [[]] * 1_300, ["a"] * 5_300):
+        with pytest.raises(TooMany):
+            parse_json(bytearray(json.dumps(more).encode()), most)
+
+
 def test_the_member_that_was_meant_is_named(tiny_server: LiveServer) -> None:
     for wrong, meant in {
         "input": "inputs",
@@ -117,7 +142,7 @@ def test_lifting_strings_out_changes_nothing(value: object, plain: bool) -> None
 )
 @given(
     pieces=st.lists(
-        st.sampled_from(["a", " ", '"', "\\", "\n", "é", "好", "😀", "\u0001"]),
+        st.sampled_from(["a", " ", '"', "\\", "\n", "é", "好", "😀", "\U0010ffff", "\u0001"]),
         min_size=1,
         max_size=9,
     ),
@@ -156,6 +181,12 @@ def test_what_is_no_json_is_told_wherever_in_a_long_string_it_is(bad: bytes, siz
         parse_json(bytearray(b'{"inputs":"' + half + bad + half + b'"}'), MANY)
 
 
+def test_no_place_is_told_that_would_be_that_of_a_piece() -> None:
+    with pytest.raises(ValueError, match="control character") as refused:
+        parse_json(bytearray(b'{"inputs":"' + b"a " * 20_000 + b'\n"}'), MANY)
+    assert "line" not in str(refused.value)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_text_gives_one_vector_however_json_spells_it(tiny_server: LiveServer, side: str) -> None:
     face = "\U0001f600"
@@ -169,8 +200,19 @@ def test_a_text_gives_one_vector_however_json_spells_it(tiny_server: LiveServer,
 
 
 def test_a_number_of_endless_digits_is_no_number() -> None:
-    with pytest.raises(ValueError, match="digits"):
-        parse_json(bytearray(b"[" + b"9" * 4000 + b"]"), MANY)
+    with pytest.raises(ValueError, match="4,000 digits"):
+        parse_json(bytearray(b"[" + b"9" * 4000 + b",1]"), MANY)
+    assert parse_json(bytearray(b"9" * json_text.DIGITS), MANY).value == int("9" * 450)
+    with pytest.raises(ValueError, match="451 digits, over 450"):
+        parse_json(bytearray(b"9" * 451), MANY)
+
+
+def test_lists_are_nested_sixteen_deep_and_stand_side_by_side_at_will() -> None:
+    beside = "[" + ",".join(["[]"] * 40) + "]"
+    for fits in ("[" * 16 + "]" * 16, beside):
+        assert parse_json(bytearray(fits.encode()), MANY).value == json.loads(fits)
+    with pytest.raises(ValueError, match="nested 17 deep"):
+        parse_json(bytearray(b"[" * 17 + b"]" * 17), MANY)
 
 
 def test_what_is_too_many_is_counted_before_it_is_parsed() -> None:

@@ -180,6 +180,14 @@ def test_a_body_without_end_is_refused_and_closed(server: LiveServer, connect: C
     still_serves(server)
 
 
+def test_a_body_that_says_how_far_too_large_it_is_is_refused_before_it_comes(
+    server: LiveServer, connect: Connect
+) -> None:
+    opened = connect()
+    opened.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (3 << 20))
+    assert error_of(answer(opened)) == (413, "payload_too_large")
+
+
 def test_who_takes_nothing_of_the_answer_is_dropped(server: LiveServer, connect: Connect) -> None:
     body = json.dumps({"inputs": ["good film"] * 1000}).encode()
     opened = connect()

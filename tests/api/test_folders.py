@@ -157,3 +157,50 @@ def test_a_folder_that_may_not_be_read_is_told_as_such_and_the_others_are_served
     )
     put(client, "d", folders["c"])
     assert client.get("/adapters/b").status_code == 200
+
+
+def test_a_folder_that_came_back_as_it_was_is_served_again(
+    start: Start, dropped: Path, folders: dict[str, Path]
+) -> None:
+    client = start()
+    version = client.get("/adapters/a").json()["version"]
+    shutil.rmtree(dropped / "a")
+    assert eventually(lambda: client.get("/adapters/a").status_code == 404)
+    shutil.copytree(folders["a"], dropped / "a")
+    assert eventually(lambda: client.get("/adapters/a").status_code == 200)
+    assert client.get("/adapters/a").json()["version"] == version
+
+
+def test_a_folder_that_went_while_the_server_was_off_takes_its_name(
+    serve: Serve, tiny_bert: Path, dropped: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "kept"
+    serve(model=str(tiny_bert), adapters_dir=dropped, store=store).stop()
+    shutil.rmtree(dropped / "a")
+    client = serve(model=str(tiny_bert), adapters_dir=dropped, store=store).client
+    assert [e["name"] for e in client.get("/adapters").json()] == ["b"]
+
+
+def test_a_folder_whose_name_is_no_adapters_is_told_as_such(start: Start, dropped: Path) -> None:
+    (dropped / "a").rename(dropped / "Not A Name")
+    client = start()
+    assert "is no adapter name" in client.get("/readyz").json()["broken"]["Not A Name"]
+    assert [e["name"] for e in client.get("/adapters").json()] == ["b"]
+
+
+def test_what_a_full_disk_kept_out_at_a_start_is_served_when_there_is_room(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def full(path: Path, target: Path) -> Path:
+        if Path(target).parent.name == "versions":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", full)
+        client = start()
+        assert set(client.get("/readyz").json()["broken"]) == {"a", "b"}
+    assert eventually(lambda: client.get("/readyz").json()["broken"] == {})
+    assert client.get("/adapters/a").status_code == 200

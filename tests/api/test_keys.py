@@ -98,6 +98,28 @@ def test_the_other_routes_need_any_key(keyed: LiveServer, method: str, path: str
         assert answer.status_code not in (401, 403), who
 
 
+def test_a_key_is_read_however_its_scheme_is_spelled(keyed: LiveServer) -> None:
+    for spelled in ("bearer {}", "BEARER {}", "Bearer   {}"):
+        headers = {"Authorization": spelled.format(KEYS["web"])}
+        assert keyed.client.get("/info", headers=headers).status_code == 200, spelled
+
+
+def test_every_weight_is_read_again_for_admins_alone(keyed: LiveServer) -> None:
+    verify = "/info?verify=true"
+    assert keyed.client.get(verify, headers=by("web")).status_code == 403
+    assert keyed.client.get(verify, headers=by("boss")).json()["base"]["intact"] is True
+
+
+def test_with_admin_keys_alone_inference_is_open_and_changes_are_not(
+    serve: Serve, tiny_bert: Path
+) -> None:
+    client = serve(model=str(tiny_bert), admin_keys=KEYS["boss"]).client
+    assert client.post("/embed", json=TEXT).status_code == 200
+    assert client.get("/adapters").status_code == 200
+    assert client.delete("/adapters/unknown").status_code == 401
+    assert client.delete("/adapters/unknown", headers=by("boss")).status_code == 404
+
+
 def test_probes_and_the_page_are_open_and_name_no_adapter(keyed: LiveServer) -> None:
     for path in ("/livez", "/readyz", "/health", "/docs", "/openapi.json"):
         assert keyed.client.get(path).status_code == 200
@@ -212,9 +234,18 @@ def test_another_sites_page_changes_nothing_on_a_server_without_keys(client: htt
     assert client.get("/adapters/unknown/files", headers=rebound).status_code == 403
     for nonsense in ({"Host": "[::1"}, {"Host": "[zz]:x"}, {"Origin": "http://["}):
         assert client.post(merge, headers=nonsense).status_code == 403
-    assert client.post(merge, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    for site in ("cross-site", "same-site"):
+        assert client.post(merge, headers={"Sec-Fetch-Site": site}).status_code == 403
     assert client.post(merge, headers={"Origin": f"http://{host}"}).status_code == 404
     assert "access-control-allow-origin" not in client.post("/embed", json=TEXT).headers
+
+
+@pytest.mark.parametrize("name", ["app.localhost", "localhost", "localhost.", "[::1]", "server"])
+def test_a_name_that_nobody_could_have_led_here_changes_adapters(
+    client: httpx.Client, name: str
+) -> None:
+    host = {"Host": f"{name}:{client.base_url.port}"}
+    assert client.post("/adapters/unknown/merge", headers=host).status_code == 404
 
 
 def test_cors_is_for_the_origins_that_were_named(serve: Serve, tiny_bert: Path) -> None:

@@ -200,6 +200,27 @@ def test_a_problem_type_given_with_the_labels_changes_the_scores(
     assert [e["score"] for e in got] == pytest.approx(wanted, abs=1e-5)
 
 
+def test_labels_alone_leave_the_scores_what_they_were(client: httpx.Client, unnamed: Path) -> None:
+    put(client, "kind", unnamed, problem_type="multi_label_classification")
+    before = client.post("/classify?adapter=kind", json={"inputs": "x"}).json()
+    assert client.put("/adapters/kind/labels", json={"labels": ["a", "b"]}).status_code == 200
+    after = client.post("/classify?adapter=kind", json={"inputs": "x"}).json()
+    assert [e["score"] for e in after] == [e["score"] for e in before]
+
+
+def test_damaged_files_get_no_new_labels(serve: Serve, tiny_bert: Path, unnamed: Path) -> None:
+    server = serve(model=str(tiny_bert))
+    version = put(server.client, "x", unnamed)["version"]
+    store = server.app.state.serving.installer.store.root
+    weights = store / "versions" / version / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    answer = server.client.put("/adapters/x/labels", json={"labels": ["a", "b"]})
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "store_unavailable")
+    assert server.client.get("/adapters/x").json()["version"] == version
+
+
 @pytest.mark.parametrize(
     ("name", "body", "status"),
     [
@@ -229,6 +250,8 @@ def test_labels_are_given_by_admins_alone(serve: Serve, tiny_bert: Path, unnamed
     assert client.put("/adapters/a/labels", json=body, headers=reader).status_code == 403
     assert client.put("/adapters/a/labels", json=body).status_code == 401
     assert client.put("/adapters/a/labels", json=body, headers=boss).status_code == 200
+    history = client.get("/adapters/a/versions", headers=reader).json()
+    assert [e["by"] for e in history] == ["admin-key-1", "admin-key-1"]
 
 
 def added_by_transformers(

@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 from app.api.connection import listen
+from app.api.draining import Drain
+from app.api.middleware.deadline import end_of
 from app.assemble import StartRefused
 from app.serve import serve as serve_forever
 from app.settings import Settings
@@ -145,6 +147,31 @@ def test_a_drain_has_a_deadline(run: Callable[..., Process]) -> None:
     assert process.end() == 0
     assert time.monotonic() - began < 20
     assert "cut off at the deadline" in process.log.read_text()
+
+
+def test_a_second_signal_ends_it_at_once(run: Callable[..., Process]) -> None:
+    process = run(drain_seconds=600, max_forward_seconds=600)
+    threading.Thread(target=_swallow, args=(process.url, faulty.HANG), daemon=True).start()
+    time.sleep(1)
+    process.child.terminate()
+    assert eventually(lambda: process.client.get("/readyz").status_code == 503)
+    assert process.child.poll() is None
+    assert process.end() == 0
+
+
+def test_the_time_to_end_begins_when_nothing_new_is_accepted() -> None:
+    drain = Drain()
+    drain.begin(delay_s=1_000, at_most_s=5)
+    assert drain.accept_until is not None
+    assert drain.deadline == drain.accept_until + 5
+    assert (drain.leaving, drain.draining, drain.too_late) == (True, False, False)
+    drain.begin(delay_s=0, at_most_s=1_000)
+    assert (drain.leaving, drain.draining, drain.too_late) == (True, True, False)
+
+
+def test_a_deadline_counts_from_when_the_head_has_come() -> None:
+    assert end_of("10", began=4.0) == 14.0
+    assert end_of(None, began=4.0) is None
 
 
 def test_a_server_that_is_to_end_is_not_ready_and_accepts_until_balancers_know(

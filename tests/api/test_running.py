@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.inference.metrics import Metrics
 from tests.conftest import Serve
 from tests.live import LiveServer
 
@@ -48,6 +49,23 @@ def test_metrics_count_requests_tokens_and_latency_by_adapter(served: httpx.Clie
     assert metric(served, "bert_lora_requests_total", adapter="nobody") == 0
 
 
+def test_metrics_count_what_the_model_ran(served: httpx.Client) -> None:
+    names = ("bert_lora_sequences_total", "bert_lora_batch_tokens_sum")
+    before = [metric(served, name) for name in names]
+    served.post("/embed", json={"inputs": [[2, 7, 3], [2, 3]]}).raise_for_status()
+    assert [metric(served, name) - was for name, was in zip(names, before, strict=True)] == [2, 5]
+
+
+def test_a_request_through_adapters_that_have_no_name_in_metrics_counts_once() -> None:
+    metrics = Metrics(most_adapters=1)
+    metrics.request("/embed", ["a", "b", "c"], 200, 0.25)
+    lines = metrics.text().decode().splitlines()
+    for label in ("a", "_others"):
+        where = f'adapter="{label}",route="/embed"'
+        assert f'bert_lora_requests_total{{{where},status="200"}} 1.0' in lines
+        assert f"bert_lora_request_seconds_sum{{{where}}} 0.25" in lines
+
+
 def test_docs_need_no_internet(client: httpx.Client) -> None:
     page = client.get("/docs").text
     linked = re.findall(r'(?:src|href)="([^"]+)"', page)
@@ -62,8 +80,13 @@ def test_every_answer_carries_its_id_and_its_times(served: httpx.Client) -> None
     assert mine.headers["x-request-id"] == "mine-1"
     steps = re.findall(r"(\w+);dur=(\d+\.\d+)", mine.headers["server-timing"])
     assert [name for name, _ in steps] == ["tokenize", "queue", "inference"]
-    other = served.get("/livez", headers={"X-Request-Id": "x" * 500})
-    assert re.fullmatch(r"[0-9a-f]{32}", other.headers["x-request-id"])
+    longest = "x" * 128
+    assert (
+        served.get("/livez", headers={"X-Request-Id": longest}).headers["x-request-id"] == longest
+    )
+    for odd in (b"x" * 129, b"caf\xe9", b"a\tb", b""):
+        other = served.get("/livez", headers=[(b"X-Request-Id", odd)])
+        assert re.fullmatch(r"[0-9a-f]{32}", other.headers["x-request-id"]), odd
 
 
 def test_octets_base64_and_json_hold_the_same_floats(served: httpx.Client) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.conftest import Serve
-from tests.live import LiveServer
+from tests.live import LiveServer, eventually
 from tests.oracles import make_adapter, put
 
 TEXTS = {"inputs": ["the good film", "my card is lost"]}
@@ -98,6 +98,20 @@ def test_a_shadow_runs_and_is_compared_and_never_answers(
     assert metric(client, counted + '"failed"') == 0
     assert metric(client, counted + '"different"') > 0
     assert metric(client, 'bert_lora_shadow_distance_sum{adapter="x"}') > 0
+
+
+def test_who_is_deleted_leaves_no_trial_in_the_metrics(
+    client: httpx.Client, versions: tuple[str, str]
+) -> None:
+    _, second = versions
+    client.post("/adapters/x/shadow", json={"version": second}).raise_for_status()
+    answered_by(client)
+    assert eventually(lambda: metric(client, 'bert_lora_shadow_distance_count{adapter="x"}') > 0)
+    client.post("/adapters/x/canary", json={"version": second, "percent": 100}).raise_for_status()
+    answered_by(client)
+    assert 'bert_lora_trial_requests_total{adapter="x"' in client.get("/metrics").text
+    client.delete("/adapters/x").raise_for_status()
+    assert 'adapter="x"' not in client.get("/metrics").text
 
 
 def test_promote_and_abort_end_a_trial(client: httpx.Client, versions: tuple[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 from app.catalog.nearest import Nearest
 
@@ -14,6 +15,44 @@ def test_of_few_names_the_nearest_are_those_that_difflib_finds() -> None:
     assert nearest.to("sentimant", served) == ["sentiment"]
     assert nearest.to("clinc_150", served) == ["clinc150"]
     assert nearest.to("weather", served) == []
+
+
+def nearest_of(names: Iterable[str]) -> Nearest:
+    nearest = Nearest()
+    for name in names:
+        nearest.add(name)
+    return nearest
+
+
+def test_up_to_three_are_told_and_the_best_is_the_first() -> None:
+    names = ["banking", "banking7", "banking77", "banking778", "weather"]
+    assert nearest_of(names).to("banking77x", set(names)) == ["banking77", "banking778", "banking7"]
+
+
+def test_the_first_names_in_order_are_found_among_many() -> None:
+    names = [f"name{i:02}" for i in range(30)]
+    assert nearest_of(names).to("name02x", set(names))[0] == "name02"
+
+
+def test_a_typo_in_the_middle_is_found_among_names_that_begin_or_end_alike() -> None:
+    crowd = [f"aa-m{x}" for x in "abcd"] + [f"{x}m-zz" for x in "abcd"]
+    names = [*crowd, "aa-m-zz"]
+    assert nearest_of(names).to("aa-n-zz", set(names))[0] == "aa-m-zz"
+
+
+def test_what_was_there_before_a_great_many_came_is_found_among_them() -> None:
+    names = [f"one{i}" for i in range(1_001)]
+    nearest = nearest_of(names)
+    nearest.settle()
+    more = [f"two{i}" for i in range(1_001)]
+    for name in more:
+        nearest.add(name)
+    assert "one500" in nearest.to("one500x", {*names, *more})
+
+
+def test_of_an_endless_name_the_beginning_is_compared() -> None:
+    name = "a" * 120
+    assert nearest_of([name]).to(name + "b" * 10_000, {name}) == [name]
 
 
 def test_a_name_that_is_gone_is_told_to_nobody() -> None:

@@ -234,3 +234,29 @@ def test_who_no_longer_waits_stops_the_work() -> None:
 def test_a_long_text_that_may_not_be_cut_is_refused_without_reading_it_all() -> None:
     with pytest.raises(InputRefused, match="many more tokens, over the 64"):
         tokenize(KINDS["WordPiece"], ["a " * 100_000], Cut(64, False))
+
+
+def test_a_word_far_behind_a_blank_is_one_too_many() -> None:
+    text = "a " * 10 + " " * 20_000
+    fits = tokenize(KINDS["WordPiece"], [text], Cut(12, False))[0]
+    assert len(fits.ids) == 12
+    with pytest.raises(InputRefused, match="over the 12"):
+        tokenize(KINDS["WordPiece"], [text + "b"], Cut(12, False))
+
+
+def test_which_text_of_a_pair_is_longer_is_found_at_a_bounded_cost() -> None:
+    pair = ("a " * 1_000_000, "b " * 1_000_000)
+    read = counted("WordPiece", lambda t: tokenize(t, [pair], Cut(64)))
+    assert read <= 4 * windows.LOOK
+
+
+def test_a_tokenizer_that_turns_a_pair_around_has_no_template() -> None:
+    tokenizer = byte_level()
+    special = [("<s>", 0), ("</s>", 1)]
+    for odd in ("<s> $B </s> $A </s>", "<s> $A $B </s>", "$A $A </s> $B"):
+        tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A </s>", pair=odd, special_tokens=special
+        )
+        assert learn_template(tokenizer, 1).specials == 2
+        with pytest.raises(ValueError, match="do not stand around"):
+            learn_template(tokenizer, 2)

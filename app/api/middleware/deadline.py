@@ -36,7 +36,7 @@ class Deadline:
             return
         model = matched_of(scope).access.model
         try:
-            end = _end(Headers(scope=scope).get(TIMEOUT), scope["state"]["began"])
+            end = end_of(Headers(scope=scope).get(TIMEOUT), scope["state"]["began"])
         except Refusal as refusal:
             if model:
                 await respond(refusal, scope, receive, send)
@@ -117,7 +117,7 @@ def _in_time(receive: Receive, end: float | None) -> Receive:
     return receive if end is None else next_message
 
 
-def _end(value: str | None, began: float) -> float | None:
+def end_of(value: str | None, began: float) -> float | None:
     """Raises Refusal for what is no number of seconds above 0."""
     if value is None:
         return None
