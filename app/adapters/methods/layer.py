@@ -20,7 +20,8 @@ from app.adapters.values import Dense, LoRALayer
 class Layer:
     """A layer of the base, and its parts: the file's tensors of it by our names.
 
-    path: as the file spells it. weight [out, in] (an embedding's [num, dim]), bias [out]: the base's.
+    path: as the file spells it. weight [out, in] (an embedding's [num, dim]), bias [out]: the
+    base's.
     """
 
     path: str
