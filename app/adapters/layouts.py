@@ -1,8 +1,7 @@
 """Tensor names of an adapter file -> module paths and their parts, in PEFT's words.
 
 Knows the spellings of PEFT, the tutorial, loralib, minLoRA and AdapterHub's `adapters`; knows no
-mathematics (methods/) and no model class. A name that means nothing here is a problem, never
-skipped.
+mathematics (methods/) and no model class. A name that means nothing is a problem, never skipped.
 """
 
 from __future__ import annotations

@@ -155,8 +155,8 @@ class _Check:
         """Layers in modules_to_save that the file does not bring whole."""
         whole = self._with_part("weight")
         for path in [*self.base.linears, *self.base.embeddings, *self.base.norms]:
-            wanted = _is_saved_whole(self.recipe, path) and not path.startswith("pooler")
-            if wanted and path not in whole:
+            saved = _is_saved_whole(self.recipe, path) and not path.startswith("pooler")
+            if saved and path not in whole:
                 reason = "is in the config's modules_to_save, but not in the file"
                 self.problems.add(reason, path)
 

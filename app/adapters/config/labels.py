@@ -1,7 +1,7 @@
 """A head's labels, and what becomes of its logits.
 
-The query's come first, then those of the adapter's files, then the base's config.json: transformers'
-own order, whose pipelines read the model's config. Knows no mathematics.
+The query's come first, then those of the adapter's files, then the base's config.json. That is the
+order of transformers, whose pipelines read the model's config. Knows no mathematics.
 """
 
 from __future__ import annotations

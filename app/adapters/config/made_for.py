@@ -99,8 +99,8 @@ def made_for_another(made_for: str | None, base_id: str, folder: Path) -> list[s
     theirs = _cached(made_for) or PurePath(made_for.replace("\\", "/")).name
     mine = _cached(str(folder)) or PurePath(base_id).name
     hub = HUB_ID.fullmatch(made_for) is not None or _cached(made_for) is not None
-    known = all(any(p.search(n.lower()) for p, _ in FAMILIES) for n in (theirs, mine))
-    if theirs.lower() == mine.lower() or not (hub or known):
+    famous = all(any(p.search(n.lower()) for p, _ in FAMILIES) for n in (theirs, mine))
+    if theirs.lower() == mine.lower() or not (hub or famous):
         return []
     return [f"made for {made_for!r:.200}, as its config says; its shapes fit this base, {base_id}"]
 

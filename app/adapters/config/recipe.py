@@ -117,7 +117,7 @@ class Recipe:
         if self.given_scale is not None and not math.isclose(scale, self.given_scale, rel_tol=1e-6):
             raise AdapterRejected(
                 f"the query says scale={self.given_scale:g}, and the adapter's own config "
-                f"{formula} = {scale:g} for {path} (alpha {alpha:g}, r {rank}): leave one of them out"
+                f"{formula} = {scale:g} for {path} (alpha {alpha:g}, r {rank}): leave one out"
             )
         return Scaling(formula, scale, alpha, rank)
 

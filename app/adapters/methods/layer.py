@@ -41,8 +41,8 @@ class Layer:
         if tensor.dim() != len(shape) or any(
             n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)
         ):
-            wanted = ", ".join("any" if n is None else str(n) for n in shape)
-            raise Misfit(f"has shape {list(tensor.shape)}; this base needs [{wanted}]", part)
+            sizes = ", ".join("any" if n is None else str(n) for n in shape)
+            raise Misfit(f"has shape {list(tensor.shape)}; this base needs [{sizes}]", part)
         return tensor
 
     @property
