@@ -220,7 +220,8 @@ def _layout(keys: Keys, recipe: Recipe) -> Layout:
     bare = METHODS[recipe.kind] in BARE or any(key.part in BARE_PARTS for key in keys.values())
     if bare and "loralib" in layouts:
         if "peft" in pairs:
-            reason = "AdaLoRA's lora_A and lora_B have no .weight: PEFT would leave these out"
+            names = " or ".join(method.name for method in BARE)
+            reason = f"{names}'s lora_A and lora_B have no .weight: PEFT would leave these out"
             raise AdapterRejected(reason, [Problem(reason)])
         layouts = (layouts - {"loralib"}) | {"peft"}
     if len(layouts) > 1:

@@ -122,7 +122,7 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
     """Add each segment's low-rank update to the frozen layer's output, in place.
 
     y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T; scale and gain are already in B
-    (adapters/fold.py).
+    (adapters/methods/).
     Rows of no update are not touched: they stay the base's, bit for bit. A layer that none of the
     batch's adapters changes costs nothing, a launch neither.
 
