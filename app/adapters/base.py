@@ -1,4 +1,4 @@
-"""What an adapter has to fit: the frozen base's layers and weights, without the model."""
+"""What an adapter has to fit: the frozen base's layers and weights. Knows no model class."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from torch import Tensor
 
 from app.adapters.values import ProblemType, Task
 
-HEAD_PATHS = {"classifier", "classifier.dense", "classifier.out_proj", "pre_classifier", "head.dense",
-              "head.norm"}  # fmt: skip
+HEAD_PATHS = {
+    "classifier", "classifier.dense", "classifier.out_proj", "pre_classifier", "head.dense",
+    "head.norm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """What the base's own config.json says of its head; None: not said."""
+    """What the base's own config.json says of its head; None: it does not say."""
 
     task: Task | None
     labels: tuple[str, ...] | None
@@ -24,7 +26,7 @@ class Classifier:
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """linears: module path -> (out, in); embeddings: -> (num, dim); norms: -> width.
+    """A frozen base. linears: module path -> (out, in); embeddings: -> (num, dim); norms: -> width.
 
     prefix: what a model with a head puts before the paths, as in "bert.". tensors: the frozen
     parameters by name. head: what the checkpoint holds of a head (ModernBERT's head.dense, …).
@@ -49,15 +51,17 @@ class Base:
     def resolve(self, path: str) -> str | None:
         """The base's own path of a layer, which a model with a head spells with a prefix."""
         bare = path.removeprefix(f"{self.prefix}.")
-        return next((p for p in (path, bare) if self.knows(p)), None)
+        return next((p for p in (path, bare) if self._has(p)), None)
 
-    def knows(self, path: str) -> bool:
+    def _has(self, path: str) -> bool:
         return path in self.linears or path in self.embeddings or path in self.norms
 
     def weight(self, path: str) -> Tensor:
+        """A layer's, in the base's dtype. Raises KeyError."""
         return self.tensors[f"{path}.weight"]
 
     def bias(self, path: str) -> Tensor | None:
+        """A layer's; None for one without."""
         return self.tensors.get(f"{path}.bias")
 
     def spellings(self, path: str) -> tuple[str, str]:
@@ -66,4 +70,5 @@ class Base:
 
     @property
     def described(self) -> str:
+        """In words, for a refusal."""
         return f"{self.hidden}-wide, {self.layers}-layer {self.model_type}"

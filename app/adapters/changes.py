@@ -18,7 +18,7 @@ MOST_TOKENS = 16
 
 
 def weight_changes(adapter: Adapter, base: Base) -> dict[str, float]:
-    """||W' - W|| / ||W|| (Frobenius) by module path, in the base's order; biases are not counted."""
+    """||W' - W|| / ||W|| (Frobenius) by module path, in the base's order; without biases."""
     sizes = {}
     changes: dict[str, LoRALayer | Dense | Norm | Rows] = {
         **adapter.layers,

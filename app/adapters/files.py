@@ -1,4 +1,7 @@
-"""Which files make up an adapter, under which names, and where they go."""
+"""Which files make up an adapter, under which names, and where they go.
+
+Knows names and folders; reads no file.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ MODULE = "0_Transformer"  # where an old sentence-transformers folder has its en
 
 
 def _spellings(name: str) -> list[str]:
-    """Where a folder may have it: by an alias, or in a sentence-transformers model's first module."""
+    """Where a folder may have it: by an alias, or in sentence-transformers' first module."""
     plain = [name, *(alias for alias, of in ALIASES.items() if of == name)]
     return [*plain, *(f"{MODULE}/{spelled}" for spelled in plain)]
 
 
 def looks_like_adapter(folder: Path) -> bool:
-    """Whether the folder is meant to be an adapter's, be it half copied, a pickle or unreadable."""
+    """Is the folder meant to be an adapter's, be it half copied, a pickle or unreadable?"""
     names = [*_spellings(WEIGHTS), *_spellings(CONFIG), "adapter_model.bin"]
     try:
         return any((folder / name).is_file() for name in names)
@@ -36,15 +39,15 @@ def looks_like_adapter(folder: Path) -> bool:
 def adapter_folders(adapters_dir: Path) -> set[str]:
     """Names of the folders of ADAPTERS_DIR that are meant to be adapters; hidden ones are not.
 
-    None where ADAPTERS_DIR is missing. Raises OSError where it cannot be read: pathlib's glob would
-    call a folder that may not be read empty.
+    None of them where ADAPTERS_DIR is missing. Raises OSError where it cannot be read: pathlib's
+    glob would call a folder that may not be read empty.
     """
     try:
         with os.scandir(adapters_dir) as entries:
-            found = [Path(entry.path) for entry in entries if not entry.name.startswith(".")]
+            paths = [Path(entry.path) for entry in entries if not entry.name.startswith(".")]
     except FileNotFoundError:
         return set()
-    return {path.name for path in found if looks_like_adapter(path)}
+    return {path.name for path in paths if looks_like_adapter(path)}
 
 
 def printable(name: str) -> str:
@@ -57,12 +60,12 @@ State = frozenset[tuple[str, int, int, int, int]]
 
 def folder_state(folder: Path) -> State:
     """What tells whether any file of an adapter's folder has changed: times, size, and inode."""
-    found = []
+    files = []
     for path in [*folder.glob("*"), *folder.glob("*/*")]:
         with contextlib.suppress(OSError):
             s = path.stat()
-            found.append((str(path), s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino))
-    return frozenset(found)
+            files.append((str(path), s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino))
+    return frozenset(files)
 
 
 def place(folder: Path, name: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar, assert_never
 
 import torch
@@ -68,8 +69,8 @@ POOLERS = {"bert": "pooler.dense", "albert": "pooler"}
 class HeadReader:
     """Builds one file's head.
 
-    fold: the formula of a layer that the file adapts. used: the paths that the head took. own: whether
-    what answers is the base's own output layer, and not one that came with the file.
+    fold: the formula of a layer that the file adapts. used: the paths that the head took. own:
+    whether what answers is the base's own output layer, and not one that came with the file.
     """
 
     parts: Parts
@@ -81,7 +82,7 @@ class HeadReader:
     own: bool = False
 
     def read(self, task: Task) -> Head | None:
-        """The head for this task; None for none, and where there are problems. Raises AdapterRejected."""
+        """The head for this task; None without one, or with problems. Raises AdapterRejected."""
         match task:
             case "embed":
                 return None
@@ -117,12 +118,12 @@ class HeadReader:
         return None
 
     def _caught(self, path: str) -> AbstractContextManager[None]:
-        names = self.parts.names
+        """Adds a Misfit raised inside to the problems, by the file's name of the part."""
+        return self.problems.caught(partial(self._name, path))
 
-        def name(part: str | None) -> str:
-            return names.get((path, part or "weight"), f"{path}.{part or 'weight'}")
-
-        return self.problems.caught(name)
+    def _name(self, path: str, part: str | None) -> str:
+        part = part or "weight"
+        return self.parts.names.get((path, part), f"{path}.{part}")
 
     def _source(self, keys: HeadKeys) -> Source:
         """Raises Misfit."""
@@ -148,12 +149,12 @@ class HeadReader:
         return next((path for path in spellings if self.parts.has(path, "weight")), None)
 
     def _dense(self, path: str) -> Dense:
-        """A layer of the head: the file's, or the base's own, with the file's changes. Raises Misfit."""
+        """A layer of the head: the file's, or the base's with the file's changes. Raises Misfit."""
         weight, bias = (self._tensor(path, leaf) for leaf in ("weight", "bias"))
         if weight is None:
             raise Misfit(
-                "is a head's layer, but its weight is not in the file, and the base has none: train "
-                "with it in modules_to_save"
+                "is a head's layer, but its weight is not in the file, and the base has none: "
+                "train with it in modules_to_save"
             )
         if weight.dim() != 2:
             raise Misfit(f"has the shape {list(weight.shape)}, which is no matrix", "weight")

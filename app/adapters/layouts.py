@@ -1,7 +1,7 @@
 """Tensor names of an adapter file -> module paths and their parts, in PEFT's words.
 
 Knows the spellings of PEFT, the tutorial, loralib, minLoRA and AdapterHub's `adapters`; knows no
-mathematics (methods/) and no model class. A name that means nothing here is a problem, never skipped.
+mathematics (methods/) and no model class. A name that means nothing is a problem, never skipped.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PEFT_KEY = re.compile(
 TRAINED = re.compile(r"(?P<path>.+?)\.modules_to_save(?:\.(?P<rest>.+))?\.(?P<part>weight|bias)")
 UNTRAINED = re.compile(r".+?\.original_module\..+")  # the base's, which PEFT keeps beside it
 READ_NO_MORE = NO_LONGER | {  # what old versions of PEFT wrote, and PEFT itself reads no more
-    r"\.(modules_to_save|original_module)\.(.+\.)?lora_": "is LoRA on a layer that was trained whole "
-    "as well, which PEFT itself reads no more"
+    r"\.(modules_to_save|original_module)\.(.+\.)?lora_": "is LoRA on a layer that was trained "
+    "whole as well, which PEFT itself reads no more"
 }
 OTHER_KEYS: dict[Layout, re.Pattern[str]] = {
     "tutorial": re.compile(r"(?P<path>.+)\.lora\.(?P<part>[AB])"),
@@ -56,9 +56,9 @@ BARE_PARTS = {part for method in BARE for part in method.linear.values()} - {"A"
 class Parts:
     """A file's tensors by module and part, both in PEFT's words.
 
-    modules: path as the file spells it -> part -> tensor. names: (path, part) -> what the file calls it.
-    wrappers: (path, part) -> PEFT's wrapper in that name, "" without. ignored: names of tensors that only
-    repeat what others say. problems: names that mean nothing.
+    modules: path as the file spells it -> part -> tensor. names: (path, part) -> what the file
+    calls it. wrappers: (path, part) -> PEFT's wrapper in that name, "" without. ignored: names of
+    tensors that only repeat what others say. problems: names that mean nothing.
     """
 
     layout: Layout
@@ -126,7 +126,7 @@ def read_names(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Par
 
 
 def plain_name(name: str, base: Base) -> str | None:
-    """PEFT's own spelling of a PEFT key: its prefix, and no adapter's name. None: PEFT ignores it."""
+    """PEFT's own spelling of a PEFT key: its prefix, no adapter's name. None: PEFT ignores it."""
     bare = _bare(name)
     if UNTRAINED.fullmatch(bare):
         return None
@@ -180,8 +180,8 @@ def _understand(name: str, base: Base) -> _Key | None:
 def _trained_path(match: re.Match[str], base: Base) -> str:
     """The layer that PEFT's wrapper holds.
 
-    Between the two may stand an adapter's name, the path of a layer inside of the wrapped module, or
-    both: bias=all leaves the name out up to PEFT 0.15.
+    Between the two may stand an adapter's name, the path of a layer inside of the wrapped module,
+    or both: bias=all leaves the name out up to PEFT 0.15.
     """
     path, steps = match["path"], (match["rest"] or "").split(".")
     inside, named = (".".join([path, *filter(None, s)]) for s in (steps, steps[1:]))
@@ -220,7 +220,8 @@ def _layout(keys: Keys, recipe: Recipe) -> Layout:
     bare = METHODS[recipe.kind] in BARE or any(key.part in BARE_PARTS for key in keys.values())
     if bare and "loralib" in layouts:
         if "peft" in pairs:
-            reason = "AdaLoRA's lora_A and lora_B have no .weight: PEFT would leave these out"
+            names = " or ".join(method.name for method in BARE)
+            reason = f"{names}'s lora_A and lora_B have no .weight: PEFT would leave these out"
             raise AdapterRejected(reason, [Problem(reason)])
         layouts = (layouts - {"loralib"}) | {"peft"}
     if len(layouts) > 1:

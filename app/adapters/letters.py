@@ -19,7 +19,7 @@ Layout = Literal["peft", "tutorial", "tutorial-swapped", "loralib", "minlora", "
 
 
 def letter_order(pairs: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, base: Base) -> Layout:
-    """Which of the tutorial's two: the query's, or the one that the shapes fit. pairs: path -> A and B.
+    """Which of the tutorial's two: the query's, or the one that fits. pairs: path -> A and B.
 
     Raises AdapterRejected where both fit.
     """
@@ -58,7 +58,8 @@ def _fits(pair: Mapping[str, Tensor], shape: tuple[int, int] | None, layout: Lay
 def canonical(A: Tensor, B: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """A [r, in] and B [out, r], as PEFT has them.
 
-    tutorial: y += x B A with B [in, r], A [r, out]; tutorial-swapped: y += x A B, A [in, r], B [r, out].
+    tutorial: y += x B A with B [in, r], A [r, out]; tutorial-swapped: y += x A B, A [in, r], B [r,
+    out].
     """
     if A.dim() != 2 or B.dim() != 2:
         return A, B

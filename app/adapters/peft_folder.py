@@ -87,7 +87,7 @@ def _config(
 
 
 def metadata_of(query: Mapping[str, Any]) -> dict[str, str]:
-    """The query's members as a file's __metadata__ has them, but layout and scale, which are PEFT's now."""
+    """The query's members as a file's __metadata__; without layout and scale, now PEFT's own."""
     fields = {k: json.dumps(value) for k, value in query.items() if k not in ("layout", "scale")}
     return {"format": "pt", **fields}
 

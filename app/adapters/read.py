@@ -105,8 +105,8 @@ def _assumed(
 class _Layers:
     """Folds one file's layers of the encoder.
 
-    targets: a path as the file spells it -> the base's. changes: the base's path -> what becomes of the
-    layer. scalings: each that a formula used, once.
+    targets: a path as the file spells it -> the base's. changes: the base's path -> what becomes of
+    the layer. scalings: each that a formula used, once.
     """
 
     parts: Parts
@@ -181,7 +181,7 @@ class _Layers:
         return rows
 
     def check_shared(self) -> None:
-        """A problem for each tensor of no layer that the method does not share between its layers."""
+        """A problem for each tensor of no layer that the method does not share."""
         places = [(p, part) for p in NO_LAYER for part in self.parts.modules.get(p, {})]
         for place in places:
             if place[1] not in self.shared.tensors:
@@ -197,7 +197,7 @@ class _Layers:
             self.problems.add(reason, self.parts.names[path, part])
 
     def _is_unread_pooler(self, path: str) -> bool:
-        """Is it the pooler of a base that has none? Nothing reads it: a head that would was refused."""
+        """Is it a pooler that this base lacks? Nothing reads it: a head that would is refused."""
         pooler = POOLERS.get(self.base.model_type, "pooler.dense")
         if self.base.has_pooler or path not in self.base.spellings(pooler) or path in self.targets:
             return False

@@ -1,8 +1,8 @@
 """Why an upload is not served: every problem of it, in words.
 
-Two ways to say that something is wrong, and no third. `raise AdapterRejected` where reading cannot go
-on. `Problems.add` where it can, so that the uploader sees all the rest too; code that looks at one thing
-alone raises Misfit, and `Problems.caught` adds it.
+Two ways to say that something is wrong, and no third. `raise AdapterRejected` where reading cannot
+go on. `Problems.add` where it can, so that the uploader sees all the rest too; code that looks at
+one thing alone raises Misfit, and `Problems.caught` adds it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Problems:
 
     @contextmanager
     def caught(self, name: Callable[[str | None], str | None] = unnamed) -> Iterator[None]:
-        """Turn a Misfit raised inside into a problem. name: what the file calls the part at fault."""
+        """Turn a Misfit raised inside into a problem. name: part -> what the file calls it."""
         try:
             yield
         except Misfit as misfit:

@@ -29,8 +29,8 @@ def check_targets(
 ) -> None:
     """A problem for each layer that is targeted and missing, or there and not targeted.
 
-    targets: a module's path in the file -> in the base. Raises AdapterRejected for an expression that
-    is none, or takes too long.
+    targets: a module's path in the file -> in the base. Raises AdapterRejected for an expression
+    that is none, or takes too long.
     """
     if recipe.configured:
         _Check(recipe, base, parts, targets, problems).run()
@@ -126,7 +126,7 @@ class _Check:
             yield from (path for path in self.base.linears if not path.startswith("pooler"))
 
     def _out_of_place(self, adapted: Collection[str]) -> None:
-        """Whole weights and biases under a name that PEFT does not look them up by, and leaves out."""
+        """Whole weights and biases under a name that PEFT does not look up, and leaves out."""
         for (path, part), wrapper in self.parts.wrappers.items():
             if part not in WHOLE:
                 continue
@@ -155,8 +155,8 @@ class _Check:
         """Layers in modules_to_save that the file does not bring whole."""
         whole = self._with_part("weight")
         for path in [*self.base.linears, *self.base.embeddings, *self.base.norms]:
-            wanted = _is_saved_whole(self.recipe, path) and not path.startswith("pooler")
-            if wanted and path not in whole:
+            saved = _is_saved_whole(self.recipe, path) and not path.startswith("pooler")
+            if saved and path not in whole:
                 reason = "is in the config's modules_to_save, but not in the file"
                 self.problems.add(reason, path)
 

@@ -1,7 +1,6 @@
 """What an adapter is once read: changes of the base's layers by module path, a head, labels.
 
-Plain data, frozen. Knows neither the file it came from (layouts.py, fold.py) nor who serves it
-(registry.py).
+Plain data, frozen. Knows neither the file it came from (read.py) nor who serves it (catalog/).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ PART_BYTES = 16  # what a GPU reads at once, where it begins at a multiple of th
 
 @dataclass(frozen=True)
 class Scaling:
-    """What a layer's matrices are multiplied by, by which formula of which numbers. None: not in it."""
+    """What a layer's matrices are multiplied by, and how that was computed. None: not in it."""
 
     formula: str
     scale: float
@@ -39,7 +38,8 @@ class LoRALayer:
     """One Linear's update: y = gain * (x @ W.T + b) + shift + (x @ A.T) @ B.T.
 
     A [r, in], B [out, r] with the scale (and the gain, where there is one) folded in; r may be 0.
-    gain [out]: DoRA, IA3. shift [out]: trained biases. Hu et al. 2021, eq. 3; Liu et al. 2024 (DoRA).
+    gain [out]: DoRA, IA3. shift [out]: trained biases. Hu et al. 2021, eq. 3; Liu et al. 2024
+    (DoRA).
     """
 
     A: Tensor
@@ -49,11 +49,12 @@ class LoRALayer:
 
     @property
     def rank(self) -> int:
+        """r; 0 without matrices."""
         return self.A.shape[0]
 
     @property
     def rescales(self) -> bool:
-        """Whether it does more than add a constant, so that merging it needs a weight of its own."""
+        """Does it more than add a constant, so that merging it needs a weight of its own?"""
         return self.rank > 0 or self.gain is not None
 
 
@@ -106,6 +107,7 @@ class Head:
 
     @property
     def labels(self) -> int:
+        """How many it tells apart."""
         return self.out.weight.shape[0]
 
 
@@ -114,9 +116,9 @@ class Adapter:
     """A canonical adapter: all that the forward needs, all scales folded.
 
     layers, replaced, norms, embeddings: by the base's module path; a path is in one of them only.
-    scalings: each that is among its layers' once. kind: PEFT's peft_type. sentence: how it makes vectors; what it leaves unsaid is the base's.
-    ignored: tensors of the file that say what the base says already. assumed: what nothing said, and
-    how it was taken, in words.
+    scalings: each that is among its layers' once. kind: PEFT's peft_type. sentence: how it makes
+    vectors; what it leaves unsaid is the base's. ignored: tensors of the file that say what the
+    base says already. assumed: what nothing said, and how it was taken, in words.
     """
 
     layers: Mapping[str, LoRALayer]
@@ -137,8 +139,8 @@ class Adapter:
     @property
     def scale(self) -> float | None:
         """Its layers' scale, where they all have one and the same."""
-        found = {scaling.scale for scaling in self.scalings}
-        return found.pop() if len(found) == 1 else None
+        scales = {scaling.scale for scaling in self.scalings}
+        return scales.pop() if len(scales) == 1 else None
 
     @property
     def rank(self) -> int:
@@ -157,10 +159,12 @@ class Adapter:
 
     @property
     def changes_encoder(self) -> bool:
+        """Does it change anything but the head?"""
         return bool(self.layers or self.replaced or self.norms or self.embeddings)
 
     @property
     def resident_bytes(self) -> int:
+        """What its tensors take in memory."""
         return sum(t.numel() * t.element_size() for t in tensors_of(self))
 
 
@@ -192,9 +196,9 @@ def move(value: T, device: torch.device, dtype: torch.dtype) -> T:
 def laid_out(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adapter:
     """The adapter on the base's device in the base's dtype, ready to run.
 
-    Low-rank layers have every A by rows and B by columns, as model/kernel.py reads them, with gain and
-    shift in one allocation: they take no more than their bytes and what lets each part begin at a
-    multiple of PART_BYTES, and the system gets those back whole when the adapter goes. On the CPU
+    Low-rank layers have every A by rows and B by columns, as model/kernel.py reads them, with gain
+    and shift in one allocation: they take no more than their bytes and what lets each part begin at
+    a multiple of PART_BYTES, and the system gets those back whole when the adapter goes. On the CPU
     they are float32 whatever the base is.
     """
     updates_dtype = torch.float32 if device.type == "cpu" else dtype
@@ -225,7 +229,7 @@ def _parts(layer: LoRALayer) -> tuple[Tensor, Tensor, Tensor | None, Tensor | No
 
 
 def _block(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[size], zeros; on the CPU in pages of its own, outside of the heap, which keeps what is freed."""
+    """Zeros [size]; on the CPU in pages of its own: the heap would keep what is freed."""
     if device.type != "cpu" or not size:
         return torch.zeros(size, device=device, dtype=dtype)
     return torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype=dtype)

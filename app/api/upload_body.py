@@ -6,6 +6,7 @@ Alone knows what media types an adapter comes in; archives are told by their fir
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from app.adapters.receiving.received import Received
@@ -25,24 +26,29 @@ class SourceMalformed(Exception):
     """What came as JSON is none."""
 
 
-def opened(body: Path, content_type: str) -> Path | Received | str:
+Upload = Path | Received | str
+
+
+def opened(body: Path, content_type: str) -> Upload:
     """What the body brings: itself, a form's files beside it, or the source that its JSON names.
 
     Blocks. Raises UnsupportedMedia, SourceMalformed, AdapterRejected.
     """
     media_type = content_type.split(";", maxsplit=1)[0].strip().lower()
-    if media_type == "multipart/form-data":
-        received = Received(body.with_name("received"))
-        unpack_form(body, content_type, received)
-        return received
-    if media_type == "application/json":
-        return _source(body)
     if media_type.startswith(NO_ADAPTERS):
         raise UnsupportedMedia(f"an adapter does not come as {media_type}: {TAKEN}")
-    return body
+    opener = OPENERS.get(media_type)
+    return body if opener is None else opener(body, content_type)
 
 
-def _source(body: Path) -> str:
+def _form(body: Path, content_type: str) -> Received:
+    """The form's files. Raises AdapterRejected."""
+    received = Received(body.with_name("received"))
+    unpack_form(body, content_type, received)
+    return received
+
+
+def _source(body: Path, _: str) -> str:
     """{"source": …}. Raises SourceMalformed, AdapterRejected."""
     if body.stat().st_size > MAX_SOURCE_BYTES:
         raise SourceMalformed(f"a body that says its source is over {MAX_SOURCE_BYTES:,} bytes")
@@ -56,3 +62,9 @@ def _source(body: Path) -> str:
         'JSON is taken as {"source": "/folder"} or {"source": "hf:org/repo@revision"} only; '
         "an adapter itself is sent as safetensors, multipart, tar or zip"
     )
+
+
+OPENERS: dict[str, Callable[[Path, str], Upload]] = {
+    "multipart/form-data": _form,
+    "application/json": _source,
+}

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.adapters.base import Base
 from app.adapters.config.read_recipe import read_recipe
 from app.adapters.config.recipe import Options
 from app.adapters.read import read_adapter
 from app.adapters.refusals import AdapterRejected
 from app.adapters.values import Adapter
-from app.model.base_files import find_base
-from app.model.encoder import load_encoder
-from tests.adapters.made import TINY_LINEARS
+from tests.adapters.made import TINY_LINEARS, tiny_base
 
-FIXED = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FIXED = settings(max_examples=100, deadline=None)
 
 
-@pytest.fixture(scope="module")
-def base(tiny_bert: Path) -> Base:
-    files = find_base(str(tiny_bert), None)
-    return load_encoder(files, torch.device("cpu"), torch.float32).base
+BASE = tiny_base()
 
 
-def read(base: Base, tensors: dict[str, Tensor]) -> Adapter:
+def read(tensors: dict[str, Tensor]) -> Adapter:
     recipe = read_recipe({}, {}, {}, Options(alpha=16))
-    return read_adapter(tensors, recipe, base)
+    return read_adapter(tensors, recipe, BASE)
 
 
 pieces = st.tuples(
@@ -59,11 +48,11 @@ pieces = st.tuples(
 @example([("", "embeddings.word_embeddings", ".lora_embedding_A", []), ("", "", ".lora_A", [])])
 @given(st.lists(pieces, min_size=1, max_size=8))
 def test_any_names_and_shapes_are_used_to_the_last_or_refused(
-    base: Base, found: list[tuple[str, str, str, list[int]]]
+    found: list[tuple[str, str, str, list[int]]],
 ) -> None:
     tensors = {"".join(names): torch.ones(shape) for *names, shape in found}
     try:
-        adapter = read(base, tensors)
+        adapter = read(tensors)
     except AdapterRejected as error:
         assert error.message
         return
@@ -72,7 +61,7 @@ def test_any_names_and_shapes_are_used_to_the_last_or_refused(
     for name in tensors.keys() - set(adapter.ignored):
         rest = {k: v for k, v in tensors.items() if k != name}
         try:
-            without = read(base, rest)
+            without = read(rest)
         except AdapterRejected:
             continue
         changed = (
@@ -89,7 +78,7 @@ def test_any_names_and_shapes_are_used_to_the_last_or_refused(
     prefix=st.sampled_from(["", "bert."]),
 )
 def test_pefts_layout_and_the_tutorials_say_the_same(
-    base: Base, paths: set[str], rank: int, seed: int, prefix: str
+    paths: set[str], rank: int, seed: int, prefix: str
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
     peft, tutorial = {}, {}
@@ -101,9 +90,9 @@ def test_pefts_layout_and_the_tutorials_say_the_same(
         peft[f"base_model.model.{prefix}{path}.lora_B.weight"] = b
         tutorial[f"{prefix}{path}.lora.A"] = b.T.contiguous()
         tutorial[f"{prefix}{path}.lora.B"] = a.T.contiguous()
-    one = read(base, peft)
+    one = read(peft)
     other = read_adapter(
-        tutorial, read_recipe({}, {}, {}, Options(alpha=16, layout="tutorial")), base
+        tutorial, read_recipe({}, {}, {}, Options(alpha=16, layout="tutorial")), BASE
     )
     assert one.targets == other.targets
     assert set(one.layers) == set(other.layers) == paths

@@ -17,8 +17,8 @@ PLAIN = {"architecture": "lora", "composition_mode": "add", "use_gating": False}
 SCALED_SINCE = Version("1.1.0")  # before, the library trained with alpha = r, whatever it wrote
 FIELDS = {
     "architecture", "selfattn_lora", "intermediate_lora", "output_lora", "leave_out", "r", "alpha",
-    "dropout", "attn_matrices", "composition_mode", "init_weights", "init_weights_seed", "use_gating",
-    "vera_d", "vera_b", "dtype",
+    "dropout", "attn_matrices", "composition_mode", "init_weights", "init_weights_seed",
+    "use_gating", "vera_d", "vera_b", "dtype",
 }  # fmt: skip
 OUTER_FIELDS = {
     "config", "config_id", "hidden_size", "label2id", "model_class", "model_name", "model_type",

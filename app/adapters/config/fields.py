@@ -15,9 +15,7 @@ LARGEST = 1 << 63  # what a random generator's seed and a tensor's size can be
 
 @dataclass(frozen=True, eq=False)
 class Fields:
-    """values: the object. Each method gives None for a member that is missing, null or wrong; a wrong
-    one is added to the problems.
-    """
+    """An object's members by type. None: missing, null or wrong; a wrong one is a problem."""
 
     values: Mapping[str, Any]
     problems: Problems
@@ -53,7 +51,7 @@ class Fields:
         return value if self._fits(name, good, "true or false") else None
 
     def like(self, name: str, default: Any) -> Any:
-        """A value of its default's own type (bool, int or float); the default where there is none."""
+        """A value of its default's type (bool, int or float); the default where there is none."""
         if isinstance(default, bool):
             value: Any = self.boolean(name)
         else:

@@ -1,7 +1,7 @@
-"""A head's labels and what becomes of its logits: from the query, the adapter's files, the base's config.
+"""A head's labels, and what becomes of its logits.
 
-The order is transformers' own, whose pipelines read the model's config: what was said at loading, what
-came with the adapter, what the base's config.json says.
+The query's come first, then those of the adapter's files, then the base's config.json. That is the
+order of transformers, whose pipelines read the model's config. Knows no mathematics.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEXTS_ONLY = ("classifier.out_proj.weight", "pre_classifier.weight")
 
 @dataclass(frozen=True)
 class Labelling:
-    """A head's labels and what becomes of its logits. assumed: what nothing told, for the uploader."""
+    """A head's labels and activation. assumed: what nothing told, in words for the uploader."""
 
     labels: tuple[str, ...] = ()
     scores: Scores = "softmax"
@@ -108,8 +108,9 @@ def _scores(
                 assumed = [f"{taken}: ?problem_type= says another"]
             elif problem_type is None and count == 1:
                 assumed = [
-                    "its one label's score is a sigmoid, as in transformers' pipeline, since nothing "
-                    "gives a problem_type: ?problem_type=regression leaves the number as it is"
+                    "its one label's score is a sigmoid, as in transformers' pipeline, since "
+                    "nothing gives a problem_type: ?problem_type=regression leaves the number as "
+                    "it is"
                 ]
             return scores_of(problem_type, count), assumed
         case "tokens" | "embed":
@@ -155,6 +156,6 @@ def _some(labels: tuple[str, ...]) -> str:
 
 def _ways(what: str) -> str:
     return (
-        f"give {what} with ?labels=a,b, with id2label in a config.json beside the weights, or later "
-        "with PUT /adapters/{name}/labels"
+        f"give {what} with ?labels=a,b, with id2label in a config.json beside the weights, or "
+        "later with PUT /adapters/{name}/labels"
     )

@@ -91,16 +91,16 @@ def _other_sizes(recipe: Recipe, base: Base) -> str | None:
 def made_for_another(made_for: str | None, base_id: str, folder: Path) -> list[str]:
     """A warning where the config names another base. folder: the base's.
 
-    Folders and organisations differ for the same base, so only a hub's name is compared with whatever
-    this base is called, and a folder's only where both have well-known names.
+    Folders and organisations differ for the same base, so only a hub's name is compared with
+    whatever this base is called, and a folder's only where both have well-known names.
     """
     if not made_for:
         return []
     theirs = _cached(made_for) or PurePath(made_for.replace("\\", "/")).name
     mine = _cached(str(folder)) or PurePath(base_id).name
     hub = HUB_ID.fullmatch(made_for) is not None or _cached(made_for) is not None
-    known = all(any(p.search(n.lower()) for p, _ in FAMILIES) for n in (theirs, mine))
-    if theirs.lower() == mine.lower() or not (hub or known):
+    famous = all(any(p.search(n.lower()) for p, _ in FAMILIES) for n in (theirs, mine))
+    if theirs.lower() == mine.lower() or not (hub or famous):
         return []
     return [f"made for {made_for!r:.200}, as its config says; its shapes fit this base, {base_id}"]
 
@@ -112,14 +112,14 @@ def refuse_checkpoint(parts: Parts, recipe: Recipe, base: Base) -> None:
     if recipe.configured or parts.all_parts() - WHOLE or len(stack) < 4 * base.layers:
         return
     raise AdapterRejected(
-        f"this is a whole checkpoint ({len(stack)} layers' own weights), not an adapter: 'bert-lora extract "
-        "CHECKPOINT OUT --rank 16' makes an adapter of one that was fine-tuned from this base; any "
-        "other is served as a base of its own (BERT_LORA_MODEL)"
+        f"this is a whole checkpoint ({len(stack)} layers' own weights), not an adapter: "
+        "'bert-lora extract CHECKPOINT OUT --rank 16' makes an adapter of one that was fine-tuned "
+        "from this base; any other is served as a base of its own (BERT_LORA_MODEL)"
     )
 
 
 def summary(parts: Parts, recipe: Recipe, base: Base, problems: list[Problem]) -> str:
-    """In words where the whole file is for another base, or its config is at fault; else a count."""
+    """What to say of the problems: that the file is for another base, or a count of them."""
     if not any(problem.tensor for problem in problems):
         return "the adapter's configuration cannot be served"
     family = _family_of_names(parts, base)

@@ -54,7 +54,7 @@ class Patterns:
 
 
 def _repetitions(pattern: str) -> float:
-    """How often its counted parts could repeat, if each stood inside the next: {2}, {1,3}, {4,}, …"""
+    """How often its counted parts could repeat, each inside the next: {2}, {1,3}, {4,}, …"""
     counted = COUNTED.findall(pattern)
     if len(counted) < pattern.count("{"):
         return math.inf  # something else in braces, such as regex's fuzzy matching

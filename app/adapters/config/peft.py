@@ -1,4 +1,4 @@
-"""What PEFT's own config says of the training: which layers, which tokens, which start, which switches.
+"""What PEFT's own config says of the training: which layers, tokens, start and switches.
 
 Knows no method (methods/) and no tensor.
 """
@@ -23,7 +23,7 @@ WRAPPED = "0.auto_model."  # how sentence-transformers' own model spells its enc
 
 
 def bias(fields: Fields) -> Bias:
-    """Which biases were trained. Methods spell lora_only each in their own way: vera_only, oft_only, …"""
+    """Which biases were trained. Methods have their own lora_only: vera_only, oft_only, …"""
     value = fields.get("bias")
     if isinstance(value, str) and value.endswith("_only"):
         return "lora_only"
@@ -32,9 +32,9 @@ def bias(fields: Fields) -> Bias:
 
 
 def biases_saved(fields: Fields) -> bool:
-    """Did the PEFT that wrote it save what bias=lora_only trained? 0.8 to 0.18 saved none, 0.21 all.
+    """Did the PEFT that wrote it save what bias=lora_only trained?
 
-    It notes its version since 0.18.
+    0.8 to 0.18 saved none, 0.21 all. It notes its version since 0.18.
     """
     try:
         return Version(str(fields.get("peft_version"))) >= BIASES_SINCE

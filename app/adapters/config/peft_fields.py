@@ -14,11 +14,11 @@ from app.adapters.refusals import Problems
 
 OFF: tuple[Any, ...] = (None, False, "", [], {}, 0)
 
-# How the adapter was trained, or where it is: the tensors' names say that, and are checked against it.
+# How the adapter was trained, and where it is: the tensors' names are checked against it.
 EVERYWHERE = frozenset({
-    "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode",
-    "init_weights", "layers_pattern", "layers_to_transform", "modules_to_save", "peft_type",
-    "peft_version", "revision", "target_modules", "task_type", "bias", "rank_pattern",
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out",
+    "inference_mode", "init_weights", "layers_pattern", "layers_to_transform", "modules_to_save",
+    "peft_type", "peft_version", "revision", "target_modules", "task_type", "bias", "rank_pattern",
     "alpha_pattern", "r", "layers", "ensure_weight_tying",
     # ours, beside PEFT's: from the query, the file's metadata or an embedding adapter's own config
     "default_prompt_name", "dimensions", "id2label", "label2id", "labels", "layout",
@@ -44,7 +44,8 @@ def check_fields(
 ) -> None:
     """A problem for each field of the config that would change the mathematics and is not served.
 
-    configured: it is PEFT's config, and not a few fields beside a file, which say alpha their own way.
+    configured: it is PEFT's config, and not a few fields beside a file, which say alpha their own
+    way.
     """
     allowed = EVERYWHERE.union(method.numbers, method.without_effect)
     allowed |= frozenset() if configured else {"alpha"}

@@ -122,7 +122,8 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _assumed(method: Method, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Warnings: a config that leaves out its method, and one that an older PEFT computed otherwise.
 
-    No file tells which PEFT: it notes its version since 0.18. tests/zoo has what older ones answered.
+    No file tells which PEFT: it notes its version since 0.18. tests/zoo has what older ones
+    answered.
     """
     if config.get("peft_type") is None:
         unnamed = "its adapter_config.json says no peft_type: it is read as LORA"
@@ -169,7 +170,7 @@ def _task(fields: Fields, options: Options) -> Task | None:
 
 
 def _task_of_class(fields: Fields, model_config: Mapping[str, Any]) -> Task | None:
-    """What the class that PEFT or config.json name is for: it may have had a head that was not saved."""
+    """What the class that PEFT or config.json name is for: its head may not have been saved."""
     mapping, names = fields.get("auto_mapping"), model_config.get("architectures")
     classes = [mapping.get("base_model_class")] if isinstance(mapping, dict) else []
     classes += names[:1] if isinstance(names, list) else []
@@ -192,7 +193,7 @@ def _problem_type(
 
 
 def _sentence(fields: Fields, options: Options, files: Sentence) -> Sentence:
-    """How it embeds: the query, then the config or metadata, then its sentence-transformers files."""
+    """How it embeds: by the query, then config or metadata, then sentence-transformers files."""
     normalize = fields.boolean("normalize")
     own = Sentence(
         options.pooling or fields.one_of("pooling", get_args(Pooling)),

@@ -1,4 +1,4 @@
-"""How an upload's tensors are to be read: scales, ranks, switches. read_recipe.py makes it of the files.
+"""How an upload's tensors are to be read: scales, ranks, switches. Made by read_recipe.py.
 
 Knows no file and no method's formula.
 """
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Targeting:
-    """Which layers the config says were trained, by PEFT's own field names; None: it does not say."""
+    """Which layers the config says were trained; None: it does not say. PEFT's own field names."""
 
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
@@ -56,14 +56,14 @@ class Recipe:
 
     kind: PEFT's peft_type, a name in methods/table.py. configured: there is a config of PEFT's, so
     that what it does not switch on is off. given_scale: the query's, in place of a formula. rslora,
-    dora, lora_bias, truncated (KaSA cut the base's smallest singular values off), blocks (BD-LoRA's),
-    init (pissa or olora, where the base changes at load): LoRA's switches. numbers: what the method's
-    formula reads.
+    dora, lora_bias, truncated (KaSA cut the base's smallest singular values off), blocks
+    (BD-LoRA's), init (pissa or olora, where the base changes at load): LoRA's switches. numbers:
+    what the method's formula reads.
 
-    bias: which biases were trained; biases_saved: whether the PEFT that wrote the file saved those of
-    lora_only. tokens: ids whose rows were trained. made_for, made_for_type: the base's name, and its
-    model_type. assumed: what the files leave open, in words. problems: what cannot be served; such a
-    recipe is used only to find what else is wrong.
+    bias: which biases were trained; biases_saved: whether the PEFT that wrote the file saved those
+    of lora_only. tokens: ids whose rows were trained. made_for, made_for_type: the base's name, and
+    its model_type. assumed: what the files leave open, in words. problems: what cannot be served;
+    such a recipe is used only to find what else is wrong.
     """
 
     kind: str = "LORA"
@@ -100,28 +100,29 @@ class Recipe:
     def scaling(self, path: str, rank: int) -> Scaling:
         """alpha / r, or alpha / sqrt(r) with rsLoRA; alpha_pattern's first match wins.
 
-        path: the module's path as the file spells it. Raises AdapterRejected where neither alpha nor a
-        scale is given, and where they disagree. Source: peft.tuners.lora.layer.LoraLayer.update_layer.
+        path: the module's path as the file spells it. Raises AdapterRejected where neither alpha
+        nor a scale is given, and where they disagree. Source:
+        peft.tuners.lora.layer.LoraLayer.update_layer.
         """
         alpha: float | None = self._by_pattern(self.alpha_pattern, path, self.alpha)
         if alpha is None and self.given_scale is not None:
             return Scaling("the query's scale", self.given_scale)
         if alpha is None:
             raise AdapterRejected(
-                "alpha is not in the file: send adapter_config.json along, or in the query ?alpha=16 "
-                "(the scale is alpha / r then) or ?scale=2 outright"
+                "alpha is not in the file: send adapter_config.json along, or in the query "
+                "?alpha=16 (the scale is alpha / r then) or ?scale=2 outright"
             )
         formula = "alpha / sqrt(r)" if self.rslora else "alpha / r"
         scale = alpha / (math.sqrt(rank) if self.rslora else float(rank))
         if self.given_scale is not None and not math.isclose(scale, self.given_scale, rel_tol=1e-6):
             raise AdapterRejected(
-                f"the query says scale={self.given_scale:g}, and the adapter's own config {formula} = "
-                f"{scale:g} for {path} (alpha {alpha:g}, r {rank}): leave one of them out"
+                f"the query says scale={self.given_scale:g}, and the adapter's own config "
+                f"{formula} = {scale:g} for {path} (alpha {alpha:g}, r {rank}): leave one out"
             )
         return Scaling(formula, scale, alpha, rank)
 
     def expected_rank(self, path: str) -> int | None:
-        """The rank that the config gives this module; None where it gives none. Raises AdapterRejected."""
+        """The rank that the config gives this module, or None. Raises AdapterRejected."""
         rank: int | None = self._by_pattern(self.rank_pattern, path, self.rank)
         return rank
 

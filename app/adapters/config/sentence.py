@@ -37,8 +37,8 @@ class SentenceRefused(Exception):
 class Sentence:
     """How a text becomes a vector; None: its files do not say.
 
-    max_length: in tokens, special ones included. dimensions: the matryoshka lengths that vectors may be
-    cut to. truncate_dim: the length that they are cut to where a request names none.
+    max_length: in tokens, special ones included. dimensions: the matryoshka lengths that vectors
+    may be cut to. truncate_dim: the length that they are cut to where a request names none.
     """
 
     pooling: Pooling | None = None

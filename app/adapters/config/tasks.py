@@ -33,8 +33,9 @@ class HeadUntold(AdapterRejected):
 
 @dataclass(frozen=True)
 class Purpose:
-    """assumed: why it is taken for this task, where nothing says so. untold: the task is not known, and
-    "classify" stands for it until the rest of the file has been read.
+    """What an adapter is for. assumed: why it is taken for this, where nothing says so.
+
+    untold: nothing tells; "classify" stands for it until the rest of the file has been checked.
     """
 
     task: Task
@@ -43,7 +44,7 @@ class Purpose:
 
 
 def purpose_of(parts: Parts, recipe: Recipe, base: Base) -> Purpose:
-    """The query's task, the config's, that of the class that was trained, or what the file tells."""
+    """The query's task, the config's, that of the trained class, or what the file tells."""
     if recipe.task in ("classify", "tokens"):
         return Purpose(recipe.task)
     in_file = any(path in parts.modules for path in HEAD_PATHS)

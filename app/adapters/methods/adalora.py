@@ -1,4 +1,4 @@
-"""AdaLoRA (Zhang et al. 2023): LoRA as a singular value decomposition, whose ranks training prunes."""
+"""AdaLoRA (Zhang et al. 2023): LoRA as a singular value decomposition, pruned while training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from app.adapters.values import LoRALayer, Scaling
 def fold_adalora(layer: Layer, recipe: Recipe, _: Shared) -> tuple[LoRALayer, Scaling]:
     """y += (alpha / (init_r + 1e-5)) B (E * A) x.
 
-    A [r, in], E [r, 1], B [out, r]; r is what pruning left of init_r, perhaps nothing. Raises Misfit.
-    Source: peft.tuners.adalora.layer.SVDLinear; lora_alpha <= 0 stands for r.
+    A [r, in], E [r, 1], B [out, r]; r is what pruning left of init_r, perhaps nothing. Raises
+    Misfit. Source: peft.tuners.adalora.layer.SVDLinear; lora_alpha <= 0 stands for r.
     """
     A = layer.part("A", None, layer.in_)
     rank = A.shape[0]

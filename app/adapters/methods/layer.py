@@ -20,7 +20,8 @@ from app.adapters.values import Dense, LoRALayer
 class Layer:
     """A layer of the base, and its parts: the file's tensors of it by our names.
 
-    path: as the file spells it. weight [out, in] (an embedding's [num, dim]), bias [out]: the base's.
+    path: as the file spells it. weight [out, in] (an embedding's [num, dim]), bias [out]: the
+    base's.
     """
 
     path: str
@@ -40,8 +41,8 @@ class Layer:
         if tensor.dim() != len(shape) or any(
             n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)
         ):
-            wanted = ", ".join("any" if n is None else str(n) for n in shape)
-            raise Misfit(f"has shape {list(tensor.shape)}; this base needs [{wanted}]", part)
+            sizes = ", ".join("any" if n is None else str(n) for n in shape)
+            raise Misfit(f"has shape {list(tensor.shape)}; this base needs [{sizes}]", part)
         return tensor
 
     @property

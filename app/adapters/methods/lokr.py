@@ -81,6 +81,6 @@ LOKR = Method(
     }),
     alpha="alpha",
     free_scale=True,
-    before="PEFT before 0.13 left alpha / r out of LoKr; it is served as PEFT 0.21 loads it: if it was "
-    "trained with such a version, write alpha equal to r into its config",
+    before="PEFT before 0.13 left alpha / r out of LoKr; it is served as PEFT 0.21 loads it: if it "
+    "was trained with such a version, write alpha equal to r into its config",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021) with all that its config can add: rsLoRA, DoRA, PiSSA, OLoRA, KaSA, BD-LoRA."""
+"""LoRA (Hu et al. 2021) and what its config adds: rsLoRA, DoRA, PiSSA, OLoRA, KaSA, BD-LoRA."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def fold_lora(layer: Layer, recipe: Recipe, _: Shared) -> tuple[LoRALayer | Dens
 def fold_embedding(layer: Layer, recipe: Recipe) -> tuple[Rows, Scaling]:
     """LoRA on an embedding: y = g * (table[id] + s A[:, id] B.T).
 
-    embedding_A [r, num], embedding_B [dim, r]; g = 1, or DoRA's m / ||table + s (B A).T|| per column.
-    Raises Misfit. Source: peft.tuners.lora.layer.Embedding, lora.dora.DoraEmbeddingLayer.
+    embedding_A [r, num], embedding_B [dim, r]; g = 1, or DoRA's m / ||table + s (B A).T|| per
+    column. Raises Misfit. Source: peft.tuners.lora.layer.Embedding, lora.dora.DoraEmbeddingLayer.
     """
     check_switches(layer, recipe)
     num, dim = layer.weight.shape
@@ -78,7 +78,7 @@ def fold_embedding(layer: Layer, recipe: Recipe) -> tuple[Rows, Scaling]:
 
 
 def check_switches(layer: Layer, recipe: Recipe) -> None:
-    """What the config switches on must be in the file, and nothing that it leaves off. Raises Misfit."""
+    """Raises Misfit where the file lacks what the config switches on, or has what it does not."""
     if "diag" in layer.parts and not recipe.configured:
         raise Misfit("is KaSA's, whose adapter_config.json is needed: send it along", "diag")
     switches = [("magnitude", "use_dora", recipe.dora)]
@@ -131,9 +131,9 @@ def _residual(
 ) -> tuple[Tensor, Tensor] | None:
     """What PEFT takes out of the base's weight at load, as A0 [n, in] and B0 [out, n], or None.
 
-    PiSSA (Meng et al. 2024) the r largest singular values, OLoRA (Büyükakyüz 2024) s times the first
-    r of QR; then KaSA (2024) the r smallest singular values of what is left. In float32, as PEFT does,
-    so that the base's own nearly equal singular values fall the same way.
+    PiSSA (Meng et al. 2024) the r largest singular values, OLoRA (Büyükakyüz 2024) s times the
+    first r of QR; then KaSA (2024) the r smallest singular values of what is left. In float32, as
+    PEFT does, so that the base's own nearly equal singular values fall the same way.
     """
     if recipe.init is None and not recipe.truncated:
         return None

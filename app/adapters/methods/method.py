@@ -25,13 +25,14 @@ class Method:
     embedding's, and of no layer -> our name of the part. wrapper: where it keeps whole weights.
 
     numbers: the config's fields that its formula reads, with PEFT's default, whose type is wanted.
-    without_effect: its fields that change nothing once it is trained. refused: its fields that are not
-    served where they are on, and why. Fields that every method has are in config/peft_fields.py.
+    without_effect: its fields that change nothing once it is trained. refused: its fields that are
+    not served where they are on, and why. Fields that every method has are in
+    config/peft_fields.py.
 
     alpha: what its config calls alpha. free_scale: whether the query may give the scale. patterns:
-    whether it reads rank_pattern and alpha_pattern. least_rank: the lowest r that its config may say.
-    saved_if: the number that says whether the shared tensors are in the file. beside_others: whether
-    other methods' adapters may have its tensors as well.
+    whether it reads rank_pattern and alpha_pattern. least_rank: the lowest r that its config may
+    say. saved_if: the number that says whether the shared tensors are in the file. beside_others:
+    whether other methods' adapters may have its tensors as well.
 
     before: a warning for files of an older PEFT that computed it otherwise. no_longer: names of
     tensors (expressions) that PEFT wrote once and reads no more, and what they are.

@@ -64,7 +64,7 @@ NO_LONGER = {name: why for m in METHODS.values() for name, why in m.no_longer.it
 
 
 def method_of(config: Mapping[str, Any]) -> Method:
-    """By its peft_type; LoRA where it says none. Raises AdapterRejected for one that is not served."""
+    """By its peft_type, else LoRA. Raises AdapterRejected for one that is not served."""
     name = config.get("peft_type") or LORA.name
     method = next((method for method in METHODS.values() if method.name == name), None)
     if method is None:

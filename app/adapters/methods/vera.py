@@ -1,4 +1,4 @@
-"""VeRA (Kopiczko et al. 2024): one random low-rank pair for all layers, and two vectors for each."""
+"""VeRA (Kopiczko et al. 2024): one random low-rank pair for all layers, two vectors for each."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def fold_vera(layer: Layer, recipe: Recipe, shared: Shared) -> tuple[LoRALayer |
 
 
 def _projections(rank: int, widest: tuple[int, int], key: int) -> tuple[Tensor, Tensor]:
-    """A [r, widest in] and B [widest out, r], float64. Source: peft.tuners.vera.model._kaiming_init,
-    A drawn first, in float32.
+    """A [r, widest in] and B [widest out, r] in float64; drawn in float32, A first.
+
+    Source: peft.tuners.vera.model._kaiming_init.
     """
     generator = torch.Generator().manual_seed(key)
     drawn = []

@@ -36,7 +36,7 @@ def whole_norm(layer: Layer) -> Norm:
 
 
 def whole_linear(layer: Layer) -> LoRALayer | Dense:
-    """A Linear given whole (PEFT's modules_to_save), or its bias alone (bias=all). Raises Misfit."""
+    """A Linear given whole (modules_to_save), or its bias alone (bias=all). Raises Misfit."""
     if "bias" in layer.parts and layer.bias is None:
         raise Misfit("has a bias in the file, and this base's has none", "bias")
     if "weight" not in layer.parts:

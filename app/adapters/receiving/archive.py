@@ -13,6 +13,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -44,8 +46,8 @@ DAMAGE = (
 def unpack(body: Path, folder: Path, max_bytes: int, path: str | None = None) -> list[str]:
     """Put the adapter files of `body` into `folder`; returns the names that were left aside.
 
-    What the body is, its first bytes tell. path: which of the upload's folders; None: the one that has
-    weights. Raises AdapterRejected, UploadTooLarge.
+    What the body is, its first bytes tell. path: which of the upload's folders; None: the one that
+    has weights. Raises AdapterRejected, UploadTooLarge.
     """
     with body.open("rb") as file:
         start = file.read(512)
@@ -63,49 +65,60 @@ def unpack(body: Path, folder: Path, max_bytes: int, path: str | None = None) ->
     return received.settle(folder, path)
 
 
-def _damaged(kind: str, error: Exception) -> Exception:
-    """A refusal, unless it is the disk that took no more."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    return AdapterRejected(f"the {kind} cannot be read: {error or type(error).__name__}")
+@contextmanager
+def _refusing_damage(kind: str) -> Iterator[None]:
+    """Turn what a damaged archive raises into AdapterRejected, but not a full disk's error."""
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"the {kind} cannot be read: {error or type(error).__name__}"
+        raise AdapterRejected(reason) from None
 
 
 def _unpack_zip(body: Path, received: Received, room: Room) -> None:
-    try:
-        with zipfile.ZipFile(body) as archive:
-            for entry in archive.infolist():
-                if entry.is_dir():
-                    continue
-                target = received.place(_inside(entry.filename), entry.filename)
-                if target is not None:
-                    with archive.open(entry) as source:
-                        _copy_capped(source, target, room)
-    except DAMAGE as error:
-        raise _damaged("zip", error) from None
+    with _refusing_damage("zip"), zipfile.ZipFile(body) as archive:
+        for entry in archive.infolist():
+            if not entry.is_dir():
+                _take_entry(archive, entry, received, room)
+
+
+def _take_entry(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, received: Received, room: Room
+) -> None:
+    """An entry that no adapter has is not even opened."""
+    target = received.place(_inside(entry.filename), entry.filename)
+    if target is not None:
+        with archive.open(entry) as source:
+            _copy_capped(source, target, room)
 
 
 def _unpack_tar(body: Path, received: Received, room: Room) -> None:
-    try:
-        with _plain(body) as plain:
-            if (start := plain.read(512)) and start[257:262] != b"ustar":
-                raise AdapterRejected(f"the gzip holds no tar: {TAKEN}")
-        with _plain(body) as plain, tarfile.open(fileobj=plain, mode="r:") as archive:
+    with _refusing_damage("tar"), _plain(body) as plain:
+        if (start := plain.read(512)) and start[257:262] != b"ustar":
+            raise AdapterRejected(f"the gzip holds no tar: {TAKEN}")
+        plain.seek(0)
+        with tarfile.open(fileobj=plain, mode="r:") as archive:
             for member in archive:
-                if member.isdir():
-                    continue
-                if not member.isreg():
-                    raise AdapterRejected(
-                        f"{member.name!r} in the tar is a link or device, not a file"
-                    )
-                target = received.place(_inside(member.name), member.name)
-                source = archive.extractfile(member)
-                if target is None or source is None:
-                    room.take(member.size)  # skipped bytes are read too
-                    continue
-                _copy_capped(source, target, room)
+                _take_member(archive, member, received, room)
             _check_end(plain, archive.offset, room)
-    except DAMAGE as error:
-        raise _damaged("tar", error) from None
+
+
+def _take_member(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, received: Received, room: Room
+) -> None:
+    """A member that no adapter has is counted all the same: its bytes are read on the way."""
+    if member.isdir():
+        return
+    if not member.isreg():
+        raise AdapterRejected(f"{member.name!r} in the tar is a link or device, not a file")
+    target = received.place(_inside(member.name), member.name)
+    source = archive.extractfile(member)
+    if target is None or source is None:
+        room.take(member.size)
+    else:
+        _copy_capped(source, target, room)
 
 
 def _inside(name: str) -> str:
@@ -124,7 +137,7 @@ def _plain(body: Path) -> IO[bytes]:
 
 
 def _check_end(plain: IO[bytes], end: int, room: Room) -> None:
-    """A tar ends in a block of zeros, which tarfile lets go missing; and gzip's checksum comes last.
+    """A tar ends in a block of zeros, which tarfile does not miss; gzip's checksum comes after it.
 
     Raises AdapterRejected, UploadTooLarge, and what gzip raises for a wrong checksum.
     """
@@ -137,14 +150,14 @@ def _check_end(plain: IO[bytes], end: int, room: Room) -> None:
 
 @dataclass
 class Room:
-    """How many bytes an archive may still unpack to. bomb: where more could only be a zip bomb's."""
+    """How many bytes an archive may still unpack to. bomb: more could only be a zip bomb's."""
 
     remaining: int
     max_bytes: int
     bomb: bool
 
     def take(self, size: int) -> None:
-        """Raises UploadTooLarge, or AdapterRejected for what unpacks to many times its own size."""
+        """Count bytes. Raises UploadTooLarge, or AdapterRejected for a zip bomb."""
         self.remaining -= size
         if self.remaining >= 0:
             return
@@ -154,7 +167,7 @@ class Room:
 
 
 def _room(body: Path, max_bytes: int) -> Room:
-    """The cap, or less where so much could only come of a bomb."""
+    """The cap, or less where so much could only come of a zip bomb."""
     most = FREE_BYTES + MOST_RATIO * body.stat().st_size
     return Room(min(most, max_bytes), max_bytes, bomb=most < max_bytes)
 

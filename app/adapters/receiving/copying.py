@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.adapters.files import MODULE, POOLING, WEIGHTS, place
-from app.adapters.receiving.own_files import own_files, told
+from app.adapters.receiving.own_files import listed, own_files
 from app.adapters.refusals import AdapterRejected
 
 Copy = Callable[[Path, Path], object]
 
 
 def copy_adapter(source: Path, folder: Path, copy: Copy = shutil.copyfile) -> None:
-    """A new `folder` with the adapter files of `source` itself, not of folders below it.
+    """Make a new `folder` of the adapter files of `source` itself, not of folders below it.
 
     Raises OSError, AdapterRejected, and what `copy` raises.
     """
@@ -27,12 +27,10 @@ def copy_adapter(source: Path, folder: Path, copy: Copy = shutil.copyfile) -> No
 
 
 def _paths(source: Path) -> Iterator[str]:
-    """Of plain files, and links to some: in the folder, and in sentence-transformers' own below it."""
-    for below in ("", MODULE, Path(POOLING).parent.name):
-        if (source / below).is_dir():
-            for path in (source / below).iterdir():
-                if path.is_file():
-                    yield f"{below}/{path.name}".lstrip("/")
+    """Of plain files and links to them, here and in sentence-transformers' own folders below."""
+    for folder in (source, source / MODULE, source / Path(POOLING).parent):
+        if folder.is_dir():
+            yield from (str(p.relative_to(source)) for p in folder.iterdir() if p.is_file())
 
 
 def _refuse_unreadable(source: Path) -> None:
@@ -43,5 +41,5 @@ def _refuse_unreadable(source: Path) -> None:
     deeper = sorted(str(p.relative_to(source)) for p in source.glob(f"*/{WEIGHTS}"))
     if deeper:
         raise AdapterRejected(
-            f"no {WEIGHTS} in this folder; there is {told(deeper)}: name the folder that holds it"
+            f"no {WEIGHTS} in this folder; there is {listed(deeper)}: name the folder that holds it"
         )

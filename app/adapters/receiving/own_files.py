@@ -1,6 +1,6 @@
 """Which of an upload's files are the adapter's: all of them from the folder that holds its weights.
 
-Knows paths as an archive, a form or a folder spells them; opens no file.
+Knows paths as an archive, a form or a folder spells them, with / between. Opens no file.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from app.adapters.files import (
 )
 from app.adapters.refusals import AdapterRejected, Problem
 
-KNOWN_WEIGHTS = (WEIGHTS, *ALIASES)
-KNOWN_NAMES = {*KNOWN_WEIGHTS, *(PurePosixPath(name).name for name in ADAPTER_FILES)}
+WEIGHTS_NAMES = (WEIGHTS, *ALIASES)
+OWN_NAMES = {*WEIGHTS_NAMES, *(PurePosixPath(name).name for name in ADAPTER_FILES)}
 BESIDE_WEIGHTS = (WEIGHTS, CONFIG, MODEL_CONFIG)  # a model above or below has its own of these
-MOST_TOLD = 20
+MAX_LISTED = 20
 PICKLE = re.compile(r"\.(bin|pt|pth|pkl)$")
 NAMED_WEIGHTS = re.compile(r"(^|/)(adapter_model|pytorch_adapter|pytorch_model)\.(bin|pt|pth)$")
 TRAINING = re.compile(  # what transformers' and accelerate's trainers save beside the weights
@@ -35,60 +35,62 @@ TRAINING = re.compile(  # what transformers' and accelerate's trainers save besi
 
 @dataclass(frozen=True)
 class OwnFiles:
-    """files: an adapter file's own name -> its path in the upload. aside: all the other paths."""
+    """An upload's paths. files: an adapter file's own name -> its path. aside: the others."""
 
     files: dict[str, str]
     aside: list[str]
 
 
 def could_be_own(path: str) -> bool:
-    """Whether an adapter's file can have this path: what macOS packs beside each file cannot."""
+    """Can an adapter's file have this path? What macOS packs beside each file cannot."""
     parts = PurePosixPath(path).parts
     if not parts or "__MACOSX" in parts or parts[-1].startswith("._"):
         return False
-    return parts[-1] in KNOWN_NAMES or parts[-1].endswith(".safetensors")
+    return parts[-1] in OWN_NAMES or parts[-1].endswith(".safetensors")
 
 
-def own_files(paths: Sequence[str], asked: str | None) -> OwnFiles:
-    """paths: of all files, with / between, relative, each once. asked: the folder to take, "" the top.
+def own_files(paths: Sequence[str], path: str | None) -> OwnFiles:
+    """Pick the adapter's files.
 
-    The weights are adapter_model.safetensors, or AdapterHub's adapter.safetensors, or else the one
-    file that ends in .safetensors. Raises AdapterRejected where there are none, or several.
+    paths: of all files, relative, each once. path: the folder to take, "" the top; None: the one
+    that has weights. The weights are adapter_model.safetensors, or AdapterHub's
+    adapter.safetensors, or else the one file that ends in .safetensors. Raises AdapterRejected
+    where there are none, or several.
     """
-    folder = None if asked is None else plain_folder(asked)
-    usable = [path for path in paths if could_be_own(path)]
-    inside = [path for path in usable if folder is None or folder in (_parent(path), _root(path))]
+    folder = None if path is None else plain_folder(path)
+    usable = [p for p in paths if could_be_own(p)]
+    inside = [p for p in usable if folder is None or folder in (_parent(p), _root(p))]
     candidates = _weights(inside)
     if not candidates:
         refuse_without_weights(paths, folder, _weights(usable))
     if len(candidates) > 1:
         _refuse_several(candidates)
     files = dict(_beside(candidates[0], set(usable)))
-    taken = set(files.values())
-    return OwnFiles(files, [path for path in paths if path not in taken])
+    own = set(files.values())
+    return OwnFiles(files, [p for p in paths if p not in own])
 
 
 def _weights(paths: Sequence[str]) -> list[str]:
-    known = [path for path in paths if PurePosixPath(path).name in KNOWN_WEIGHTS]
-    return known or [path for path in paths if path.endswith(".safetensors")]
+    by_name = [path for path in paths if PurePosixPath(path).name in WEIGHTS_NAMES]
+    return by_name or [path for path in paths if path.endswith(".safetensors")]
 
 
 def _beside(weights: str, paths: set[str]) -> list[tuple[str, str]]:
-    """(adapter file, its path), for those that are there.
+    """(an adapter file's name, its path), for those that are there.
 
-    A sentence-transformers folder may have its encoder in 0_Transformer: what speaks of the weights is
-    there, and what speaks of the whole beside it.
+    A sentence-transformers folder may have its encoder in 0_Transformer: what describes the weights
+    is there, and what describes the whole beside it.
     """
     parent, root = _parent(weights), _root(weights)
-    found = [(WEIGHTS, weights)]
+    files = [(WEIGHTS, weights)]
     for name in ADAPTER_FILES:
         places = [parent] if name in BESIDE_WEIGHTS else [root, parent]
         places = [root] if name == POOLING else places
         spelled = (f"{place}/{name}".lstrip("/") for place in places)
         path = next((path for path in spelled if path in paths), None)
         if name != WEIGHTS and path is not None:
-            found.append((name, path))
-    return found
+            files.append((name, path))
+    return files
 
 
 def _parent(path: str) -> str:
@@ -112,25 +114,32 @@ def plain_folder(folder: str) -> str:
 
 def _refuse_several(candidates: Sequence[str]) -> None:
     """Raises AdapterRejected, naming them."""
-    shown = told(candidates)
+    shown = listed(candidates)
     roots = list(dict.fromkeys(_root(path) for path in candidates))
     if len(roots) > 1:
+        example = printable(next(root for root in roots if root))
         raise AdapterRejected(
-            f"the upload holds the weights of several adapters, {shown}: send one folder, or say which "
-            f"with ?path={printable(next(root for root in roots if root))} (?path=. is the top)"
+            f"the upload holds the weights of several adapters, {shown}: send one folder, or say "
+            f"which with ?path={example} (?path=. is the top)"
         )
     raise AdapterRejected(
-        f"several files of one folder may be the weights, {shown}: send one of them, or call it {WEIGHTS}"
+        f"several files of one folder may be the weights, {shown}: send one of them, or call it "
+        f"{WEIGHTS}"
     )
 
 
 def refuse_without_weights(
     paths: Sequence[str], folder: str | None = None, elsewhere: Sequence[str] = ()
 ) -> None:
-    """Raises AdapterRejected, saying what came in the weights' place. elsewhere: weights in other folders."""
+    """Raises AdapterRejected, saying what came in the weights' place.
+
+    elsewhere: paths of weights in other folders.
+    """
     if elsewhere:
         where = f"the folder {printable(folder)!r}" if folder else "the top folder"
-        raise AdapterRejected(f"no {WEIGHTS} in {where} of the upload; there is {told(elsewhere)}")
+        raise AdapterRejected(
+            f"no {WEIGHTS} in {where} of the upload; there is {listed(elsewhere)}"
+        )
     pickles = [p for p in paths if PICKLE.search(p) or PurePosixPath(p).name == "data.pkl"]
     weights = [p for p in pickles if NAMED_WEIGHTS.search(p)]
     weights = weights or [p for p in pickles if not TRAINING.search(p)]
@@ -140,29 +149,28 @@ def refuse_without_weights(
             f"{WEIGHTS} (PEFT: save_pretrained(safe_serialization=True))"
         )
     raise AdapterRejected(
-        f"no {WEIGHTS} in the upload; it holds {told(paths) or 'no files'}"
+        f"no {WEIGHTS} in the upload; it holds {listed(paths) or 'no files'}"
         + (", where a trainer's own state is no weights" if pickles else "")
     )
 
 
-def told(paths: Sequence[str]) -> str:
-    """Some of the paths, and how many more."""
-    more = len(paths) - MOST_TOLD
-    named = [printable(path)[:200] for path in paths[:MOST_TOLD]]
-    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+def listed(paths: Sequence[str]) -> str:
+    """The first of the paths, and how many more, for a refusal."""
+    more = len(paths) - MAX_LISTED
+    names = [printable(path)[:200] for path in paths[:MAX_LISTED]]
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
 def other_folders(aside: Sequence[str]) -> list[Problem]:
-    """For a refusal: which files were left aside that are the weights' elsewhere."""
-    known = [path for path in aside if PurePosixPath(path).name in (CONFIG, MODEL_CONFIG)]
+    """For a refusal: which configs were left aside, because they lie in another folder."""
+    configs = [path for path in aside if PurePosixPath(path).name in (CONFIG, MODEL_CONFIG)]
     reason = "lies in another folder than the weights, and was left aside"
-    return [Problem(reason, printable(path)[:200]) for path in known[:MOST_TOLD]]
+    return [Problem(reason, printable(path)[:200]) for path in configs[:MAX_LISTED]]
 
 
 def left_aside(paths: Sequence[str]) -> list[str]:
     """A warning for each of these, and one for how many more there are."""
-    said = [
-        f"{path!r:.200}: not one of the adapter's files, left aside" for path in paths[:MOST_TOLD]
-    ]
-    more = len(paths) - len(said)
-    return [*said, f"{more} more files were left aside"] if more else said
+    reason = "not one of the adapter's files, left aside"
+    warnings = [f"{path!r:.200}: {reason}" for path in paths[:MAX_LISTED]]
+    more = len(paths) - len(warnings)
+    return [*warnings, f"{more} more files were left aside"] if more else warnings

@@ -42,7 +42,7 @@ class Received:
         return self._files[path]
 
     def settle(self, folder: Path, path: str | None) -> list[str]:
-        """Move the adapter's files to `folder`; returns what was left aside, as the upload called it.
+        """Move the adapter's files to `folder`; returns the other paths as uploaded.
 
         path: which of the upload's folders; None: the one that has weights. Raises AdapterRejected.
         """

@@ -1,6 +1,6 @@
 """An upload that says where its files are: a folder of this machine, or a repository of the hub.
 
-Both are off until the server's settings allow them.
+Both are off until the server's settings allow them. Knows nothing of LoRA.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from app.adapters.files import MODULE, POOLING
 from app.adapters.receiving.copying import copy_adapter
 from app.adapters.receiving.own_files import (
-    KNOWN_WEIGHTS,
+    WEIGHTS_NAMES,
     own_files,
     plain_folder,
     refuse_without_weights,
@@ -38,7 +38,7 @@ class SourceForbidden(Exception):
 
 @dataclass(frozen=True)
 class Sources:
-    """folders: below which a source may lie. hub: whether hf:org/repo@revision may be asked for."""
+    """What the settings allow. folders: a source lies below one. hub: may it be hf:…?"""
 
     folders: tuple[Path, ...] = ()
     hub: bool = False
@@ -49,8 +49,8 @@ def fetch_source(
 ) -> None:
     """Put the adapter files that the source points at into `folder`, which is there and empty.
 
-    source: /folder or hf:org/repo@revision. path: the folder below it that holds the files; None: the
-    source itself. Raises SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
+    source: /folder or hf:org/repo@revision. path: the folder below it that holds the files; None:
+    the source itself. Raises SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
     """
     below = plain_folder(path or "")
     folder.rmdir()
@@ -116,12 +116,10 @@ def _from_hub(source: str, below: str, allowed: Sources, folder: Path, max_bytes
     try:
         tree = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
         sizes = {file.path: file.size for file in tree if isinstance(file, RepoFile)}
-        wanted = _wanted(list(sizes), below)
-        if sum(sizes[path] for path in wanted) > max_bytes:
+        paths = _own_paths(list(sizes), below)
+        if sum(sizes[path] for path in paths) > max_bytes:
             raise UploadTooLarge(max_bytes)
-        snapshot_download(
-            repository, revision=revision, local_dir=downloaded, allow_patterns=wanted
-        )
+        snapshot_download(repository, revision=revision, local_dir=downloaded, allow_patterns=paths)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise AdapterRejected(f"the hub did not give {source}: {lines[0]}") from None
@@ -130,12 +128,12 @@ def _from_hub(source: str, below: str, allowed: Sources, folder: Path, max_bytes
         shutil.rmtree(downloaded)
 
 
-def _wanted(paths: list[str], below: str) -> list[str]:
+def _own_paths(paths: list[str], below: str) -> list[str]:
     """The adapter's own files of the repository's folder. Raises AdapterRejected."""
     before = f"{below}/" if below else ""
     inside = [path.removeprefix(before) for path in paths if path.startswith(before)]
     own = [path for path in inside if path.rpartition("/")[0] in OWN_FOLDERS]
     if not any(path.endswith(".safetensors") for path in own):
-        elsewhere = [path for path in paths if PurePosixPath(path).name in KNOWN_WEIGHTS]
+        elsewhere = [path for path in paths if PurePosixPath(path).name in WEIGHTS_NAMES]
         refuse_without_weights(inside, below, elsewhere)
     return [before + path for path in own_files(own, "").files.values()]

@@ -1,6 +1,6 @@
-"""An untrusted file: its safetensors header under limits, finite values; and what a refusal says.
+"""An untrusted file: a safetensors header under limits and finite values, or a small JSON text.
 
-Knows one file at a time (archives: archive.py); knows nothing of LoRA. No pickle is ever opened.
+Knows one file at a time (archives: archive.py), and nothing of LoRA. No pickle is ever opened.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from app.adapters.refusals import AdapterRejected, Problem
+from app.adapters.refusals import AdapterRejected, Misfit, Problem, Problems
 
 MAX_HEADER_BYTES = 2 << 20
 MAX_TENSORS = 5_000  # DoRA with biases on every Linear of 48 layers has 1,500
@@ -30,8 +30,6 @@ DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 CHUNK_BYTES = 1 << 20
 PRUNED = re.compile(r"\.lora_[ABE](\.[^.]+)?$")  # AdaLoRA leaves nothing of some layers
 PICKLE_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
-
-
 PACKED = {  # what archives begin with, that are not opened
     b"\xfd7zXZ\x00": "an xz archive",
     b"BZh": "a bzip2 archive",
@@ -95,47 +93,32 @@ def read_tensors(path: Path) -> Tensors:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise AdapterRejected("the safetensors __metadata__ is not a map of strings")
-    problems = list(_header_problems(header, size - start))
+    problems = Problems()
+    _check_entries(header, size - start, problems)
     if problems:
         raise AdapterRejected("the safetensors header is damaged", problems)
     try:
         tensors = load_file(path)
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise AdapterRejected(f"safetensors cannot read the file: {error}") from None
-    problems = [
-        Problem("holds NaN or infinity", name)
-        for name, tensor in tensors.items()
-        if not torch.isfinite(tensor).all()
-    ]
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            problems.add("holds NaN or infinity", name)
     if problems:
         raise AdapterRejected("some tensors hold values that are not finite", problems)
     return Tensors(tensors, metadata, size)
 
 
 def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
-    """(header, where the tensors' bytes begin)."""
-    raw = file.read(8)
-    length = int.from_bytes(raw, "little")
-    if len(raw) < 8 or length > size - 8:
+    """(header, where the tensors' bytes begin). Raises AdapterRejected."""
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or length > size - 8:
         raise AdapterRejected("this is no safetensors file, or a truncated one")
     if length > MAX_HEADER_BYTES:
         raise AdapterRejected(f"the safetensors header is over {MAX_HEADER_BYTES:,} bytes")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            doubled = (
-                sorted({n for n in names if names.count(n) > 1})[:5] if len(names) < 2000 else []
-            )
-            raise AdapterRejected(
-                "the safetensors header names a tensor more than once",
-                [Problem("appears more than once", n) for n in doubled],
-            )
-        return found
-
     try:
-        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=unique)
+        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_each_once)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError):
         raise AdapterRejected("the safetensors header is not JSON") from None
     if not isinstance(header, dict):
@@ -147,30 +130,43 @@ def _read_header(file: IO[bytes], size: int) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _header_problems(header: dict[str, Any], data_bytes: int) -> Iterator[Problem]:
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of the header. Raises AdapterRejected for a name that comes twice."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs] if len(pairs) < 2000 else []
+        doubled = sorted({name for name in names if names.count(name) > 1})[:5]
+        reason = "the safetensors header names a tensor more than once"
+        raise AdapterRejected(reason, [Problem("appears more than once", n) for n in doubled])
+    return members
+
+
+def _check_entries(header: dict[str, Any], data_bytes: int, problems: Problems) -> None:
     """Every tensor's dtype, shape and range; ranges must tile the data without gap or overlap."""
     ranges: list[tuple[int, int]] = []
     for name, entry in header.items():
-        fault = _entry_fault(name, entry, data_bytes)
-        if fault:
-            yield Problem(fault, ascii(name[:80])[1:-1])
-        else:
-            ranges.append((entry["data_offsets"][0], entry["data_offsets"][1]))
-    if len(ranges) == len(header):
-        ranges.sort()
-        edges = [0, *(end for _, end in ranges)]
-        if any(begin != edge for (begin, _), edge in zip(ranges, edges, strict=False)):
-            yield Problem("the tensors' byte ranges overlap or leave gaps")
-        elif edges[-1] != data_bytes:
-            yield Problem(
-                f"the tensors end at byte {edges[-1]} of {data_bytes}: truncated, or trailing bytes"
-            )
+        with problems.caught(partial(_shown, name)):
+            ranges.append(_range(name, entry, data_bytes))
+    if problems:
+        return
+    ranges.sort()
+    edges = [0, *(end for _, end in ranges)]
+    if any(begin != edge for (begin, _), edge in zip(ranges, edges, strict=False)):
+        problems.add("the tensors' byte ranges overlap or leave gaps")
+    elif edges[-1] != data_bytes:
+        end = f"the tensors end at byte {edges[-1]} of {data_bytes}"
+        problems.add(f"{end}: truncated, or trailing bytes")
 
 
-def _entry_fault(name: str, entry: Any, data_bytes: int) -> str | None:
-    """What is wrong with one tensor's header entry, or None."""
+def _shown(name: str, _: str | None) -> str:
+    """A tensor's name as a refusal can show it."""
+    return ascii(name[:80])[1:-1]
+
+
+def _range(name: str, entry: Any, data_bytes: int) -> tuple[int, int]:
+    """Where one tensor's bytes begin and end. Raises Misfit for a header entry that is no good."""
     if len(name) > MAX_NAME_LENGTH or not name.isprintable() or ".." in name or "/" in name:
-        return "its name is no module's path"
+        raise Misfit("its name is no module's path")
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         well_formed = (
@@ -182,44 +178,44 @@ def _entry_fault(name: str, entry: Any, data_bytes: int) -> str | None:
     except (KeyError, TypeError, ValueError):
         well_formed = False
     if not well_formed:
-        return "its header entry is malformed, or reaches past the end of the file"
+        raise Misfit("its header entry is malformed, or reaches past the end of the file")
     if dtype not in DTYPES:
-        return f"dtype {dtype!s:.20} is none of {', '.join(DTYPES)}"
+        raise Misfit(f"dtype {dtype!s:.20} is none of {', '.join(DTYPES)}")
     if (0 in shape and not PRUNED.search(name)) or not shape:
-        return f"has no elements or no dimension (shape {shape!s:.60})"
+        raise Misfit(f"has no elements or no dimension (shape {shape!s:.60})")
     if math.prod(shape) * DTYPES[dtype] != end - begin:
-        return f"shape {shape!s:.60} of {dtype} does not fill its {end - begin} bytes"
-    return None
+        raise Misfit(f"shape {shape!s:.60} of {dtype} does not fill its {end - begin} bytes")
+    return begin, end
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object from an upload. Raises AdapterRejected."""
-    found = read_any_json(path)
-    if not isinstance(found, dict):
+    value = read_any_json(path)
+    if not isinstance(value, dict):
         raise AdapterRejected(f"{path.name} is not a JSON object")
-    return found
+    return value
 
 
 def read_any_json(path: Path) -> Any:
     """A small JSON value from an upload. Raises AdapterRejected."""
     if path.stat().st_size > MAX_JSON_BYTES:
         raise AdapterRejected(f"{path.name} is over {MAX_JSON_BYTES:,} bytes")
-    read = path.read_bytes()
-    refuse_another_kind(read, path.name)
+    content = path.read_bytes()
+    refuse_another_kind(content, path.name)
     try:
-        return whole_text(json.loads(read.decode("utf-8-sig")))
+        return whole_text(json.loads(content.decode("utf-8-sig")))
     except HalfACharacter:
         raise AdapterRejected(f"{path.name} holds half of a surrogate pair, no character") from None
     except (ValueError, RecursionError):
         raise AdapterRejected(f"{path.name} is not JSON") from None
 
 
-def refuse_another_kind(read: bytes, name: str) -> None:
+def refuse_another_kind(content: bytes, name: str) -> None:
     """Raises AdapterRejected for a text file that is empty, a pointer, a page or in UTF-16."""
-    kind = another_kind(read[:512])
-    if not read.strip():
+    kind = another_kind(content[:512])
+    if not content.strip():
         kind = "empty"
-    elif read[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    elif content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         kind = "in UTF-16, as PowerShell writes it: save it as UTF-8"
     if kind is not None:
         raise AdapterRejected(f"{name} is {kind}")
