@@ -26,7 +26,9 @@ from app.api.metrics import Metrics
 from app.api.overload import Gate
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
-from app.catalog.disk import StoreUnusable, alone
+from app.catalog.collecting import collect
+from app.catalog.disk import alone
+from app.catalog.store import StoreUnusable
 from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
 from app.settings import Settings, listed
@@ -130,6 +132,7 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
     works = (
         watch(serving.installer, adapters_dir, seen),
         serving.fetcher.warm(),
+        collect(serving.installer.store),
     )
     tasks = [asyncio.create_task(work) for work in works]
     for task in tasks:

@@ -17,7 +17,6 @@ from app.adapters.refusals import AdapterRejected
 from app.api.errors import Refusal, invalid
 from app.api.keys import caller, refuse_forbidden
 from app.api.serving import Serving
-from app.catalog.disk import StoreUnavailable
 from app.catalog.draw import takes_part
 from app.catalog.pointer import Trial
 from app.catalog.registry import (
@@ -26,6 +25,7 @@ from app.catalog.registry import (
     UnknownVersion,
     find_version,
 )
+from app.catalog.store import StoreUnavailable
 from app.engine.version import Version
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,9 @@ from starlette.requests import ClientDisconnect
 
 from app.adapters.receiving.source import SourceForbidden, SourceMalformed
 from app.adapters.refusals import AdapterRejected, UnsupportedMedia, UploadTooLarge
-from app.catalog.disk import StoreFull, StoreUnavailable
 from app.catalog.install import MergeMemoryFull, PreconditionFailed
-from app.catalog.local_store import StaleRevision
 from app.catalog.registry import UnknownAdapter, UnknownVersion
+from app.catalog.store import StaleRevision, StoreFull, StoreUnavailable
 from app.catalog.trials import NoTrial
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
 from app.engine.queue import QueueFull

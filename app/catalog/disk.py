@@ -14,21 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.catalog.store import StoreFull, StoreUnavailable, StoreUnusable
+
 log = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-class StoreFull(Exception):
-    """The disk took no more; nothing half-written stays."""
-
-
-class StoreUnavailable(Exception):
-    """The disk is read-only, or fails; what is there goes on being served."""
-
-
-class StoreUnusable(Exception):
-    """The store's folder cannot be made, read or had alone; found at start."""
 
 
 @contextmanager
