@@ -52,7 +52,8 @@ def fsync(path: Path) -> None:
 def alone(root: Path) -> Iterator[bool]:
     """Keep every other server off the store; a killed one's hold is gone with it.
 
-    Gives whether it is held: a store that cannot be written cannot be, and is not to be written later.
+    Gives whether this server has it: a store that cannot be written cannot be had, and is not to be
+    written later.
     Raises StoreUnusable where another server has it.
     """
     try:

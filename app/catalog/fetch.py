@@ -1,8 +1,8 @@
 """A name's version, from memory or from the store: at start, while serving, and after it fell out.
 
-Each is verified by its hash and read as an upload is; what was measured on the same base before need
-not be measured again. Knows the store, the registry and the loader; knows no HTTP and changes no name
-but those that can no longer be served.
+Each is verified by its hash and read as an upload is; what was measured on the same base before
+need not be measured again. Knows the store, the registry and the loader; knows no HTTP and changes
+no name but those that can no longer be served.
 """
 
 from __future__ import annotations
@@ -125,7 +125,10 @@ class Fetcher:
         return self.registry.ready(current) or await self.load_stored(current.digest)
 
     async def _load_name(self, pointer: Pointer) -> None:
-        """Serve the name by its version, or note why not. Whoever moves the name meanwhile is right."""
+        """Serve the name by its version, or note why not.
+
+        Whoever moves the name meanwhile is right.
+        """
         before = self.registry.names.get(pointer.name)
         try:
             version = await self.load_stored(pointer.version or "")
@@ -140,9 +143,9 @@ class Fetcher:
             self.serve(pointer, version)
 
     async def load_stored(self, digest: str) -> Version:
-        """A stored version, from memory where it is resident; loaded once for all who ask meanwhile.
+        """A stored version, from memory where it is resident.
 
-        Raises AdapterRejected, StoreUnavailable.
+        It is loaded once for all who ask meanwhile. Raises AdapterRejected, StoreUnavailable.
         """
         resident = self.registry.residents.get(digest)
         if resident is not None:
@@ -190,9 +193,10 @@ class Fetcher:
         return task if task in ("classify", "tokens") else None
 
     async def files(self, digest: str) -> tuple[Path, Json]:
-        """The folder of the version's files, verified, and its query's options; damaged, it is set aside.
+        """The folder of the version's files, verified, and its query's options.
 
-        Raises AdapterRejected where they are not those of the upload; StoreUnavailable.
+        Files that are not those of the upload are set aside.
+        Raises AdapterRejected for those; StoreUnavailable.
         """
         try:
             folder = await asyncio.to_thread(self.store.folder, digest)
@@ -213,7 +217,10 @@ class Fetcher:
         return self.point(pointer, version.report)
 
     def point(self, pointer: Pointer, report: Report) -> Name:
-        """The name is what the pointer says from now on. report: of the version that it points at."""
+        """The name is what the pointer says from now on.
+
+        report: of the version that it points at.
+        """
         name = Name(pointer, report)
         self.registry.point(name)
         return name

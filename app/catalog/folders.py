@@ -28,9 +28,8 @@ SERVED_ON = (
 async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]) -> set[str]:
     """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
 
-    A name that came from a folder which is gone is gone, too, unless a client has put anything by that
-    name. Returns the folders that a failing or full
-    disk has kept out: they are to be tried again.
+    A name whose folder is gone is gone, too, unless a client has put anything by that name. Returns
+    the folders that a failing or full disk refused: they are to be tried again.
     """
     refused = installer.registry.refused
     again: set[str] = set()

@@ -1,16 +1,19 @@
 """The life of adapters: PUT and a watched folder alike; delete, rollback, merge.
 
-receive -> unpack -> load (load.py) -> commit -> point. One change at a time; requests in flight
-never wait for one. Knows the store, the registry and the engine; knows no HTTP.
+receive -> unpack -> load (load.py) -> commit -> move -> point. One change at a time in this
+process, and requests in flight never wait for one; other processes are met by compare-and-swap.
+Knows the store, the registry and the engine; knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from app.adapters.config.recipe import Options
 from app.adapters.files import folder_state
@@ -35,7 +38,7 @@ from app.catalog.store import (
 from app.engine.version import Version
 from app.model.lora import merge_lora, merged_bytes
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class PreconditionFailed(Exception):
@@ -67,8 +70,8 @@ def _always(_: str | None) -> None:
 class How:
     """What a PUT asks for beside the files, and who asks.
 
-    path: which of the upload's folders; None: the one that has weights. tokens_per_s: what it may be
-    asked for, 0: any; None: as before. stage: hold the version beside the current one.
+    path: which of the upload's folders; None: the one that has weights. tokens_per_s: what it may
+    be asked for, 0: any; None: as before. stage: hold the version beside the current one.
     """
 
     options: Options = field(default_factory=Options)
@@ -83,7 +86,7 @@ class How:
 
 @dataclass(eq=False)
 class Installer:
-    """Sizes in bytes. keep_versions: of a name, for rollback. changing: held by whoever changes a name."""
+    """Sizes in bytes. keep_versions: of a name. changing: the lock of who changes a name."""
 
     store: Store
     registry: Registry
@@ -99,7 +102,8 @@ class Installer:
         """An uploaded body, or what it points at, becomes the name's version.
 
         Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, SourceForbidden,
-        PreconditionFailed, StoreFull, StoreUnavailable; UnknownAdapter where a version is staged beside none.
+        PreconditionFailed, StoreFull, StoreUnavailable; UnknownAdapter where a version is staged
+        beside none.
         """
         folder = body.parent / "adapter"
         folder.mkdir()
@@ -148,8 +152,7 @@ class Installer:
         options = options_to_json(how.options)
         digest = await asyncio.to_thread(content_version, folder, options)
         async with self.changing:
-            before = await asyncio.to_thread(self.store.look, name)
-            how.precondition(before.version)
+            how.precondition((await asyncio.to_thread(self.store.look, name)).version)
             if how.stage:
                 self.registry.get(name)
             version = await load_version(
@@ -159,18 +162,13 @@ class Installer:
                 return Installed(version.report, None)
             report = to_store(version.report, self.loader.engine.encoder)
             await asyncio.to_thread(self.store.commit, folder, digest, options, report)
-            while True:
-                try:
-                    return await self._point(before, version, content, how)
-                except StaleRevision:
-                    before = await asyncio.to_thread(self.store.look, name, before)
-                    how.precondition(before.version)
+            return await _until_it_wins(partial(self._point, name, version, content, how))
 
-    async def _point(
-        self, before: Pointer, version: Version, content: str | None, how: How
-    ) -> Installed:
-        """Move the name to a version that is committed. Raises StaleRevision."""
-        served = self.registry.names.get(before.name)
+    async def _point(self, name: str, version: Version, content: str | None, how: How) -> Installed:
+        """Move the name to a version that is committed. Raises StaleRevision, PreconditionFailed."""
+        before = await asyncio.to_thread(self.store.look, name)
+        how.precondition(before.version)
+        served = self.registry.names.get(name)
         unchanged = served is not None and before.version == version.digest == served.digest
         after = self._after(before, version.digest, content, how, unchanged)
         if not how.stage:
@@ -180,13 +178,16 @@ class Installer:
         pointer = await asyncio.to_thread(self.store.move, before, after)
         if how.stage and served is not None:
             return Installed(version.report, self.fetcher.point(pointer, served.report))
-        name = self.fetcher.serve(pointer, version)
-        return Installed(version.report, name, before.version is None, unchanged)
+        served = self.fetcher.serve(pointer, version)
+        return Installed(version.report, served, before.version is None, unchanged)
 
     def _after(
         self, before: Pointer, digest: str, content: str | None, how: How, unchanged: bool
     ) -> Pointer:
-        """Where an upload moves a name. What a folder brought and a client puts again is the client's."""
+        """Where an upload moves a name.
+
+        What a folder brought and a client puts again is the client's.
+        """
         entry = Entry(digest, now(), how.by, "folder" if content else "put")
         if how.stage:
             after = staged(before, replace(entry, how="stage"), self.keep_versions)
@@ -203,23 +204,23 @@ class Installer:
         Raises UnknownAdapter, PreconditionFailed, StoreFull, StoreUnavailable.
         """
         async with self.changing:
-            while True:
-                pointer = await asyncio.to_thread(self.store.look, name)
-                if pointer.version is None and name not in self.registry.broken:
-                    self.registry.get(name)
-                precondition(pointer.version)
-                try:
-                    if pointer.version is not None:
-                        await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
-                    break
-                except StaleRevision:
-                    continue
+            await _until_it_wins(partial(self._bury, name, precondition))
             self.registry.remove(name)
+
+    async def _bury(self, name: str, precondition: Precondition) -> None:
+        """Leave a tombstone in the store. Raises StaleRevision, and as remove()."""
+        pointer = await asyncio.to_thread(self.store.look, name)
+        if pointer.version is None and name not in self.registry.broken:
+            self.registry.get(name)
+        precondition(pointer.version)
+        if pointer.version is not None:
+            await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
 
     async def files(self, name: str) -> tuple[str, bytes]:
         """The version that is served, and a tar of its folder.
 
-        Raises UnknownAdapter; StoreUnavailable where its files are damaged, while it goes on being served.
+        Raises UnknownAdapter; StoreUnavailable where its files are damaged, while it goes on being
+        served.
         """
         version = await self.fetcher.ready(self.registry.get(name))
         try:
@@ -265,7 +266,8 @@ class Installer:
         async with self.changing:
             served = self.registry.get(name)
             version = await self.fetcher.ready(served)
-            if version.merged_bytes or not _can_merge(version):
+            rescales = any(lora.rescales for lora in version.adapter.layers.values())
+            if version.merged_bytes or not rescales:
                 return served
             wrappers = self.loader.engine.encoder.wrappers
             size = merged_bytes(wrappers, version.adapter)
@@ -273,7 +275,7 @@ class Installer:
             if others + size > self.merge_memory_bytes:
                 raise MergeMemoryFull(
                     f"merging takes {size:,} bytes beside the {others:,} of other merged adapters, "
-                    f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another one first"
+                    f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another first"
                 )
             layers = await asyncio.to_thread(merge_lora, wrappers, version.adapter, version.layers)
             self.registry.merged[name] = replace(version, layers=layers, merged_bytes=size)
@@ -290,5 +292,8 @@ class Installer:
             return served
 
 
-def _can_merge(version: Version) -> bool:
-    return any(lora.rescales for lora in version.adapter.layers.values())
+async def _until_it_wins(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try again where another server has moved the name meanwhile."""
+    while True:
+        with suppress(StaleRevision):
+            return await attempt()

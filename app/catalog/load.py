@@ -1,4 +1,4 @@
-"""One version's files -> a resident version: read, account for every tensor, fold, measure, certify.
+"""One version's files -> a resident version: read, account, fold, measure, certify.
 
 Knows files, tensors and the base; knows no names of adapters.
 """
@@ -68,7 +68,8 @@ async def load_version(
 ) -> Version:
     """folder: a version's files. options: what `options_to_json` gave of the query's.
 
-    report: of an earlier load of the same bytes on this base, which need not be measured again. certify=False: its certificate has held in this process.
+    report: of an earlier load of the same bytes on this base, which need not be measured again.
+    certify=False: its certificate has held in this process.
     Raises AdapterRejected; CertificateFailed, which is one, where its golden.jsonl does not hold.
     """
     engine, encoder = loader.engine, loader.engine.encoder
@@ -129,12 +130,12 @@ def _read(folder: Path, options: Json, encoder: Encoder) -> _Read:
         kind_of(read_json(folder / CONFIG))  # before its tensors, whose dtypes may be its own, too
     weights = read_tensors(folder / WEIGHTS)
     recipe = recipe_of(folder, weights.metadata, options)
-    asked = options_from_json(options)
+    query = options_from_json(options)
     goldens = read_golden(folder / GOLDEN) if (folder / GOLDEN).exists() else []
     adapter = read_adapter(weights.tensors, recipe, encoder.base)
-    if adapter.head is None and asked.labels is not None:
+    if adapter.head is None and query.labels is not None:
         raise AdapterRejected("labels are given in the query, and the file holds no head for them")
-    if adapter.head is not None and asked.task == "embed":
+    if adapter.head is not None and query.task == "embed":
         raise AdapterRejected("the query says task=embed, and the file holds a head")
     _refuse_embedding(adapter.sentence, encoder)
     warnings = [
@@ -145,7 +146,10 @@ def _read(folder: Path, options: Json, encoder: Encoder) -> _Read:
 
 
 def recipe_of(folder: Path, metadata: dict[str, str], options: Json) -> Recipe:
-    """How a version's files and the query's options say that its tensors are read. Raises AdapterRejected."""
+    """How a version's files and the query's options say that its tensors are read.
+
+    Raises AdapterRejected.
+    """
     config, model_config = (
         read_json(folder / f) if (folder / f).exists() else {} for f in (CONFIG, MODEL_CONFIG)
     )
@@ -181,7 +185,8 @@ def _refuse_embedding(sentence: Sentence, encoder: Encoder) -> None:
     ]
     if any(n > encoder.base.hidden for n in lengths):
         raise AdapterRejected(
-            f"its vectors' lengths {sorted(lengths)} are not all within the base's {encoder.base.hidden}"
+            f"its vectors' lengths {sorted(lengths)} are not all within the base's "
+            f"{encoder.base.hidden}"
         )
 
 

@@ -30,6 +30,9 @@ SETTLED_NS = 100_000_000  # a folder's time advances with the kernel's clock, by
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
+Stamp = tuple[int, int]  # of a file: its inode, its time in ns
+
+
 class PointerDamaged(Exception):
     """The file is no pointer that any server has written: its path, and why."""
 
@@ -40,9 +43,7 @@ class LocalNames:
     def __init__(self, folder: Path, workspace: Workspace) -> None:
         self._folder = folder
         self._workspace = workspace
-        self._held: dict[
-            str, tuple[tuple[int, int], set[str]]
-        ] = {}  # by name: its file, its versions
+        self._held: dict[str, tuple[Stamp | None, set[str]]] = {}  # each name's versions
 
     def page(self, after: str = "") -> list[str]:
         """As store.Store.names; damaged ones too. Files that are no name's are not ours."""
@@ -64,22 +65,26 @@ class LocalNames:
     def _read(self, name: str) -> Pointer:
         """Raises PointerDamaged, StoreUnavailable."""
         for suffix in (LIVE, GONE, LIVE):  # a tombstone goes after its name's next pointer is there
-            path = self._folder / (name + suffix)
-            try:
-                with disk_errors(), contextlib.suppress(FileNotFoundError):
-                    if path.is_dir():
-                        raise ValueError("it is a folder")
-                    pointer = from_json(name, json.loads(path.read_bytes()))
-                    if suffix == LIVE:
-                        return pointer
-                    return replace(deleted(pointer), revision=pointer.revision + 1)
-            except NewerPointer as newer:
-                raise StoreUnavailable(
-                    f"{path} {newer}: a newer server has written it, and it is left as it is"
-                ) from None
-            except UNREADABLE as error:
-                raise PointerDamaged(path, str(error).splitlines()[0]) from None
+            pointer = self._read_file(name, self._folder / (name + suffix))
+            if pointer is not None and suffix == GONE:
+                return replace(deleted(pointer), revision=pointer.revision + 1)
+            if pointer is not None:
+                return pointer
         return Pointer(name)
+
+    def _read_file(self, name: str, path: Path) -> Pointer | None:
+        try:
+            with disk_errors(), contextlib.suppress(FileNotFoundError):
+                if path.is_dir():
+                    raise ValueError("it is a folder")
+                return from_json(name, json.loads(path.read_bytes()))
+        except NewerPointer as newer:
+            raise StoreUnavailable(
+                f"{path} {newer}: a newer server has written it, and it is left as it is"
+            ) from None
+        except UNREADABLE as error:
+            raise PointerDamaged(path, str(error).splitlines()[0]) from None
+        return None
 
     def _read_or_set_aside(self, name: str) -> Pointer:
         """For who has the lock, or a healed pointer might be set aside."""
@@ -99,19 +104,21 @@ class LocalNames:
             current = self._read_or_set_aside(after.name)
             if current.revision != seen.revision:
                 raise StaleRevision(after.name)
-            after = replace(after, revision=current.revision + 1)
-            live, gone = (self._folder / (after.name + suffix) for suffix in (LIVE, GONE))
             with disk_errors():
-                if after.version is not None:
-                    self._write(live, after)
-                    gone.unlink(missing_ok=True)
-                elif live.exists() and after.folder == current.folder:
-                    live.rename(gone)  # which a full disk takes, too
-                else:
-                    self._write(gone, replace(after, revision=current.revision))
-                    live.unlink(missing_ok=True)
-                fsync(self._folder)
-        return after
+                self._replace(current, after)
+        return replace(after, revision=current.revision + 1)
+
+    def _replace(self, current: Pointer, after: Pointer) -> None:
+        live, gone = (self._folder / (after.name + suffix) for suffix in (LIVE, GONE))
+        if after.version is not None:
+            self._write(live, replace(after, revision=current.revision + 1))
+            gone.unlink(missing_ok=True)
+        elif live.exists() and after.folder == current.folder:
+            live.rename(gone)  # which a full disk takes, too
+        else:
+            self._write(gone, replace(after, revision=current.revision))
+            live.unlink(missing_ok=True)
+        fsync(self._folder)
 
     def _write(self, path: Path, pointer: Pointer) -> None:
         with self._workspace.receiving() as folder:
@@ -122,7 +129,10 @@ class LocalNames:
             fsync(self._folder)
 
     def epoch(self) -> str:
-        """As store.Store.epoch: the time of the names' folder, which every rename sets; unlike any other until it settles."""
+        """As store.Store.epoch: the time of the names' folder, which every rename sets.
+
+        Two renames may set the same time: until it settles, each value is unlike any other.
+        """
         with disk_errors():
             changed = self._folder.stat().st_mtime_ns
         now = time.time_ns()
@@ -130,22 +140,30 @@ class LocalNames:
 
     def held_versions(self) -> set[str] | None:
         """All that any name holds; None where a name cannot be read, which may hold any of them."""
-        files: dict[str, tuple[int, int]] = {}
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(".damaged"):
-                    log.warning("a damaged name, %s: no version is removed", entry.path)
-                    return None
-                if entry.name.endswith(LIVE) and valid_name(entry.name.removesuffix(LIVE)):
-                    with contextlib.suppress(FileNotFoundError):
-                        stat = entry.stat()
-                        files[entry.name.removesuffix(LIVE)] = (stat.st_ino, stat.st_mtime_ns)
         before, self._held = self._held, {}
+        files = self._files()
+        if files is None:
+            return None
         for name, stamp in files.items():
             try:
-                same = name in before and before[name][0] == stamp
+                same = stamp is not None and name in before and before[name][0] == stamp
                 self._held[name] = before[name] if same else (stamp, self._read(name).versions)
             except (PointerDamaged, StoreUnavailable):
                 log.warning("the name %s cannot be read: no version is removed", name)
                 return None
         return set().union(*(versions for _, versions in self._held.values()))
+
+    def _files(self) -> dict[str, Stamp | None] | None:
+        """By name; None where one was set aside. Without a stamp: it may change and look the same."""
+        files: dict[str, Stamp | None] = {}
+        latest = time.time_ns() - SETTLED_NS
+        for path in self._folder.iterdir():
+            if path.suffix == ".damaged":
+                log.warning("until somebody takes %s away, no version is removed", path)
+                return None
+            if path.suffix == LIVE and valid_name(path.stem):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    settled = stat.st_mtime_ns < latest
+                    files[path.stem] = (stat.st_ino, stat.st_mtime_ns) if settled else None
+        return files

@@ -44,7 +44,7 @@ REPORT = "report.json"
 
 
 class LocalStore(Store):
-    """The contract's promises by fsync and rename; by flock where two may write.
+    """The contract's promises by fsync and rename; by flock where two may write. Each call: Store's.
 
     What threads share is on the disk, behind the same flock. Only collect() keeps something between
     calls, behind a lock of its own.
@@ -77,11 +77,10 @@ class LocalStore(Store):
         return self._workspace.receiving()
 
     def commit(self, folder: Path, version: str, options: Json, report: Json) -> None:
-        final = self._versions / version
         with disk_errors():
             with self._workspace.locked():
                 self._marks.remove(version)
-            if final.exists() and self._is_whole(version):
+            if self._is_whole(version):
                 return
             (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
             (folder / REPORT).write_text(json.dumps(report))
@@ -89,12 +88,15 @@ class LocalStore(Store):
                 fsync(path)
             fsync(folder)
             with self._workspace.locked():
-                if final.exists():
-                    if self._is_whole(version):  # another has committed it meanwhile
-                        return
-                    self._move_aside(version)
-                folder.rename(final)
-                fsync(self._versions)
+                self._rename_into_place(folder, version)
+
+    def _rename_into_place(self, folder: Path, version: str) -> None:
+        """Not where another has committed it meanwhile."""
+        if self._is_whole(version):
+            return
+        self._move_aside(version)
+        folder.rename(self._versions / version)
+        fsync(self._versions)
 
     def folder(self, version: str) -> Path:
         with disk_errors():

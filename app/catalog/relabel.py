@@ -54,7 +54,10 @@ async def relabel(
 
 
 async def _copy(installer: Installer, digest: str, folder: Path) -> Options:
-    """Copy a version's files into a folder that is not there yet; returns the query's options. Raises StoreUnavailable."""
+    """Copy a version's files into a folder that is not there yet; returns the query's options.
+
+    Raises StoreUnavailable.
+    """
     try:
         async with installer.changing:  # nobody sets them aside meanwhile
             stored, options = await installer.fetcher.files(digest)

@@ -1,8 +1,8 @@
 """The contract of a store: immutable versions by content hash, and names that point at them.
 
-Content-addressed versions are committed once; a name moves by compare-and-swap; a deleted name leaves
-a tombstone, so that its revision never goes back. tests/catalog/store_contract.py holds every
-implementation to these promises. Knows bytes and small JSON; knows no tensors and no HTTP.
+Content-addressed versions are committed once; a name moves by compare-and-swap; a deleted name
+leaves a tombstone, so that its revision never goes back. tests/catalog/store_contract.py holds
+every implementation to these promises. Knows bytes and small JSON; knows no tensors and no HTTP.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StoreUnavailable(Exception):
 
 
 class StoreUnusable(Exception):
-    """The store cannot be opened at all; found at start."""
+    """The store cannot be opened at all; told at start."""
 
 
 class VersionDamaged(Exception):
@@ -70,8 +70,8 @@ class Store(ABC):
     def commit(self, folder: Path, version: str, options: Json, report: Json) -> None:
         """Make the files of `folder` the version, all or nothing.
 
-        folder: inside a receiving() one; it may be empty afterwards. What is acknowledged survives a
-        crash. A version that is there and whole stays as it is, and is safe from collect() for
+        folder: inside a receiving() one; it may be empty afterwards. What is acknowledged survives
+        a crash. A version that is there and whole stays as it is, and is safe from collect() for
         another grace; a damaged one is replaced.
         """
 
@@ -85,7 +85,7 @@ class Store(ABC):
 
     @abstractmethod
     def report(self, version: str) -> Json | None:
-        """What was found out about the version; None where that is lost, which is no harm."""
+        """What was measured of the version when it was loaded; None where that is lost."""
 
     @abstractmethod
     def write_report(self, version: str, report: Json) -> None:
@@ -93,7 +93,10 @@ class Store(ABC):
 
     @abstractmethod
     def names(self, after: str = "") -> list[str]:
-        """A page of the names behind `after`, in order; empty at the end. Tombstones are left out."""
+        """A page of the names behind `after`, in order; empty at the end.
+
+        Tombstones are left out.
+        """
 
     def every_name(self) -> Iterator[str]:
         """All pages' names. Those that come or go meanwhile may be among them or not."""
@@ -107,16 +110,16 @@ class Store(ABC):
         """Where the name points; `seen` itself where it has not moved since, which may cost less.
 
         A tombstone has no version. Revision 0: nothing is stored, or it is damaged and has been set
-        aside, so that a move heals the name. Raises StoreUnavailable also for a pointer that a newer
-        server has written.
+        aside, so that a move heals the name. Raises StoreUnavailable also for a pointer that a
+        newer server has written.
         """
 
     @abstractmethod
     def move(self, seen: Pointer, after: Pointer) -> Pointer:
         """Compare-and-swap: make the name what `after` says, if it still is at `seen`'s revision.
 
-        Returns `after` with its revision, one more than `seen`'s. Of several writers who saw the same
-        revision exactly one wins; the others get StaleRevision. `after` without a version: a
+        Returns `after` with its revision, one more than `seen`'s. Of several writers who saw the
+        same revision exactly one wins; the others get StaleRevision. `after` without a version: a
         tombstone. It holds only versions that `seen` held, or that were committed within the grace.
         """
 
@@ -138,7 +141,10 @@ class Store(ABC):
 
     @abstractmethod
     def set_aside(self, version: str) -> str | None:
-        """Put a damaged version where nothing reads it; where that is, for a human. None: it is gone."""
+        """Put a damaged version where nothing reads it; where that is, for a human.
+
+        None: it is gone.
+        """
 
     @abstractmethod
     def set_aside_versions(self) -> list[str]:

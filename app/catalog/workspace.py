@@ -1,4 +1,4 @@
-"""Where a local store's writers work: folders in tmp/, and the lock that lets one at a time change it.
+"""Where a local store's writers work: folders in tmp/, and the lock that lets one change it.
 
 Knows paths; knows no versions and no names.
 """
@@ -49,8 +49,8 @@ class Workspace:
         """Raises StoreUnavailable where this server has not the store for itself."""
         if not self.may_write:
             raise StoreUnavailable(
-                "the store was read-only when this server started, and may be another one's by now: "
-                "start it again to change anything"
+                "the store was read-only when this server started, and may be another one's by "
+                "now: start it again to change anything"
             )
 
     @contextmanager
