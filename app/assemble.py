@@ -12,13 +12,13 @@ import torch
 
 from app.adapters.receiving.source import Sources
 from app.api import json_text
-from app.catalog.disk import StoreUnusable
 from app.catalog.fetch import Fetcher
 from app.catalog.install import Installer
 from app.catalog.load import make_loader
-from app.catalog.local_store import Store
+from app.catalog.local_store import LocalStore
 from app.catalog.registry import Registry
 from app.catalog.residents import Residents
+from app.catalog.store import Store, StoreUnusable
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer, load_tokenizer
 from app.inference.metrics import Metrics
@@ -76,7 +76,7 @@ def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Enco
     compiling = threading.Thread(target=_compile)  # seconds, at an installation's first start
     compiling.start()
     try:
-        store = Store(settings.store, may_write=may_write)
+        store = LocalStore(settings.store, may_write=may_write)
         files = find_base(settings.model, settings.model_revision)
         encoder = load_encoder(files, device, dtype)
         tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)

@@ -28,7 +28,9 @@ from app.api.middleware.shed_load import ShedLoad
 from app.api.routes import adapters, health, inference, openai, tei, versions
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
-from app.catalog.disk import StoreUnusable, alone
+from app.catalog.collecting import collect
+from app.catalog.disk import alone
+from app.catalog.store import StoreUnusable
 from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
 from app.inference.caller import Key
@@ -146,6 +148,7 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
     works = (
         watch(serving.installer, adapters_dir, seen),
         serving.runtime.fetcher.warm(),
+        collect(serving.installer.store),
     )
     tasks = [asyncio.create_task(work) for work in works]
     for task in tasks:

@@ -19,10 +19,9 @@ from app.adapters.refusals import AdapterRejected, UploadTooLarge
 from app.api.access import dialect_of
 from app.api.refusal import Refusal, invalid, validation_refusal
 from app.api.upload_body import SourceMalformed, UnsupportedMedia
-from app.catalog.disk import StoreFull, StoreUnavailable
 from app.catalog.install import MergeMemoryFull, PreconditionFailed
-from app.catalog.local_store import StaleRevision
 from app.catalog.registry import UnknownAdapter, UnknownVersion
+from app.catalog.store import StaleRevision, StoreFull, StoreUnavailable
 from app.catalog.trials import NoTrial
 from app.engine.admission import QueueFull
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory

@@ -14,21 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.catalog.store import StoreFull, StoreUnavailable, StoreUnusable
+
 log = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-class StoreFull(Exception):
-    """The disk took no more; nothing half-written stays."""
-
-
-class StoreUnavailable(Exception):
-    """The disk is read-only, or fails; what is there goes on being served."""
-
-
-class StoreUnusable(Exception):
-    """The store's folder cannot be made, read or had alone; found at start."""
 
 
 @contextmanager
@@ -62,7 +52,8 @@ def fsync(path: Path) -> None:
 def alone(root: Path) -> Iterator[bool]:
     """Keep every other server off the store; a killed one's hold is gone with it.
 
-    Gives whether it is held: a store that cannot be written cannot be, and is not to be written later.
+    Gives whether this server has it: a store that cannot be written cannot be had, and is not to be
+    written later.
     Raises StoreUnusable where another server has it.
     """
     try:

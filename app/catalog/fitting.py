@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from app.adapters.refusals import AdapterRejected
 from app.adapters.report import Report
-from app.catalog.disk import StoreUnavailable
 from app.catalog.fetch import Fetcher
 from app.catalog.pointer import Pointer
+from app.catalog.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from app.adapters.files import looks_like_adapter, printable
 from app.adapters.refusals import AdapterRejected
-from app.catalog.disk import StoreFull, StoreUnavailable
 from app.catalog.fetch import reason_of
 from app.catalog.install import Installer
 from app.catalog.pointer import deleted, valid_name
 from app.catalog.registry import Registry
+from app.catalog.store import StoreFull, StoreUnavailable
 
 log = logging.getLogger(__name__)
-KEPT = (
+SERVED_ON = (
     "its folder is gone, and it is served on: clients have put versions, a trial or a quota by "
     "this name; DELETE it if it is to go"
 )
@@ -28,9 +28,8 @@ KEPT = (
 async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]) -> set[str]:
     """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
 
-    A name that came from a folder which is gone is gone, too, unless a client has put anything by that
-    name. Returns the folders that a failing or full
-    disk has kept out: they are to be tried again.
+    A name whose folder is gone is gone, too, unless a client has put anything by that name. Returns
+    the folders that a failing or full disk refused: they are to be tried again.
     """
     refused = installer.registry.refused
     again: set[str] = set()
@@ -60,12 +59,12 @@ async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]
 async def _gone(installer: Installer, name: str) -> None:
     store = installer.store
     async with installer.changing:
-        pointer = await asyncio.to_thread(store.pointer, name)
-        if pointer is None or pointer.version is None or not pointer.from_folder:
+        pointer = await asyncio.to_thread(store.look, name)
+        if pointer.version is None or not pointer.from_folder:
             return
         if pointer.has_clients_changes:
-            installer.registry.folder_gone[name] = KEPT
-            log.warning("adapter %s: %s", name, KEPT)
+            installer.registry.folder_gone[name] = SERVED_ON
+            log.warning("adapter %s: %s", name, SERVED_ON)
             return
         await asyncio.to_thread(store.move, pointer, replace(deleted(pointer), folder=None))
         installer.registry.remove(name)

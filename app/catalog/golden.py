@@ -1,8 +1,9 @@
 """Certificates: inputs with the answers that an adapter has to give, checked before it is served.
 
 `golden.jsonl` holds one JSON object a line: {"input": text or [text, pair], "embedding": [...] or
-"logits": [...], "tolerance"?}. The answer wanted is what /embed gives with nothing asked, or what
-/classify gives with raw_scores; [[...]] per token where the head labels tokens. Knows no HTTP.
+"logits": [...], "tolerance"?}. An embedding is what /embed gives where the request says nothing
+more, logits what /classify gives with raw_scores: [[...]] per token where the head labels tokens.
+Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -64,15 +65,15 @@ def read_golden(path: Path) -> list[Golden]:
     lines = [line for line in text.split("\n") if line.strip()]
     if not 0 < len(lines) <= MOST_LINES:
         raise AdapterRejected(f"{path.name} has {len(lines)} lines; 1 to {MOST_LINES} are served")
-    found, problems = [], []
+    goldens, problems = [], []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(_read_line(whole_text(json.loads(line))))
+            goldens.append(_read_line(whole_text(json.loads(line))))
         except (ValueError, TypeError, RecursionError, OverflowError) as error:
             problems.append(Problem(f"cannot be read: {error}", f"{path.name}:{number}"))
     if problems:
         raise AdapterRejected(f"{path.name} is no certificate", problems)
-    return found
+    return goldens
 
 
 def _read_line(line: Any) -> Golden:
@@ -81,8 +82,8 @@ def _read_line(line: Any) -> Golden:
     kinds = [kind for kind in ANSWERS if kind in line]
     if len(kinds) != 1:
         raise ValueError("has not one of embedding and logits")
-    said: Any = line.get("input")
-    texts: list[Any] = said if isinstance(said, list) else [said]
+    value: Any = line.get("input")
+    texts: list[Any] = value if isinstance(value, list) else [value]
     if len(texts) not in (1, 2) or not all(isinstance(text, str) and text for text in texts):
         raise TypeError("its input is neither a text nor a pair of texts")
     tolerance = line.get("tolerance", TOLERANCE)
@@ -95,10 +96,10 @@ def _read_line(line: Any) -> Golden:
     answer = torch.tensor(line[kinds[0]], dtype=torch.float32)
     if answer.dim() not in (1, 2) or not answer.numel() or not torch.isfinite(answer).all():
         raise ValueError("its answer is no list of finite numbers")
-    given: str | tuple[str, str] = (
+    texts_input: str | tuple[str, str] = (
         str(texts[0]) if len(texts) == 1 else (str(texts[0]), str(texts[1]))
     )
-    return Golden(given, kinds[0], answer, float(tolerance))
+    return Golden(texts_input, kinds[0], answer, float(tolerance))
 
 
 async def verify(
@@ -108,7 +109,10 @@ async def verify(
     layers: Layers,
     goldens: list[Golden],
 ) -> float:
-    """The largest difference found, as a share of its tolerance. Raises CertificateFailed."""
+    """The largest difference of any answer, as a share of its tolerance.
+
+    Raises CertificateFailed.
+    """
     sentence = engine.encoder.sentence(adapter)
     try:
         version = Version("", adapter, layers)
@@ -119,13 +123,13 @@ async def verify(
         ) from None
     worst, problems = 0.0, []
     for number, (golden, sequence) in enumerate(zip(goldens, sequences, strict=True), 1):
-        given = (await engine.call(partial(engine.encoder.run, [sequence])))[0]
-        if given.shape != golden.answer.shape:
-            shapes = f"{list(given.shape)}, and the certificate {list(golden.answer.shape)}"
+        answer = (await engine.call(partial(engine.encoder.run, [sequence])))[0]
+        if answer.shape != golden.answer.shape:
+            shapes = f"{list(answer.shape)}, and the certificate {list(golden.answer.shape)}"
             problems.append(Problem(f"the adapter gives {shapes}", f"line {number}"))
             continue
         limit = golden.tolerance * max(1.0, float(golden.answer.abs().max()))
-        off = float((given - golden.answer).abs().max())
+        off = float((answer - golden.answer).abs().max())
         worst = max(worst, off / limit)
         if not off <= limit:
             problems.append(Problem(f"is off by {off:.2e}, over {limit:.2e}", f"line {number}"))
@@ -133,8 +137,8 @@ async def verify(
             break
     if problems:
         raise CertificateFailed(
-            f"{_at_least(len(problems))} of {len(goldens)} answers of its certificate do not hold on "
-            "this base",
+            f"{_at_least(len(problems))} of {len(goldens)} answers of its certificate do not hold "
+            "on this base",
             problems,
         )
     return worst
@@ -177,7 +181,7 @@ def _at_least(misses: int) -> str:
 
 
 def embedding_want(sentence: Sentence) -> Want:
-    """What an embedding is where nothing else is asked."""
+    """How an embedding is made where the request says nothing more."""
     return Want(
         "embedding",
         sentence.pooling or "mean",

@@ -1,17 +1,19 @@
 """The life of adapters: PUT and a watched folder alike; delete, rollback, merge.
 
-receive -> unpack -> load (load.py) -> commit -> point. One change at a time; requests in flight
-never wait for one. Knows the store, the registry and the engine; knows no HTTP.
+receive -> unpack -> load (load.py) -> commit -> move -> point. One change at a time in this
+process, and requests in flight never wait for one; other processes are met by compare-and-swap.
+Knows the store, the registry and the engine; knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from app.adapters.config.recipe import Options
 from app.adapters.files import folder_state
@@ -22,18 +24,21 @@ from app.adapters.receiving.received import Received
 from app.adapters.receiving.source import Sources, fetch_source
 from app.adapters.refusals import AdapterRejected
 from app.adapters.report import Report
-from app.catalog.disk import StoreFull, StoreUnavailable
 from app.catalog.export import export
 from app.catalog.fetch import Fetcher, reason_of
 from app.catalog.fitting import with_fitting_trial
-from app.catalog.load import Loader, load_version, said_of, to_store
-from app.catalog.local_store import Store, content_version
+from app.catalog.load import Loader, load_version, options_to_json, to_store
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, find_version, version_before
-from app.catalog.stored_version import StoredVersion
+from app.catalog.store import (
+    StaleRevision,
+    Store,
+    StoreUnavailable,
+    content_version,
+)
 from app.model.lora import merge_lora, merged_bytes
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class PreconditionFailed(Exception):
@@ -65,8 +70,8 @@ def _always(_: str | None) -> None:
 class How:
     """What a PUT asks for beside the files, and who asks.
 
-    path: which of the upload's folders; None: the one that has weights. tokens_per_s: what it may be
-    asked for, 0: any; None: as before. stage: hold the version beside the current one.
+    path: which of the upload's folders; None: the one that has weights. tokens_per_s: what it may
+    be asked for, 0: any; None: as before. stage: hold the version beside the current one.
     """
 
     options: Options = field(default_factory=Options)
@@ -81,7 +86,7 @@ class How:
 
 @dataclass(eq=False)
 class Installer:
-    """Sizes in bytes. keep_versions: of a name, for rollback. changing: held by whoever changes a name."""
+    """Sizes in bytes. keep_versions: of a name. changing: the lock of who changes a name."""
 
     store: Store
     registry: Registry
@@ -104,24 +109,24 @@ class Installer:
         """
         folder = tmp / "adapter"
         folder.mkdir()
-        left: list[str] = []
+        other_files: list[str] = []
         size = self.max_adapter_bytes
         match upload:
             case str():
                 await asyncio.to_thread(fetch_source, upload, self.sources, folder, size, how.path)
             case Received():
-                left = await asyncio.to_thread(upload.settle, folder, how.path)
+                other_files = await asyncio.to_thread(upload.settle, folder, how.path)
             case Path():
-                left = await asyncio.to_thread(unpack, upload, folder, size, how.path)
+                other_files = await asyncio.to_thread(unpack, upload, folder, size, how.path)
             case _:
                 assert_never(upload)
         try:
             installed = await self.install(name, folder, None, how)
         except AdapterRejected as error:
-            error.problems += other_folders(left)
+            error.problems += other_folders(other_files)
             raise
         report = installed.report
-        warnings = (*report.warnings, *left_aside(left))
+        warnings = (*report.warnings, *left_aside(other_files))
         return replace(installed, report=replace(report, warnings=warnings))
 
     async def install_folder(self, name: str, source: Path) -> Installed | None:
@@ -137,50 +142,59 @@ class Installer:
             if await asyncio.to_thread(folder_state, source) != state:
                 return None
             content = await asyncio.to_thread(content_version, folder, {})
-            pointer = await asyncio.to_thread(self.store.pointer, name)
-            if pointer is not None and pointer.folder == content:
+            pointer = await asyncio.to_thread(self.store.look, name)
+            if pointer.folder == content:
                 return None
             return await self.install(name, folder, content, How())
 
     async def install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
-        """A folder of adapter files becomes the name's version, as `how` says. content: the folder's hash where it comes from ADAPTERS_DIR."""
-        said = said_of(how.options)
-        digest = await asyncio.to_thread(content_version, folder, said)
+        """A folder of adapter files becomes the name's version, as `how` says.
+
+        content: the folder's hash where it comes from ADAPTERS_DIR. Where another server moves the
+        name meanwhile, this is tried again on what it has become.
+        Raises as install_body.
+        """
+        options = options_to_json(how.options)
+        digest = await asyncio.to_thread(content_version, folder, options)
         async with self.changing:
-            pointer = await asyncio.to_thread(self.store.pointer, name)
-            before = pointer or Pointer(name)
-            how.precondition(before.version)
+            how.precondition((await asyncio.to_thread(self.store.look, name)).version)
             if how.stage:
                 self.registry.get(name)
             version = await load_version(
-                self.loader, folder, digest, said, allow_noop=how.allow_noop
+                self.loader, folder, digest, options, allow_noop=how.allow_noop
             )
-            report = version.report
             if how.dry_run:
-                return Installed(report, None)
-            served = self.registry.names.get(name)
-            unchanged = served is not None and before.version == digest
-            after = self._after(before, digest, content, how, unchanged)
-            if not how.stage:
-                after = await with_fitting_trial(self.fetcher, after, report)
-            stored = to_store(report, self.loader.engine.encoder)
-            await asyncio.to_thread(self.store.commit, folder, digest, said, stored)
-            if served is not None and after == before:
-                return Installed(report, served, unchanged=True)
-            try:
-                kept = await asyncio.to_thread(self.store.move, pointer, after)
-            except (StoreFull, StoreUnavailable):
-                await asyncio.to_thread(self.store.drop_unheld, {digest})
-                raise
-            if how.stage and served is not None:
-                return Installed(report, self.fetcher.repoint(kept, served))
-            found = self.fetcher.serve(kept, version)
-            return Installed(report, found, before.version is None, unchanged)
+                return Installed(version.report, None)
+            report = to_store(version.report, self.loader.engine.encoder)
+            await asyncio.to_thread(self.store.commit, folder, digest, options, report)
+            return await _until_it_wins(partial(self._point, name, version, content, how))
+
+    async def _point(
+        self, name: str, version: StoredVersion, content: str | None, how: How
+    ) -> Installed:
+        """Move the name to a version that is committed. Raises StaleRevision, PreconditionFailed."""
+        before = await asyncio.to_thread(self.store.look, name)
+        how.precondition(before.version)
+        served = self.registry.names.get(name)
+        unchanged = served is not None and before.version == version.digest == served.digest
+        after = self._after(before, version.digest, content, how, unchanged)
+        if not how.stage:
+            after = await with_fitting_trial(self.fetcher, after, version.report)
+        if served is not None and after == before:
+            return Installed(version.report, served, unchanged=True)
+        pointer = await asyncio.to_thread(self.store.move, before, after)
+        if how.stage and served is not None:
+            return Installed(version.report, self.fetcher.point(pointer, served.report))
+        served = self.fetcher.serve(pointer, version)
+        return Installed(version.report, served, before.version is None, unchanged)
 
     def _after(
         self, before: Pointer, digest: str, content: str | None, how: How, unchanged: bool
     ) -> Pointer:
-        """Where an upload moves a name. What a folder brought and a client puts again is the client's."""
+        """Where an upload moves a name.
+
+        What a folder brought and a client puts again is the client's.
+        """
         entry = Entry(digest, now(), how.by, "folder" if content else "put")
         if how.stage:
             after = staged(before, replace(entry, how="stage"), self.keep_versions)
@@ -189,39 +203,38 @@ class Installer:
         else:
             after = moved(before, entry, self.keep_versions)
         limit = before.tokens_per_s if how.tokens_per_s is None else how.tokens_per_s or None
-        return replace(
-            after,
-            folder=content or before.folder,
-            tokens_per_s=limit,
-        )
+        return replace(after, folder=content or before.folder, tokens_per_s=limit)
 
     async def remove(self, name: str, precondition: Precondition) -> None:
         """The name is gone at once; requests in flight finish on their version.
 
-        Raises UnknownAdapter, PreconditionFailed, StoreFull.
+        Raises UnknownAdapter, PreconditionFailed, StoreFull, StoreUnavailable.
         """
         async with self.changing:
-            pointer = await asyncio.to_thread(self.store.pointer, name)
-            current = pointer.version if pointer else None
-            if current is None and name not in self.registry.broken:
-                self.registry.get(name)
-            precondition(current)
-            if pointer is not None:
-                await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
+            await _until_it_wins(partial(self._bury, name, precondition))
             self.registry.remove(name)
+
+    async def _bury(self, name: str, precondition: Precondition) -> None:
+        """Leave a tombstone in the store. Raises StaleRevision, and as remove()."""
+        pointer = await asyncio.to_thread(self.store.look, name)
+        if pointer.version is None and name not in self.registry.broken:
+            self.registry.get(name)
+        precondition(pointer.version)
+        if pointer.version is not None:
+            await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
 
     async def files(self, name: str) -> tuple[str, bytes]:
         """The version that is served, and a tar of its folder.
 
-        Raises UnknownAdapter; StoreUnavailable where its files are damaged, while it goes on being served.
+        Raises UnknownAdapter; StoreUnavailable where its files are damaged, while it goes on being
+        served.
         """
         version = await self.fetcher.ready(self.registry.get(name))
-        folder, encoder = self.store.version_folder(version.digest), self.loader.engine.encoder
         try:
-            async with self.changing:  # nobody removes and brings them again meanwhile
-                await self.fetcher.check_files(version.digest)
-            said = await asyncio.to_thread(self.store.read_options, version.digest)
-            tar = await asyncio.to_thread(export, folder, said, version.adapter, encoder)
+            async with self.changing:  # nobody sets them aside and brings them again meanwhile
+                folder, options = await self.fetcher.files(version.digest)
+            encoder = self.loader.engine.encoder
+            tar = await asyncio.to_thread(export, folder, options, version.adapter, encoder)
         except (AdapterRejected, OSError) as error:
             self.registry.get(name)  # or it was deleted meanwhile
             raise StoreUnavailable(f"{name} is served from memory; {reason_of(error)}") from None
@@ -232,7 +245,8 @@ class Installer:
     ) -> Name:
         """Point the name at an earlier version of its own; none given: the one before.
 
-        Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StoreFull.
+        Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StaleRevision,
+        StoreFull, StoreUnavailable.
         """
         async with self.changing:
             pointer = await self.fetcher.pointer(name)
@@ -248,8 +262,8 @@ class Installer:
             if digest == pointer.version:
                 after = replace(after, history=pointer.history)
             after = await with_fitting_trial(self.fetcher, after, version.report)
-            kept = await asyncio.to_thread(self.store.move, pointer, after)
-            return self.fetcher.serve(kept, version)
+            pointer = await asyncio.to_thread(self.store.move, pointer, after)
+            return self.fetcher.serve(pointer, version)
 
     async def merge(self, name: str) -> Name:
         """Make the adapter's own copy of the layers it changes; others go on with the base.
@@ -257,21 +271,22 @@ class Installer:
         Raises UnknownAdapter, MergeMemoryFull.
         """
         async with self.changing:
-            found = self.registry.get(name)
-            version = await self.fetcher.ready(found)
-            if version.merged_bytes or not _can_merge(version):
-                return found
+            served = self.registry.get(name)
+            version = await self.fetcher.ready(served)
+            rescales = any(lora.rescales for lora in version.adapter.layers.values())
+            if version.merged_bytes or not rescales:
+                return served
             wrappers = self.loader.engine.encoder.wrappers
             size = merged_bytes(wrappers, version.adapter)
-            held = self.registry.merged_bytes
-            if held + size > self.merge_memory_bytes:
+            others = self.registry.merged_bytes
+            if others + size > self.merge_memory_bytes:
                 raise MergeMemoryFull(
-                    f"merging takes {size:,} bytes beside the {held:,} of other merged adapters, "
-                    f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another one first"
+                    f"merging takes {size:,} bytes beside the {others:,} of other merged adapters, "
+                    f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another first"
                 )
             layers = await asyncio.to_thread(merge_lora, wrappers, version.adapter, version.layers)
             self.registry.merged[name] = replace(version, layers=layers, merged_bytes=size)
-            return found
+            return served
 
     async def unmerge(self, name: str) -> Name:
         """Drop the merged copy; batches that are running keep the one that they started with.
@@ -279,10 +294,13 @@ class Installer:
         Raises UnknownAdapter.
         """
         async with self.changing:
-            found = self.registry.get(name)
+            served = self.registry.get(name)
             self.registry.merged.pop(name, None)
-            return found
+            return served
 
 
-def _can_merge(version: StoredVersion) -> bool:
-    return any(lora.rescales for lora in version.adapter.layers.values())
+async def _until_it_wins(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try again where another server has moved the name meanwhile."""
+    while True:
+        with suppress(StaleRevision):
+            return await attempt()

@@ -1,4 +1,4 @@
-"""One version's files -> a resident version: read, account for every tensor, fold, measure, certify.
+"""One version's files -> a resident version: read, account, fold, measure, certify.
 
 Knows files, tensors and the base; knows no names of adapters.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,6 +26,7 @@ from app.adapters.report import Effect, Report, TensorCounts, report_from_json
 from app.adapters.values import Adapter, laid_out
 from app.catalog.golden import Golden, read_golden, verify
 from app.catalog.pointer import digest_of
+from app.catalog.store import Json
 from app.catalog.stored_version import StoredVersion
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, TextTokenizer, tokenize
@@ -62,30 +61,30 @@ async def load_version(
     loader: Loader,
     folder: Path,
     digest: str,
-    said: Mapping[str, Any],
+    options: Json,
     *,
     allow_noop: bool,
-    known: Report | None = None,
+    report: Report | None = None,
     certify: bool = True,
 ) -> StoredVersion:
-    """folder: a version's files. said: what `said_of` kept of the query.
+    """folder: a version's files. options: what `options_to_json` gave of the query's.
 
-    known: the report of an earlier load of the same bytes on this base, which need not be measured
-    again. certify=False: its certificate has held in this process.
+    report: of an earlier load of the same bytes on this base, which need not be measured again.
+    certify=False: its certificate has held in this process.
     Raises AdapterRejected; CertificateFailed, which is one, where its golden.jsonl does not hold.
     """
     engine, encoder = loader.engine, loader.engine.encoder
-    read = await asyncio.to_thread(_read, folder, said, encoder)
+    read = await asyncio.to_thread(_read, folder, options, encoder)
     adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
     layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
-    if known is None:
+    if report is None:
         delta = await engine.call(lambda: _delta(loader, changed_tokens(read.adapter), layers))
         _refuse_no_effect(delta, read.adapter, encoder, allow_noop)
         await _refuse_overflow(loader, adapter, layers)
-        known = _report(digest, adapter, delta, read, encoder)
+        report = _report(digest, adapter, delta, read, encoder)
     if certify and read.goldens:
         await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
-    return StoredVersion(digest, adapter, layers, report=known)
+    return StoredVersion(digest, adapter, layers, report=report)
 
 
 def _delta(loader: Loader, more_ids: list[int], layers: Layers) -> Delta:
@@ -96,13 +95,13 @@ def _delta(loader: Loader, more_ids: list[int], layers: Layers) -> Delta:
     return distance(encoder.states(ids, layers), base)
 
 
-def to_store(report: Report, encoder: Encoder) -> dict[str, Any]:
+def to_store(report: Report, encoder: Encoder) -> Json:
     """A report with what it holds for: this very base, and a server that reports the same."""
     fields = {"format": REPORT_FORMAT, "base": encoder.digest, "report": report.to_json()}
     return {**fields, "sha256": digest_of(fields)}
 
 
-def from_store(stored: Mapping[str, Any] | None, encoder: Encoder) -> Report | None:
+def from_store(stored: Json | None, encoder: Encoder) -> Report | None:
     """The stored report, where it still holds."""
     fields = {k: v for k, v in (stored or {}).items() if k != "sha256"}
     if stored is None or stored.get("sha256") != digest_of(fields):
@@ -111,8 +110,8 @@ def from_store(stored: Mapping[str, Any] | None, encoder: Encoder) -> Report | N
     return report_from_json(fields["report"]) if holds else None
 
 
-def said_of(options: Options) -> dict[str, Any]:
-    """What the query said that differs from saying nothing; part of the version's identity."""
+def options_to_json(options: Options) -> Json:
+    """What the query says, without what it leaves out; part of the version's identity."""
     return {k: v for k, v in asdict(options).items() if v is not None}
 
 
@@ -127,19 +126,19 @@ class _Read:
     warnings: list[str]
 
 
-def _read(folder: Path, said: Mapping[str, Any], encoder: Encoder) -> _Read:
+def _read(folder: Path, options: Json, encoder: Encoder) -> _Read:
     if (folder / CONFIG).exists():
         method_of(
             read_json(folder / CONFIG)
         )  # before its tensors, whose dtypes may be its own, too
     weights = read_tensors(folder / WEIGHTS)
-    recipe = recipe_of(folder, weights.metadata, said)
-    options = options_of(said)
+    recipe = recipe_of(folder, weights.metadata, options)
+    query = options_from_json(options)
     goldens = read_golden(folder / GOLDEN) if (folder / GOLDEN).exists() else []
     adapter = read_adapter(weights.tensors, recipe, encoder.base)
-    if adapter.head is None and options.labels is not None:
+    if adapter.head is None and query.labels is not None:
         raise AdapterRejected("labels are given in the query, and the file holds no head for them")
-    if adapter.head is not None and options.task == "embed":
+    if adapter.head is not None and query.task == "embed":
         raise AdapterRejected("the query says task=embed, and the file holds a head")
     _refuse_embedding(adapter.sentence, encoder)
     warnings = [
@@ -149,28 +148,33 @@ def _read(folder: Path, said: Mapping[str, Any], encoder: Encoder) -> _Read:
     return _Read(adapter, len(weights.tensors), weights.file_bytes, goldens, warnings)
 
 
-def recipe_of(folder: Path, metadata: dict[str, str], said: Mapping[str, Any]) -> Recipe:
-    """What a version's files and what the query said make of its tensors. Raises AdapterRejected."""
+def recipe_of(folder: Path, metadata: dict[str, str], options: Json) -> Recipe:
+    """How a version's files and the query's options say that its tensors are read.
+
+    Raises AdapterRejected.
+    """
     config, model_config = (
         read_json(folder / f) if (folder / f).exists() else {} for f in (CONFIG, MODEL_CONFIG)
     )
-    return read_recipe(config, model_config, metadata, options_of(said), _sentence(folder))
+    return read_recipe(
+        config, model_config, metadata, options_from_json(options), _sentence(folder)
+    )
 
 
-def options_of(said: Mapping[str, Any]) -> Options:
-    """What `said_of` has kept."""
-    labels = said.get("labels")
-    return Options(**{**said, "labels": None if labels is None else tuple(labels)})
+def options_from_json(options: Json) -> Options:
+    """Of what `options_to_json` has given. Raises TypeError."""
+    labels = options.get("labels")
+    return Options(**{**options, "labels": None if labels is None else tuple(labels)})
 
 
 def _sentence(folder: Path) -> Sentence:
     """What the folder's sentence-transformers files say. Raises AdapterRejected."""
-    found = [
+    files = [
         read_any_json(folder / name) if (folder / name).exists() else None
         for name in SENTENCE_FILES
     ]
     try:
-        return read_sentence(*found)
+        return read_sentence(*files)
     except SentenceRefused as error:
         raise AdapterRejected(f"as a sentence-transformers folder, {error}") from None
 
@@ -184,7 +188,8 @@ def _refuse_embedding(sentence: Sentence, encoder: Encoder) -> None:
     ]
     if any(n > encoder.base.hidden for n in lengths):
         raise AdapterRejected(
-            f"its vectors' lengths {sorted(lengths)} are not all within the base's {encoder.base.hidden}"
+            f"its vectors' lengths {sorted(lengths)} are not all within the base's "
+            f"{encoder.base.hidden}"
         )
 
 

@@ -1,4 +1,7 @@
-"""The names nearest to a misspelled one, at a cost that does not grow with how many there are."""
+"""The names nearest to a misspelled one, at a cost that does not grow with how many there are.
+
+Knows spellings alone.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ LONGEST = 128  # characters of a name that are compared
 
 @dataclass(eq=False)
 class Nearest:
-    """Names in order, and spelled backwards in order: a typo leaves a beginning or an end as it was.
+    """Names in order, and spelled backwards in order.
 
-    Names that are gone stay until there are too many of them: who asks says which are served.
+    A typo leaves a beginning or an end as it was. Names that are gone stay until there are too many of them: who asks says which are served.
     """
 
     _forwards: list[str] = field(default_factory=list)
@@ -24,19 +27,18 @@ class Nearest:
     _new: list[str] = field(default_factory=list)
 
     def add(self, name: str) -> None:
+        """A name that is served from now on."""
         self._new.append(name)
 
-    def to(self, name: str, served: Container[str], n: int = 3) -> list[str]:
-        """Up to n served names that resemble this one, best first (difflib's measure)."""
+    def to(self, name: str, served: Container[str], count: int = 3) -> list[str]:
+        """Up to `count` served names that resemble this one, best first (difflib's measure)."""
         self.settle()
         name = name[:LONGEST]
         near = {
             *_around(self._forwards, name),
-            *(found[::-1] for found in _around(self._backwards, name[::-1])),
+            *(match[::-1] for match in _around(self._backwards, name[::-1])),
         }
-        return difflib.get_close_matches(
-            name, sorted(found for found in near if found in served), n
-        )
+        return difflib.get_close_matches(name, sorted(n for n in near if n in served), count)
 
     def settle(self) -> None:
         """Put new names in their places: after a start with 100,000 of them this takes 0.2 s."""
@@ -52,8 +54,8 @@ class Nearest:
     def forget(self, served: Container[str], count: int) -> None:
         """Drop the names that are gone, where they are more than the `count` that are served."""
         if len(self._forwards) + len(self._new) > 2 * count + AT_A_TIME:
-            kept = {name for name in (*self._forwards, *self._new) if name in served}
-            self._forwards, self._backwards, self._new = [], [], list(kept)
+            names = {name for name in (*self._forwards, *self._new) if name in served}
+            self._forwards, self._backwards, self._new = [], [], list(names)
 
 
 def _around(names: list[str], name: str) -> list[str]:

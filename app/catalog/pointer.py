@@ -47,8 +47,9 @@ class Entry:
 class Trial:
     """Another version of a name that takes part in its traffic until it is promoted or aborted.
 
-    canary: it answers `percent` of the requests, always the same ones where sticky_by names a header
-    (or "client"). shadow: it runs `percent` of them as well, and the current version answers.
+    canary: it answers `percent` of the requests, always the same ones where sticky_by names a
+    header (or "client"). shadow: it runs `percent` of them as well, and the current version
+    answers.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -1,7 +1,8 @@
 """Names -> versions, and which of those are merged. A lease is a Python reference.
 
-A request holds the StoredVersion it resolved until its answer has left, so replacing or deleting a name
-never touches a request in flight. Touched from the event loop only; knows no files and no HTTP.
+A request holds the Version it resolved until its answer has left, so replacing or deleting a name
+never touches a request in flight. Changed on the event loop only, and so without a lock; other
+threads read a copy of the names, or ask one dict for one key. Knows no files and no HTTP.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from app.catalog.pointer import Entry, Pointer, current_index
 from app.catalog.residents import Residents
 from app.catalog.stored_version import StoredVersion
 
-KEPT_OLD_VERSIONS = 16  # resident beside the current ones, for ?adapter=name@version
+OLD_VERSIONS = 16  # resident beside the current ones, for ?adapter=name@version
 SHORTEST_VERSION = 12
 
 
@@ -72,10 +73,10 @@ class Name:
 class Registry:
     """All names. broken, refused: what cannot be served, by name, with the reason.
 
-    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen.
-    merged: by name, the version with a merged copy; names of the same bytes are merged each on its own.
-    folder_gone: names that are served on although their folder is gone, with the reason.
-    on_remove: told the name that is served no more.
+    broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. merged: by name, the
+    version with a merged copy; names of the same bytes are merged each on its own. folder_gone:
+    names that are served on although their folder is gone, with the reason. on_remove: told the
+    name that is served no more.
     """
 
     residents: Residents
@@ -89,22 +90,23 @@ class Registry:
     _pointed: Counter[str] = field(default_factory=Counter)
     _old: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
-    def point(self, found: Name) -> None:
+    def point(self, name: Name) -> None:
         """Make the name answer with its version from now on."""
-        before = self.names.get(found.name)
-        self.broken.pop(found.name, None)
-        for digest in _used(found):
+        before = self.names.get(name.name)
+        self.broken.pop(name.name, None)
+        for digest in _used(name):
             self._pointed[digest] += 1
             self._old.pop(digest, None)
-        self.names[found.name] = found
+        self.names[name.name] = name
         if before is None:
-            self.nearest.add(found.name)
-        if before is None or before.digest != found.digest:
-            self.merged.pop(found.name, None)
+            self.nearest.add(name.name)
+        if before is None or before.digest != name.digest:
+            self.merged.pop(name.name, None)
         if before is not None:
             self._leave(before)
 
     def remove(self, name: str) -> None:
+        """The name is served no more, whether it was or not."""
         self.broken.pop(name, None)
         self.folder_gone.pop(name, None)
         self.merged.pop(name, None)
@@ -126,21 +128,21 @@ class Registry:
         if digest not in self._pointed:
             self._old[digest] = None
             self._old.move_to_end(digest)
-            while len(self._old) > KEPT_OLD_VERSIONS:
+            while len(self._old) > OLD_VERSIONS:
                 self.residents.drop(self._old.popitem(last=False)[0])
 
     def get(self, name: str) -> Name:
         """Raises UnknownAdapter."""
-        found = self.names.get(name)
-        if found is None:
+        served = self.names.get(name)
+        if served is None:
             why = self.not_served.get(name)
             nearest = self.nearest.to(name, self.names)
             raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
-        return found
+        return served
 
-    def ready(self, found: Name) -> StoredVersion | None:
+    def ready(self, name: Name) -> StoredVersion | None:
         """The name's version, merged or not, if it is in memory."""
-        return self.merged.get(found.name) or self.residents.use(found.digest)
+        return self.merged.get(name.name) or self.residents.use(name.digest)
 
     @property
     def not_served(self) -> dict[str, str]:

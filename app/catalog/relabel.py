@@ -10,10 +10,10 @@ from app.adapters.config.recipe import Options
 from app.adapters.receiving.copying import copy_adapter
 from app.adapters.refusals import AdapterRejected
 from app.adapters.values import ProblemType
-from app.catalog.disk import StoreUnavailable
 from app.catalog.fetch import reason_of
 from app.catalog.install import How, Installed, Installer, Precondition
-from app.catalog.load import options_of
+from app.catalog.load import options_from_json
+from app.catalog.store import StoreUnavailable
 
 
 class _Moved(Exception):
@@ -54,12 +54,14 @@ async def relabel(
 
 
 async def _copy(installer: Installer, digest: str, folder: Path) -> Options:
-    """A version's files, and what the query said of them. Raises StoreUnavailable."""
-    store = installer.store
+    """Copy a version's files into a folder that is not there yet; returns the query's options.
+
+    Raises StoreUnavailable.
+    """
     try:
-        async with installer.changing:  # nobody removes them meanwhile
-            await installer.fetcher.check_files(digest)
-            await asyncio.to_thread(copy_adapter, store.version_folder(digest), folder)
-            return options_of(await asyncio.to_thread(store.read_options, digest))
+        async with installer.changing:  # nobody sets them aside meanwhile
+            stored, options = await installer.fetcher.files(digest)
+            await asyncio.to_thread(copy_adapter, stored, folder)
+            return options_from_json(options)
     except (AdapterRejected, OSError) as error:
         raise StoreUnavailable(f"the stored files cannot be read: {reason_of(error)}") from None

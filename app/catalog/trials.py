@@ -38,8 +38,8 @@ async def begin_trial(installer: Installer, name: str, trial: Trial) -> Name:
                 f"{served.report.task}: clients would get now the one and now the other"
             )
         after = replace(pointer, trial=replace(trial, version=digest, since=now()))
-        kept = await asyncio.to_thread(installer.store.move, pointer, after)
-        return fetcher.repoint(kept, served)
+        pointer = await asyncio.to_thread(installer.store.move, pointer, after)
+        return fetcher.point(pointer, served.report)
 
 
 async def end_trial(installer: Installer, name: str, by: str | None, *, promote: bool) -> Name:
@@ -50,13 +50,14 @@ async def end_trial(installer: Installer, name: str, by: str | None, *, promote:
     fetcher, move = installer.fetcher, installer.store.move
     async with installer.changing:
         pointer = await fetcher.pointer(name)
-        if pointer.trial is None:
+        trial = pointer.trial
+        if trial is None:
             raise NoTrial(f"{name} has no canary and no shadow")
         if not promote:
             served = installer.registry.get(name)
-            kept = await asyncio.to_thread(move, pointer, replace(pointer, trial=None))
-            return fetcher.repoint(kept, served)
-        version = await fetcher.load_stored(pointer.trial.version)
+            pointer = await asyncio.to_thread(move, pointer, replace(pointer, trial=None))
+            return fetcher.point(pointer, served.report)
+        version = await fetcher.load_stored(trial.version)
         entry = Entry(version.digest, now(), by, "promote")
         after = moved(pointer, entry, installer.keep_versions)
         return fetcher.serve(await asyncio.to_thread(move, pointer, after), version)

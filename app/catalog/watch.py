@@ -40,25 +40,26 @@ def look_at_start(adapters_dir: Path) -> Folders:
 
 
 async def sync_at_start(installer: Installer, adapters_dir: Path, before: Folders) -> Folders:
-    """Serve the folders that have not changed since `before`, and drop the names of those that are
-    gone; what is left to be watched is everything but these.
+    """Serve the folders that have not changed since `before`; drop the names of those gone.
+
+    Returns these folders; watch() has to look at all others.
     """
     now = await _seen(installer.registry, adapters_dir)
     if not now:
         return {}
-    rest = {name: state for name, state in now.items() if before.get(name) == state}
+    unchanged = {name: state for name, state in now.items() if before.get(name) == state}
     gone = from_folders(installer.registry) - set(now)
-    again = await sync_folders(installer, adapters_dir, set(rest) | gone)
+    again = await sync_folders(installer, adapters_dir, set(unchanged) | gone)
     unlike = frozenset({("", 0, 0, 0, 0)})  # anything there, so that it is looked at again
-    return rest | dict.fromkeys(again, unlike)
+    return unchanged | dict.fromkeys(again, unlike)
 
 
 async def watch(installer: Installer, adapters_dir: Path, seen: Folders) -> None:
     """Serve what is new or changed since `seen` once it has come to rest, until cancelled.
 
-    A failing disk is logged and tried again. While ADAPTERS_DIR is missing or holds no adapter, nothing
-    changes: a volume that is not mounted looks like this. What was away then is not taken for removed
-    until it has been back.
+    A failing disk is logged and tried again. While ADAPTERS_DIR is missing or holds no adapter,
+    nothing changes: a volume that is not mounted looks like this. What was away then is not taken
+    for removed until it has been back.
     """
     changed_at: dict[str, float] = {}
     unsure = from_folders(installer.registry) - set(seen)

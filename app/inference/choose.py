@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.adapters.refusals import AdapterRejected
-from app.catalog.disk import StoreUnavailable
 from app.catalog.draw import takes_part
 from app.catalog.pointer import Trial
 from app.catalog.registry import SHORTEST_VERSION, Name, UnknownVersion, find_version
+from app.catalog.store import StoreUnavailable
 from app.inference.caller import Arm, Caller
 from app.inference.errors import Ambiguous, Forbidden, Invalid
 from app.inference.runtime import Runtime

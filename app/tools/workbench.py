@@ -16,8 +16,8 @@ from app.adapters.config.recipe import Options
 from app.adapters.receiving.archive import unpack
 from app.adapters.receiving.copying import copy_adapter
 from app.adapters.refusals import AdapterRejected
-from app.catalog.load import Loader, load_version, make_loader, said_of
-from app.catalog.local_store import content_version
+from app.catalog.load import Loader, load_version, make_loader, options_to_json
+from app.catalog.store import content_version
 from app.catalog.stored_version import StoredVersion
 from app.engine.engine import Engine
 from app.engine.tokenizer import load_tokenizer
@@ -36,12 +36,10 @@ class Workbench:
     loader: Loader
 
     def load(self, folder: Path, options: Options | None = None) -> StoredVersion:
-        """An adapter's folder, read and measured exactly as an upload is. Raises
-        AdapterRejected.
-        """
-        said = said_of(options or Options())
-        digest = content_version(folder, said)
-        return asyncio.run(load_version(self.loader, folder, digest, said, allow_noop=False))
+        """An adapter's folder, read and measured as an upload is. Raises AdapterRejected."""
+        query = options_to_json(options or Options())
+        digest = content_version(folder, query)
+        return asyncio.run(load_version(self.loader, folder, digest, query, allow_noop=False))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from app.catalog.local_store import content_version
+from app.catalog.store import content_version
 from tests.conftest import Serve
 from tests.kinds import NAMES, make_kind, randomise
 from tests.oracles import files_of, put
@@ -360,12 +360,12 @@ def test_a_stored_head_that_would_be_refused_today_stays_what_it_was(
     wanted = server.post("/classify?adapter=a", inputs=TEXTS)
     store = server.app.state.serving.installer.store
     server.stop()
-    bare = content_version(store.version_folder(digest), {})
+    bare = content_version(store.folder(digest), {})
     (store.root / "versions" / digest).rename(store.root / "versions" / bare)
     (store.root / "versions" / bare / "options.json").write_text("{}")
-    report = store.read_report(bare)
+    report = store.report(bare)
     (store.root / "versions" / bare / "report.json").write_text(json.dumps(report | {"format": 2}))
-    pointer = store.pointer("a")
+    pointer = store.look("a")
     history = tuple(replace(entry, version=bare) for entry in pointer.history)
     store.move(pointer, replace(pointer, version=bare, history=history))
     again = serve(model=str(tiny_bert))

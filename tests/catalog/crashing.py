@@ -16,14 +16,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from app.catalog.local_store import Store, content_version
-from app.catalog.pointer import Entry, Pointer, deleted, moved, now
+from app.catalog.local_store import LocalStore
+from app.catalog.pointer import Entry, deleted, moved, now
+from app.catalog.store import VersionDamaged, content_version
 
 KEEP = 2
 TOUCHES = ("open", "os.", "shutil.", "tempfile.")
 
 
-def put(store: Store, content: bytes) -> None:
+def put(store: LocalStore, content: bytes) -> None:
     with store.receiving() as tmp:
         (tmp / "body").write_bytes(content)
         folder = tmp / "adapter"
@@ -35,43 +36,39 @@ def put(store: Store, content: bytes) -> None:
         point(store, digest)
 
 
-def point(store: Store, digest: str) -> None:
-    before = store.pointer("x")
-    store.move(before, moved(before or Pointer("x"), Entry(digest, now()), KEEP))
+def point(store: LocalStore, digest: str) -> None:
+    before = store.look("x")
+    store.move(before, moved(before, Entry(digest, now()), KEEP))
 
 
-def rollback(store: Store) -> None:
-    pointer = store.pointer("x")
-    assert pointer is not None
+def rollback(store: LocalStore) -> None:
+    pointer = store.look("x")
     point(store, pointer.history[-2].version)
 
 
-def delete(store: Store) -> None:
-    pointer = store.pointer("x")
-    assert pointer is not None
+def delete(store: LocalStore) -> None:
+    pointer = store.look("x")
     store.move(pointer, deleted(pointer))
 
 
-def damage(store: Store) -> None:
+def damage(store: LocalStore) -> None:
     """A damaged version is put aside and put again."""
-    pointer = store.pointer("x")
-    assert pointer is not None and pointer.version is not None
-    (store.version_folder(pointer.version) / "config.json").write_bytes(b"[]")
+    (store.folder(_version(store)) / "config.json").write_bytes(b"[]")
     put(store, b"two")
 
 
-CHANGES: dict[str, Callable[[Store], None]] = {
+CHANGES: dict[str, Callable[[LocalStore], None]] = {
     "first put": lambda store: put(store, b"first"),
     "replacing": lambda store: put(store, b"three"),  # drops the oldest version
     "same again": lambda store: put(store, b"two"),
     "rollback": rollback,
     "delete": delete,
     "damage": damage,
-    "start": lambda store: Store(store.root).sweep(),
+    "start": lambda store: collect(LocalStore(store.root)),
 }
 
 
-def killed(root: Path, change: Callable[[Store], None], at: int) -> bool:
+def killed(root: Path, change: Callable[[LocalStore], None], at: int) -> bool:
     """Do the change in a child that is killed at its at-th touch; whether it came to that."""
     child = os.fork()
     if child == 0:
@@ -84,7 +81,7 @@ def killed(root: Path, change: Callable[[Store], None], at: int) -> bool:
                 if count == at:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        store = Store(root)
+        store = LocalStore(root)
         fsync = os.fsync
         os.fsync = lambda fd: (touch("os.fsync", fd), fsync(fd))[1]  # type: ignore[assignment]
         Path.write_text = halfway(touch)  # type: ignore[method-assign]
@@ -109,38 +106,43 @@ def halfway(touch: Callable[[str, object], None]) -> Callable[[Path, str], int]:
 
 def state(root: Path, faults: list[str], where: str) -> tuple[str | None, ...]:
     """What a start finds: the version and its history. Notes whatever no start may find."""
-    store = Store(root)
-    store.sweep()
-    pointer = store.pointer("x")
-    held = {e.version for e in pointer.history} if pointer else set()
+    store = LocalStore(root)
+    collect(store)
+    pointer = store.look("x")
+    held = {e.version for e in pointer.history}
     there = {p.name for p in (root / "versions").iterdir()}
     if there - held:
         faults.append(f"{where}: {len(there - held)} versions that nobody holds")
     for version in held:
-        folder = store.version_folder(version)
-        if not whole(store, folder, version):
+        if not whole(store, version):
             faults.append(f"{where}: version {version[:12]} is held and not whole")
     if any((root / "tmp").iterdir()) or any((root / "names").glob("*.damaged")):
         faults.append(f"{where}: leftovers")
-    return (pointer.version, *(e.version for e in pointer.history)) if pointer else (None,)
+    return (pointer.version, *(e.version for e in pointer.history))
 
 
-def whole(store: Store, folder: Path, version: str) -> bool:
+def collect(store: LocalStore) -> None:
+    """Mark what no name holds, and remove it."""
+    store.collect(0)
+    store.collect(0)
+
+
+def whole(store: LocalStore, version: str) -> bool:
     try:
-        return content_version(folder, store.read_options(version)) == version
-    except (OSError, ValueError):
+        return store.folder(version).is_dir()
+    except VersionDamaged:
         return False
 
 
 def main() -> None:
     work = Path(sys.argv[1])
     empty, full = work / "empty", work / "full"
-    Store(empty)
-    store = Store(full)
+    LocalStore(empty)
+    store = LocalStore(full)
     put(store, b"one")
     put(store, b"two")
     (full / "tmp" / "left").mkdir()
-    shutil.copytree(store.version_folder(_version(store)), full / "versions" / "0")
+    shutil.copytree(store.folder(_version(store)), full / "versions" / "0")
     kills: dict[str, int] = {}
     faults: list[str] = []
     for name, change in CHANGES.items():
@@ -150,7 +152,7 @@ def main() -> None:
         old = state(clean, ignored, "")
         shutil.rmtree(clean)
         done = shutil.copytree(begin, work / "done")
-        change(Store(done))
+        change(LocalStore(done))
         new = state(done, faults, name)
         shutil.rmtree(done)
         at, again = 0, True
@@ -168,10 +170,10 @@ def main() -> None:
     print(json.dumps({"kills": kills, "faults": faults}))
 
 
-def _version(store: Store) -> str:
-    pointer = store.pointer("x")
-    assert pointer is not None and pointer.version is not None
-    return pointer.version
+def _version(store: LocalStore) -> str:
+    version = store.look("x").version
+    assert version is not None
+    return version
 
 
 if __name__ == "__main__":
