@@ -36,6 +36,7 @@ from app.catalog.store import (
     StoreUnavailable,
     content_version,
 )
+from app.catalog.stored_version import StoredVersion
 from app.model.lora import merge_lora, merged_bytes
 
 T = TypeVar("T")

@@ -37,13 +37,10 @@ class Workspace:
         """Remove what nobody works in any more."""
         for path in self._tmp.iterdir():
             if not path.is_dir():
-                path.unlink()
+                path.unlink(missing_ok=True)
                 continue
-            descriptor = os.open(path, os.O_RDONLY)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path)
-            os.close(descriptor)
+            with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
+                _remove_unused(path)
 
     def refuse_read_only(self) -> None:
         """Raises StoreUnavailable where this server has not the store for itself."""
@@ -85,3 +82,15 @@ class Workspace:
                 if folder.exists():
                     return folder, descriptor
                 os.close(descriptor)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder, unless its owner's lock says that it is worked in."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
