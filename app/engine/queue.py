@@ -82,20 +82,9 @@ class Queue:
         with self._ready:
             while True:
                 self._ready.wait_for(lambda: self._closed or self._has_work(spare))
-                if self._calls:
-                    self._running += 1
-                    self._ready.notify_all()
-                    return self._calls.popleft()
-                share = max(SMALLEST_SHARE, math.ceil(self._admission.tokens / self._takers))
-                batch = self._take(min(budget, share))
-                if batch:
-                    alone = not self._turns and not self._running
-                    self._running += 1
-                    if self._turns:  # a spare thread that woke before this one waits again
-                        self._ready.notify_all()
-                    return batch, alone
-                if self._closed:
-                    return None
+                work = self._next(budget)
+                if work is not None or self._closed:
+                    return work
 
     def take_ahead(self, running: list[Sequence], budget: int) -> list[Sequence] | Call | None:
         """What is to run before the rest of a running batch; None: nothing. Never waits.
@@ -123,6 +112,22 @@ class Queue:
         if spare and not self._running:
             return False
         return bool(self._calls or self._turns)
+
+    def _next(self, budget: int) -> tuple[list[Sequence], bool] | Call | None:
+        """The next work, which runs from here on; None: all that waited was cancelled."""
+        if self._calls:
+            self._running += 1
+            self._ready.notify_all()
+            return self._calls.popleft()
+        share = max(SMALLEST_SHARE, math.ceil(self._admission.tokens / self._takers))
+        batch = self._take(min(budget, share))
+        if not batch:
+            return None
+        alone = not self._turns and not self._running
+        self._running += 1
+        if self._turns:  # a spare thread that woke before this one waits again
+            self._ready.notify_all()
+        return batch, alone
 
     def _take(self, budget: int, ahead_of: Collection[Path] = ()) -> list[Sequence]:
         """Whose turn it is, up to `budget` tokens; only those before the end of all of these lines.

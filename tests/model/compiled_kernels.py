@@ -2,8 +2,9 @@
 
     TRITON_INTERPRET=0 python -m tests.model.compiled_kernels 80 90:served
 
-A process of its own: Triton decides when it is imported whether its kernels are compiled or interpreted.
-The driver is a stand-in that only says which card it is; what is launched is compiled and not run.
+A process of its own: Triton decides when it is imported whether its kernels are compiled or
+interpreted. The driver is a stand-in that only says which card it is; what is launched is compiled
+and not run.
 """
 
 from __future__ import annotations

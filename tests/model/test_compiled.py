@@ -50,7 +50,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *arguments: str, **environ: str) -> str:
-    """A Python that has this installation alone, no home, and no way around a folder's permissions."""
+    """A Python with this installation alone, no home, and no way around a folder's permissions."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_")}
     process = subprocess.run(
         [sys.executable, *arguments],

@@ -1,7 +1,7 @@
 """What a processor lacks is tried at start, replaced and told: each path is taken away in turn.
 
-The stand-ins say what torch says on processors that are not here: AVX2 alone (no bfloat16), AVX-512 with
-it, a torch without oneDNN, aarch64 without its operators.
+The stand-ins say what torch says on processors that are not here: AVX2 alone (no bfloat16), AVX-512
+with it, a torch without oneDNN, aarch64 without its operators.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_it_is_not_used_on_the_cpu_nor_in_float32() -> None:
 
 
 def test_where_it_does_not_run_or_is_wrong_the_runs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check itself, on the CPU: varlen_attn raises there, and its stand-ins are right or wrong."""
+    """The check itself, on the CPU: varlen_attn raises there; its stand-ins are right or wrong."""
     check = attention.varlen_why_not
     assert "does not run here" in (check(CONFIG, CPU, torch.bfloat16) or "")
     monkeypatch.setattr(attention, "varlen_attn", as_documented)
