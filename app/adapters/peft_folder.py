@@ -1,7 +1,7 @@
 """An adapter as the folder that PEFT loads: names and config in PEFT's own words.
 
-What came with PEFT's config goes out with it, its keys spelled as PEFT's; what came bare or in
-another layout gets a LoraConfig that says the same.
+An adapter that came with PEFT's config keeps it, and its tensors get PEFT's names. One that came
+bare or in another layout gets a LoraConfig that says the same. Knows no file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ SUFFIXES = {part: suffix for suffix, part in {**LORA.linear, **LORA.embedding}.i
 def peft_tensors(
     tensors: Mapping[str, Tensor], recipe: Recipe, base: Base, adapter: Adapter
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """(tensors by PEFT's names, the config to send along, None: the uploaded one)."""
+    """(tensors by PEFT's names, the config to send along; None: the uploaded one).
+
+    tensors: the upload's. Raises AdapterRejected, as read_names does.
+    """
     if recipe.configured and adapter.layout == "peft":
         plain = {name: plain_name(name, base) for name in tensors}
         return {new: tensors[name] for name, new in plain.items() if new is not None}, None

@@ -95,7 +95,7 @@ def _of_type(kind: type[T], changes: Mapping[str, Change]) -> dict[str, T]:
 def _assumed(
     recipe: Recipe, parts: Parts, purpose: Purpose, labelling: Labelling
 ) -> tuple[str, ...]:
-    """What nothing told, and how it was taken, in words for the uploader."""
+    """What the upload leaves open, and how it was taken, in words for the uploader."""
     biases = [LOST_BIASES] if lost_biases(recipe, parts) else []
     task = [purpose.assumed] if purpose.assumed else []
     return (*recipe.assumed, *biases, *task, *labelling.assumed)

@@ -116,9 +116,9 @@ class Adapter:
     """A canonical adapter: all that the forward needs, all scales folded.
 
     layers, replaced, norms, embeddings: by the base's module path; a path is in one of them only.
-    scalings: each that is among its layers' once. kind: PEFT's peft_type. sentence: how it makes
-    vectors; what it leaves unsaid is the base's. ignored: tensors of the file that say what the
-    base says already. assumed: what nothing said, and how it was taken, in words.
+    kind: PEFT's peft_type. scalings: those of its layers, each once. sentence: how it makes
+    vectors; a member that is None is the base's. ignored: names of tensors that only repeat what others say.
+    assumed: what the upload leaves open and how it was taken, in words.
     """
 
     layers: Mapping[str, LoRALayer]

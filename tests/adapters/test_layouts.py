@@ -162,7 +162,7 @@ def test_a_layers_tensors_tell_its_method(name: str) -> None:
 @pytest.mark.parametrize(
     ("parts", "recipe", "told"),
     [
-        (("A", "hada_w1_a"), PEFT, "mixes the tensors of LORA and ADALORA and LOHA"),
+        (("A", "hada_w1_a"), PEFT, "mixes the tensors of LOHA and LORA"),
         (("hada_w1_a",), PEFT, "is LOHA's, and the config's peft_type is LORA"),
         (("hada_w1_a",), Recipe(), "is LOHA's, whose adapter_config.json is needed"),
         (("A", "B"), Recipe(kind="ADALORA", configured=True), "is LORA's"),

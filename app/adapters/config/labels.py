@@ -24,7 +24,7 @@ TEXTS_ONLY = ("classifier.out_proj.weight", "pre_classifier.weight")
 
 @dataclass(frozen=True)
 class Labelling:
-    """A head's labels and activation. assumed: what nothing told, in words for the uploader."""
+    """A head's labels and activation. assumed: what the upload leaves open, in words."""
 
     labels: tuple[str, ...] = ()
     scores: Scores = "softmax"

@@ -88,7 +88,7 @@ def _by_layout(parts: Parts, recipe: Recipe, base: Base) -> Purpose:
 
 
 def _by_evidence(parts: Parts, recipe: Recipe, base: Base) -> Purpose:
-    """One head for both: only what else was trained or said can tell."""
+    """One head for both: only what else the file or its config holds can tell."""
     pooler = POOLERS.get(base.model_type)
     spelled = base.spellings(pooler) if pooler else ()
     evidence: list[tuple[Task, bool, str]] = [

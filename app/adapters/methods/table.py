@@ -1,6 +1,6 @@
 """The table of PEFT's methods: those that are served, and why the others are not.
 
-All that differs between methods is asked here, by peft_type or by a tensor's name.
+All that differs between methods stands here, by peft_type or by a tensor's name.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def _method_of(
         return None
     fitting = [name for name, own in parts.items() if own.issuperset(trained)]
     if not fitting:
-        owners = [name for name, own in parts.items() if own.intersection(trained)]
-        raise Misfit(f"mixes the tensors of {' and '.join(owners)}")
+        owners = {next(n for n, own in parts.items() if part in own) for part in trained}
+        raise Misfit(f"mixes the tensors of {' and '.join(sorted(owners))}")
     method = METHODS[fitting[0]]
     if method.name == recipe.kind or method.beside_others:
         return method
