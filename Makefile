@@ -1,22 +1,27 @@
-# serve, test, check, bench, soak; sbom, audit and lock for what is shipped. Each installs what it needs, once.
+# serve, test, test-quick, check, bench, soak; sbom, audit and lock for what is shipped. Each installs what it needs, once.
 
 VENV ?= .venv
 PORT ?= 8080
 # Processes that test side by side, each with a server or two.
 WORKERS ?= 2
+QUICK = tests/adapters tests/catalog tests/engine tests/inference tests/test_structure.py tests/test_every_value.py
 # PyTorch's CPU-only build is a tenth of the size: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX_URL ?=
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: serve test check bench soak sbom audit lock clean
+.PHONY: serve test test-quick check bench soak sbom audit lock clean
 
 serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
 
 test: $(VENV)/developed
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+# The rooms without HTTP, and what reads the tree: under a minute.
+test-quick: $(VENV)/developed
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(QUICK)
 
 check: $(VENV)/developed
 	$(VENV)/bin/ruff format --check .

@@ -1,4 +1,6 @@
-"""Store, base, tokenizer, engine, installer, in order, from the settings: what a server serves with."""
+"""Store, base, tokenizer, engine, installer, in order, from the settings: what a server serves
+with.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,6 @@ import torch
 
 from app.adapters.receiving.source import Sources
 from app.api import json_text
-from app.api.draining import Drain
-from app.api.metrics import Metrics
-from app.api.serving import Serving
 from app.catalog.fetch import Fetcher
 from app.catalog.install import Installer
 from app.catalog.load import make_loader
@@ -22,6 +21,8 @@ from app.catalog.residents import Residents
 from app.catalog.store import Store, StoreUnusable
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer, load_tokenizer
+from app.inference.metrics import Metrics
+from app.inference.runtime import Runtime
 from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
@@ -38,11 +39,11 @@ class StartRefused(Exception):
 
 
 def assemble(
-    settings: Settings, metrics: Metrics, drain: Drain, *, keyed: bool, may_write: bool
-) -> Serving:
-    """keyed: whether any key is needed for anything. may_write: whether the store can be changed.
+    settings: Settings, metrics: Metrics, *, may_write: bool = True
+) -> tuple[Runtime, Installer]:
+    """What answers, and what changes adapters; its engine is still to be started, its names loaded.
 
-    Blocks, for seconds. Raises StartRefused.
+    may_write: whether the store can be changed. Blocks, for seconds. Raises StartRefused.
     """
     store, encoder, tokenizer = _store_and_base(settings, may_write=may_write)
     engine = _engine(settings, encoder)
@@ -64,17 +65,8 @@ def assemble(
         Sources(tuple(map(Path, listed(settings.source_dirs))), settings.allow_hub),
     )
     _show(metrics, engine, registry)
-    return Serving(
-        engine,
-        tokenizer,
-        registry,
-        fetcher,
-        installer,
-        metrics,
-        settings.max_client_batch,
-        keyed=keyed,
-        drain=drain,
-    )
+    runtime = Runtime(engine, tokenizer, registry, fetcher, metrics, settings.max_client_batch)
+    return runtime, installer
 
 
 def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Encoder, TextTokenizer]:
@@ -112,11 +104,11 @@ def _engine(settings: Settings, encoder: Encoder) -> Engine:
 
 
 def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
-    """What is looked at when /metrics is asked for."""
+    """What is looked at when /metrics is name for."""
     metrics.busiest.known = registry.names.__contains__
     registry.on_remove = metrics.busiest.forget
     residents = registry.residents
-    metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: engine.queue.tokens)
+    metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: engine.admission.tokens)
     metrics.watch("bert_lora_adapters", "Adapters served.", lambda: len(registry.names))
     metrics.watch("bert_lora_resident_adapters", "Versions in memory.", lambda: len(residents))
     metrics.watch("bert_lora_resident_bytes", "Memory of those.", lambda: residents.bytes)
@@ -132,14 +124,14 @@ def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
     )
 
 
-def _device(asked: str) -> torch.device:
+def _device(name: str) -> torch.device:
     """Raises StartRefused for a GPU that is not there."""
-    if asked == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
-        raise StartRefused(f"DEVICE={asked} is no device: auto, cpu, cuda or cuda:n") from None
+        raise StartRefused(f"DEVICE={name} is no device: auto, cpu, cuda or cuda:n") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StartRefused(f"DEVICE={asked}, but torch sees {torch.cuda.device_count()} GPUs")
+        raise StartRefused(f"DEVICE={name}, but torch sees {torch.cuda.device_count()} GPUs")
     return device

@@ -11,19 +11,21 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api import adapters, dialects, health, inference, tei, versions
 from app.api.access import open_pages
-from app.api.body_memory import body_memory
 from app.api.draining import Drain
 from app.api.errors import install_errors
-from app.api.guard import Guard
-from app.api.key_entries import Key, KeysRefused, keys_of, refuse_twice
-from app.api.keys import Door, is_loopback
-from app.api.metrics import Metrics
-from app.api.overload import Gate
+from app.api.key_entries import KeysRefused, keys_of, refuse_twice
+from app.api.middleware.authenticate import Authenticate, is_loopback
+from app.api.middleware.body_memory import body_memory
+from app.api.middleware.count import Count
+from app.api.middleware.deadline import Deadline
+from app.api.middleware.identify import Identify
+from app.api.middleware.limit_body import LimitBody
+from app.api.middleware.refuse_early import RefuseEarly
+from app.api.middleware.shed_load import ShedLoad
+from app.api.routes import adapters, health, inference, openai, tei, versions
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
 from app.catalog.collecting import collect
@@ -31,10 +33,13 @@ from app.catalog.disk import alone
 from app.catalog.store import StoreUnusable
 from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
+from app.inference.caller import Key
+from app.inference.metrics import Metrics
 from app.settings import Settings, listed
 
 log = logging.getLogger(__name__)
-ROOMS = (inference, adapters, versions, dialects, tei, health)
+MOST_LOGGED = 20  # adapters
+ROUTES = (inference, adapters, versions, openai, tei, health)
 
 
 def build(settings: Settings) -> FastAPI:
@@ -42,33 +47,23 @@ def build(settings: Settings) -> FastAPI:
 
     The lifespan raises StartRefused.
     """
-    metrics = Metrics(CollectorRegistry(), settings.metrics_adapters)
-    keys, drain = _keys(settings), Drain()
+    metrics, drain = Metrics(settings.metrics_adapters), Drain()
+    keys = _keys(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _alone(settings.store) as held:
+        with _alone(settings.store) as may_write:
             folders = await asyncio.to_thread(look_at_start, settings.adapters_dir)
-            serving = await asyncio.to_thread(
-                assemble, settings, metrics, drain, keyed=bool(keys), may_write=held
+            runtime, installer = await asyncio.to_thread(
+                assemble, settings, metrics, may_write=may_write
             )
+            serving = Serving(runtime, installer, keyed=bool(keys), drain=drain)
             app.state.serving = serving
-            serving.engine.start()
-            unwatch = watch_forwards(serving.engine, settings.max_forward_seconds)
-            try:
-                await serving.fetcher.load_all()
+            async with _engine_running(serving, settings.max_forward_seconds):
+                await serving.runtime.fetcher.load_all()
                 async with _beside(serving, settings.adapters_dir, folders):
-                    names = sorted(serving.registry.names)
-                    log.info(
-                        "serving %s with %d adapters: %s",
-                        _base(serving),
-                        len(names),
-                        ", ".join(names[:20]) + (", …" if len(names) > 20 else ""),
-                    )
+                    log.info("serving %s", _described(serving))
                     yield
-            finally:
-                await asyncio.to_thread(serving.engine.stop)
-                unwatch()
 
     app = FastAPIOffline(
         title="bert-lora-server",
@@ -77,38 +72,59 @@ def build(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     open_pages(app.routes)
-    for room in ROOMS:  # not include_router: the guard asks the very routes that will run
-        app.router.routes.extend(room.router.routes)
+    for module in ROUTES:  # not include_router: the middlewares ask the very routes that will run
+        app.router.routes.extend(module.router.routes)
     install_errors(app)
-    app.add_middleware(Gate)
-    app.add_middleware(Door, keys=keys, loopback=is_loopback(settings.host))
-    app.add_middleware(
-        Guard,
-        metrics=metrics,
-        drain=drain,
-        max_body_bytes=settings.max_body_bytes,
-        max_upload_bytes=settings.max_adapter_bytes,
-        bodies=body_memory(settings.max_body_bytes),
-    )
-    if origins := listed(settings.cors_origins):
-        app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
-        )
+    _add_middlewares(app, settings, keys, metrics, drain)
     app.state.drain = drain
     return app
 
 
+def _add_middlewares(
+    app: FastAPI, settings: Settings, keys: list[Key], metrics: Metrics, drain: Drain
+) -> None:
+    """From the innermost to the outermost."""
+    app.add_middleware(ShedLoad)
+    app.add_middleware(Deadline)
+    app.add_middleware(Authenticate, keys=keys, loopback=is_loopback(settings.host))
+    app.add_middleware(
+        LimitBody,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_adapter_bytes,
+        memory=body_memory(settings.max_body_bytes),
+    )
+    app.add_middleware(RefuseEarly, drain=drain)
+    app.add_middleware(Count, metrics=metrics, drain=drain)
+    app.add_middleware(Identify, drain=drain)
+    if origins := listed(settings.cors_origins):
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
+
+
+@asynccontextmanager
+async def _engine_running(serving: Serving, max_forward_s: float) -> AsyncIterator[None]:
+    engine = serving.runtime.engine
+    engine.start()
+    unwatch = watch_forwards(engine, max_forward_s)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(engine.stop)
+        unwatch()
+
+
 def _keys(settings: Settings) -> list[Key]:
     """Of the settings and their files. Raises StartRefused."""
-    said, admin_said = (
+    entries, admin_entries = (
         secret.get_secret_value() if secret else None
         for secret in (settings.api_keys, settings.admin_keys)
     )
     try:
         return refuse_twice(
             [
-                *keys_of("api", said, settings.api_keys_file),
-                *keys_of("admin", admin_said, settings.admin_keys_file),
+                *keys_of("api", entries, settings.api_keys_file),
+                *keys_of("admin", admin_entries, settings.admin_keys_file),
             ]
         )
     except KeysRefused as error:
@@ -131,7 +147,7 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
     seen = await sync_at_start(serving.installer, adapters_dir, folders)
     works = (
         watch(serving.installer, adapters_dir, seen),
-        serving.fetcher.warm(),
+        serving.runtime.fetcher.warm(),
         collect(serving.installer.store),
     )
     tasks = [asyncio.create_task(work) for work in works]
@@ -148,6 +164,9 @@ def _say_if_failed(task: asyncio.Task[None]) -> None:
         log.critical("a part of the server has stopped: start it again", exc_info=error)
 
 
-def _base(serving: Serving) -> str:
-    encoder = serving.engine.encoder
-    return f"{encoder.files.id} ({encoder.base.model_type}, {encoder.device}, {encoder.dtype})"
+def _described(serving: Serving) -> str:
+    """The base and the first adapters, for the log."""
+    encoder, names = serving.runtime.engine.encoder, sorted(serving.runtime.registry.names)
+    base = f"{encoder.files.id} ({encoder.base.model_type}, {encoder.device}, {encoder.dtype})"
+    more = ", …" if len(names) > MOST_LOGGED else ""
+    return f"{base} with {len(names)} adapters: {', '.join(names[:MOST_LOGGED])}{more}"

@@ -26,7 +26,9 @@ FULL_COLLECTIONS = 1000  # one in so many: it stops everything for 0.15 s while 
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; what is being answered then is finished. Raises StartRefused."""
+    """Serve until SIGTERM or SIGINT; what is being answered then is finished. Raises
+    StartRefused.
+    """
     logging.config.dictConfig(log_config(settings.log_format))
     machine.keep_memory()
     sockets = _listen(settings)  # before what takes seconds, and answered after it
@@ -67,7 +69,7 @@ async def _serve(app: FastAPI, server: Server, sockets: list[socket.socket]) -> 
     """The lifespan is ours and not uvicorn's, so that a refusal to start is one line."""
     async with app.router.lifespan_context(app):
         gc.collect()
-        gc.freeze()  # torch's and transformers' objects are here to stay: looking at them takes 0.2 s
+        gc.freeze()  # torch's and transformers' objects stay: looking at them takes 0.2 s
         gc.set_threshold(700, 10, FULL_COLLECTIONS)
         gc.enable()
         for listening in sockets:

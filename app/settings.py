@@ -84,8 +84,8 @@ class Settings(BaseSettings):
     drain_delay: float = Field(
         0,
         ge=0,
-        description="Seconds after SIGTERM in which /readyz is 503 and requests are still accepted, "
-        "for balancers to look elsewhere.",
+        description="Seconds after SIGTERM in which /readyz is 503 and requests are still "
+        "accepted, for balancers to look elsewhere.",
     )
     drain_seconds: float = Field(
         30, ge=0, description="After SIGTERM and the delay, for what is in flight to be answered."

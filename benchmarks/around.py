@@ -23,8 +23,8 @@ import torch
 from app.engine.tokenizer import Cut, load_tokenizer, tokenize
 from app.model import machine
 from app.model.base_files import find_base
-from app.model.batch import Item, Want
 from app.model.encoder import load_encoder
+from app.model.sequence import Sequence, Want
 from benchmarks.processes.asked import requests
 from benchmarks.processes.loaded import last_line, our_server
 
@@ -50,11 +50,12 @@ def main() -> None:
             body = json.dumps({"inputs": asked["texts"]}).encode()
             cut = Cut(encoder.max_length, True, "right")
             tokens = tokenize(tokenizer, asked["texts"], cut, "")
-            items = [Item(t.ids, t.types, Want("embedding", "mean", True)) for t in tokens]
+            want = Want("embedding", "mean", True)
+            sequences = [Sequence(t.ids, t.types, want, encoder.version) for t in tokens]
             rounds = [
                 (
                     _median_ms(lambda b=body: _ask(connection, b), IN_A_ROW[name]),
-                    _median_ms(lambda i=items: encoder.run(i), IN_A_ROW[name]),
+                    _median_ms(lambda s=sequences: encoder.run(s), IN_A_ROW[name]),
                 )
                 for _ in range(args.rounds + 1)
             ][1:]

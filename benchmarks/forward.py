@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,15 @@ from transformers import AutoModel, BertConfig
 
 from app.adapters.values import Adapter, LoRALayer, laid_out
 from app.assemble import CPU_BATCH_TOKENS, CPU_BATCHES
-from app.engine.engine import Ask, Engine
-from app.engine.tokenizer import Tokens
-from app.engine.version import Version
+from app.engine.engine import Engine
 from app.model.base_files import find_base
-from app.model.batch import Item, Want
 from app.model.delta import unmerged_layers
 from app.model.encoder import DTYPES, Encoder, load_encoder
 from app.model.linear import FrozenLinear
 from app.model.lora import merge_lora
 from app.model.machine import keep_memory
+from app.model.sequence import Sequence, Want
+from app.model.version import Version
 
 SHORTEST, LONGEST = 8, 63
 ADAPTERS = (1, 4, 16, 64, 256)
@@ -110,7 +109,7 @@ def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
     variants = {
         "padded": padded(plain, texts),
         "bare products": bare_products(encoder, sum(map(len, texts))),
-        "packed": packed(engine, texts, [None]),
+        "packed": packed(engine, texts, [engine.base]),
         **{f"packed, {n} adapters": packed(engine, texts, versions[:n]) for n in counts},
         "packed, 1 merged": packed(engine, texts, [merged]),
     }
@@ -149,8 +148,9 @@ def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
 def cosine_to_float32(encoder: Encoder, texts: list[list[int]]) -> dict[str, float]:
     """Of the texts' embeddings, against the same base in float32."""
     exact = load_encoder(encoder.files, encoder.device, torch.float32)
-    items = [Item(ids, [0] * len(ids), Want("embedding")) for ids in texts]
-    rows, wanted = (torch.stack(e.run(items)) for e in (encoder, exact))
+    rows, wanted = (
+        torch.stack(e.run([_sequence(ids, e.version) for ids in texts])) for e in (encoder, exact)
+    )
     found = torch.nn.functional.cosine_similarity(rows.double(), wanted.double())
     return {"mean": round(float(found.mean()), 6), "least": round(float(found.min()), 6)}
 
@@ -200,23 +200,21 @@ def _weight(layer: FrozenLinear) -> torch.Tensor:
     return layer.weight
 
 
-def packed(
-    engine: Engine, texts: list[list[int]], versions: Sequence[Version | None]
-) -> Callable[[], object]:
+def packed(engine: Engine, texts: list[list[int]], versions: list[Version]) -> Callable[[], object]:
     """One request, its texts each through one of the versions, at random but evenly."""
     rng = random.Random(1)
     dealt = list(itertools.islice(itertools.cycle(versions), len(texts)))
     rng.shuffle(dealt)
-    want = Want("embedding")
-    asks = [
-        Ask(Tokens(ids, [0] * len(ids)), want, version)
-        for ids, version in zip(texts, dealt, strict=True)
-    ]
+    sequences = [_sequence(ids, version) for ids, version in zip(texts, dealt, strict=True)]
 
     async def run() -> None:  # no result: asyncio.run would print it on its way out
-        await engine.run(asks)
+        await engine.run(sequences)
 
     return lambda: asyncio.run(run())
+
+
+def _sequence(ids: list[int], version: Version) -> Sequence:
+    return Sequence(ids, [0] * len(ids), Want("embedding"), version)
 
 
 def random_version(encoder: Encoder, seed: int, rank: int) -> Version:
@@ -230,7 +228,7 @@ def random_version(encoder: Encoder, seed: int, rank: int) -> Version:
     }
     adapter = laid_out(Adapter(layers, "peft", 2.0), encoder.device, encoder.dtype)
     ready = unmerged_layers(adapter, list(encoder.wrappers))
-    return Version(str(seed), adapter, {}, ready)
+    return Version(str(seed), adapter, ready)
 
 
 def show(run: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ server as it is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from app.cli import cli
-from app.model.batch import Item
 from app.model.encoder import Encoder
+from app.model.sequence import Sequence
 
 CRASH = [2, 11, 11, 12, 3]
 NO_MEMORY = [2, 12, 12, 11, 3]
@@ -26,11 +26,11 @@ _poisoned = False
 
 
 def run(
-    self: Encoder, items: Sequence[Item], between: Callable[[], None] = lambda: None
+    self: Encoder, sequences: list[Sequence], between: Callable[[], None] = lambda: None
 ) -> list[torch.Tensor]:
     """Encoder.run, with faults."""
     global _poisoned  # noqa: PLW0603 - as the context is the process's
-    asked = [list(item.ids) for item in items]
+    asked = [sequence.ids for sequence in sequences]
     _poisoned = _poisoned or POISON in asked
     if _poisoned:
         raise torch.AcceleratorError(f"{POISONED}\nCompile with `TORCH_USE_CUDA_DSA`")
@@ -40,7 +40,7 @@ def run(
         raise RuntimeError("a fault that was asked for")
     if NO_MEMORY in asked:
         raise torch.OutOfMemoryError("a fault that was asked for")
-    return _run(self, items, between)
+    return _run(self, sequences, between)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,8 @@ async def _again_and_again(soak: Soak, what: Callable[[], Awaitable[None]], paus
     while not soak.over:
         await soak.up.wait()
         await what()
-        await asyncio.sleep(soak.draw.expovariate(1 / pause_s))
+        pause = soak.draw.expovariate(1 / pause_s)
+        await asyncio.sleep(min(pause, max(0.0, soak.end - time.monotonic())))
 
 
 async def run(soak: Soak, folder: Path, model: Path, seconds: float, kills_asked: int) -> bool:

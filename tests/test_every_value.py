@@ -17,16 +17,15 @@ from app.adapters.config.read_recipe import LAYOUTS, TASKS
 from app.adapters.config.recipe import PROBLEM_TYPES
 from app.adapters.config.sentence import POOLING_MODES, POOLING_NAMES, Pooling, Sentence
 from app.adapters.heads import SEQUENCE_HEADS, TOKEN_HEADS
-from app.adapters.layouts import PEFT_KINDS
 from app.adapters.letters import Layout, Letters, canonical
-from app.adapters.methods.kinds import KINDS, REFUSED_KINDS, Method
+from app.adapters.methods.table import METHODS, REFUSED_METHODS
 from app.adapters.peft_folder import TASK_TYPES
 from app.adapters.values import ProblemType, Scores, Source, Task
-from app.api.adapters import UploadQuery
+from app.api.routes.adapters import UploadQuery
 from app.catalog.draw import same
-from app.model.batch import Wanted
-from app.model.encoder import SERVED
+from app.model.base_model import SERVED
 from app.model.head import pool, scores
+from app.model.sequence import Wanted
 from app.tools import certify
 
 ROWS = torch.tensor([[1.0, 5.0], [4.0, 0.0], [3.0, 2.0]])
@@ -65,9 +64,7 @@ def test_a_value_that_nobody_listed_is_an_error_and_not_another_ones(where: str)
 
 
 def test_each_table_has_each_value() -> None:
-    assert set(KINDS) == set(get_args(Method))
-    assert not set(KINDS) & set(REFUSED_KINDS)
-    assert set(PEFT_KINDS.values()) <= set(get_args(Method))
+    assert not set(METHODS) & set(REFUSED_METHODS)
     assert set(PROBLEM_TYPES) == set(get_args(ProblemType))
     assert set(PROBLEM_TYPES.values()) == set(get_args(Scores))
     assert set(TASKS.values()) - {None} == set(TASK_TYPES) == set(certify.CLASSES)

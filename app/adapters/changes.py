@@ -1,4 +1,7 @@
-"""How much an adapter, on the CPU, changes each layer's weights: the change's size over the base's own."""
+"""How much an adapter changes each layer's weights: the change's size over the base's own.
+
+Works on the CPU, in float32. Knows no model: the base is its frozen tensors.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ MOST_TOKENS = 16
 
 def weight_changes(adapter: Adapter, base: Base) -> dict[str, float]:
     """||W' - W|| / ||W|| (Frobenius) by module path, in the base's order; biases are not counted."""
-    found = {}
+    sizes = {}
     changes: dict[str, LoRALayer | Dense | Norm | Rows] = {
         **adapter.layers,
         **adapter.replaced,
@@ -27,12 +30,12 @@ def weight_changes(adapter: Adapter, base: Base) -> dict[str, float]:
         if path in changes:
             weight = base.weight(path).detach().cpu().float()
             norm = torch.linalg.vector_norm(_changed(changes[path], weight) - weight)
-            found[path] = float(norm / torch.linalg.vector_norm(weight))
-    return found
+            sizes[path] = float(norm / torch.linalg.vector_norm(weight))
+    return sizes
 
 
 def changes_a_weight(adapter: Adapter, base: Base) -> bool:
-    """Whether any weight or bias is another one than the base's."""
+    """Is any weight or bias another one than the base's?"""
     shifts = any(layer.shift is not None for layer in adapter.layers.values())
     return shifts or any(weight_changes(adapter, base).values())
 

@@ -6,8 +6,9 @@ Knows where an architecture keeps its heads; knows no model class.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import assert_never
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TypeVar, assert_never
 
 import torch
 from torch import Tensor
@@ -15,10 +16,12 @@ from torch import Tensor
 from app.adapters.base import Base
 from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import Parts
-from app.adapters.methods.fold import Layer, Misfit
-from app.adapters.refusals import Problem
+from app.adapters.methods.layer import Layer
+from app.adapters.methods.table import WHOLE
+from app.adapters.refusals import Misfit, Problems
 from app.adapters.values import Dense, Head, LoRALayer, Norm, Source, Task
 
+T = TypeVar("T")
 Fold = Callable[[Layer], "LoRALayer | Dense"]
 
 
@@ -63,21 +66,22 @@ POOLERS = {"bert": "pooler.dense", "albert": "pooler"}
 
 @dataclass(eq=False)
 class HeadReader:
-    """Builds one file's head. problems: filled as they are found. used: the paths it took.
+    """Builds one file's head.
 
-    own: whether what answers is the base's own output layer, and not one that came with the file.
+    fold: the formula of a layer that the file adapts. used: the paths that the head took. own: whether
+    what answers is the base's own output layer, and not one that came with the file.
     """
 
     parts: Parts
     recipe: Recipe
     base: Base
     fold: Fold
-    problems: list[Problem]
-    used: set[str]
+    problems: Problems
+    used: set[str] = field(default_factory=set)
     own: bool = False
 
     def read(self, task: Task) -> Head | None:
-        """The head for this task; None for none, and where there are problems."""
+        """The head for this task; None for none, and where there are problems. Raises AdapterRejected."""
         match task:
             case "embed":
                 return None
@@ -88,86 +92,88 @@ class HeadReader:
             case _:
                 assert_never(task)
         before = len(self.problems)
-        pooler = self._own_pooler(keys)
-        dense = pooler or (self._dense(keys.dense) if keys.dense else None)
-        norm = self._norm(keys.norm) if keys.norm else None
-        out = self._dense(keys.out)
+        pooler = self._part(self._own_pooler(keys), self._dense)
+        dense = pooler or self._part(keys.dense, self._dense)
+        norm = self._part(keys.norm, self._norm)
+        out = self._part(keys.out, self._dense)
         if out is None or len(self.problems) > before:
             return None
-        self.own = not self._given(keys.out)
-        if dense is not None and dense.weight.shape[0] != out.weight.shape[1]:
-            self._problem(keys.out, "does not fit the head's other layer")
-        source, activation = self._source(keys, pooler), keys.activation
-        if activation == "classifier_activation":
-            activation = self.base.classifier_activation
-        if pooler is not None:
-            activation = "tanh"
-        return Head(source, dense, activation, out, norm, self.base.norm_eps)
+        self.own = not self.parts.has(keys.out, "weight")
+        with self._caught(keys.out):
+            if dense is not None and dense.weight.shape[0] != out.weight.shape[1]:
+                raise Misfit("does not fit the head's other layer")
+            source = "cls" if pooler else self._source(keys)
+            activation = "tanh" if pooler else self._activation(keys)
+            return Head(source, dense, activation, out, norm, self.base.norm_eps)
+        return None
 
-    def _given(self, path: str) -> bool:
-        return "weight" in self.parts.modules.get(path, {})
+    def _part(self, path: str | None, read: Callable[[str], T]) -> T | None:
+        """A layer of the head; None for none, and where it cannot be served."""
+        if path is None:
+            return None
+        self.used.add(path)
+        with self._caught(path):
+            return read(path)
+        return None
 
-    def _source(self, keys: HeadKeys, pooler: Dense | None) -> Source:
-        if pooler is not None:
-            return "cls"
+    def _caught(self, path: str) -> AbstractContextManager[None]:
+        names = self.parts.names
+
+        def name(part: str | None) -> str:
+            return names.get((path, part or "weight"), f"{path}.{part or 'weight'}")
+
+        return self.problems.caught(name)
+
+    def _source(self, keys: HeadKeys) -> Source:
+        """Raises Misfit."""
         if keys.source == "classifier_pooling":
-            said = self.recipe.model_config.get("classifier_pooling", self.base.classifier_pooling)
-            if said not in ("mean", "cls"):
-                self._problem(keys.out, f"classifier_pooling={said!r:.40} is neither cls nor mean")
-            return "mean" if said == "mean" else "cls"
+            own = self.base.classifier_pooling
+            pooling: Source = self.recipe.model_config.get("classifier_pooling", own)
+            if pooling not in ("mean", "cls"):
+                raise Misfit(f"classifier_pooling={pooling!r:.40} is neither cls nor mean")
+            return pooling
         if keys.source == "pooler" and not self.base.has_pooler:
-            self._problem(keys.out, "the head reads the pooler, and this base has none")
+            raise Misfit("the head reads the pooler, and this base has none")
         return keys.source  # type: ignore[return-value]
 
-    def _own_pooler(self, keys: HeadKeys) -> Dense | None:
-        """The file's pooler, where the base has none to change."""
+    def _activation(self, keys: HeadKeys) -> str | None:
+        by_config = keys.activation == "classifier_activation"
+        return self.base.classifier_activation if by_config else keys.activation
+
+    def _own_pooler(self, keys: HeadKeys) -> str | None:
+        """The path of the file's pooler, where the base has none to change."""
         if keys.source != "pooler" or self.base.has_pooler:
             return None
-        bare = POOLERS[self.base.model_type]
-        path = next((p for p in self.base.spellings(bare) if self._given(p)), None)
-        return self._dense(path) if path else None
+        spellings = self.base.spellings(POOLERS[self.base.model_type])
+        return next((path for path in spellings if self.parts.has(path, "weight")), None)
 
-    def _dense(self, path: str) -> Dense | None:
-        """A layer of the head: the file's, or the base's own, with the file's changes."""
-        module = self.parts.modules.get(path, {})
-        self.used.add(path)
+    def _dense(self, path: str) -> Dense:
+        """A layer of the head: the file's, or the base's own, with the file's changes. Raises Misfit."""
         weight, bias = (self._tensor(path, leaf) for leaf in ("weight", "bias"))
         if weight is None:
-            self._problem(
-                path,
+            raise Misfit(
                 "is a head's layer, but its weight is not in the file, and the base has none: train "
-                "with it in modules_to_save",
+                "with it in modules_to_save"
             )
-            return None
         if weight.dim() != 2:
-            self._problem(path, f"has the shape {list(weight.shape)}, which is no matrix", "weight")
-            return None
+            raise Misfit(f"has the shape {list(weight.shape)}, which is no matrix", "weight")
         if weight.shape[1] != self.base.hidden:
-            self._problem(
-                path, f"reads {weight.shape[1]} values; this base is {self.base.hidden}-wide"
-            )
-            return None
+            raise Misfit(f"reads {weight.shape[1]} values; this base is {self.base.hidden}-wide")
         if bias is not None and bias.shape != weight.shape[:1]:
-            self._problem(path, "bias and weight do not fit each other", "bias")
-            return None
+            raise Misfit("bias and weight do not fit each other", "bias")
         if bias is None and not path.startswith("head."):
-            self._problem(path, "has no bias in the file, and this head has one")
-            return None
-        low = {part: t for part, t in module.items() if part not in ("weight", "bias")}
-        if not low:
+            raise Misfit("has no bias in the file, and this head has one")
+        module = self.parts.modules.get(path, {})
+        adapted = {part: tensor for part, tensor in module.items() if part not in WHOLE}
+        if not adapted:
             return Dense(weight, bias)
         if "weight" in module:
-            self._problem(path, "is given whole, and the file also adapts it")
-            return None
-        return self._changed(Layer(path, low, weight, bias))
+            raise Misfit("is given whole, and the file also adapts it")
+        return self._changed(Layer(path, adapted, weight, bias))
 
-    def _changed(self, layer: Layer) -> Dense | None:
-        """The base's own head layer with a low-rank change folded into it."""
-        try:
-            change = self.fold(layer)
-        except Misfit as error:
-            self._problem(layer.path, error.reason, error.part)
-            return None
+    def _changed(self, layer: Layer) -> Dense:
+        """The base's own head layer with a low-rank change folded into it. Raises Misfit."""
+        change = self.fold(layer)
         if isinstance(change, Dense):
             return change
         weight, bias = layer.frozen, layer.own_bias
@@ -178,27 +184,22 @@ class HeadReader:
             bias = bias + change.shift
         return Dense(weight.float(), None if layer.bias is None else bias.float())
 
-    def _norm(self, path: str) -> Norm | None:
-        self.used.add(path)
+    def _norm(self, path: str) -> Norm:
+        """Raises Misfit."""
         weight, bias = (self._tensor(path, leaf) for leaf in ("weight", "bias"))
         if weight is None or weight.shape != (self.base.hidden,):
-            self._problem(path, "is a head's norm, and neither file nor base have one that fits")
-            return None
+            raise Misfit("is a head's norm, and neither file nor base have one that fits")
         return Norm(weight, bias)
 
     def _tensor(self, path: str, leaf: str) -> Tensor | None:
-        """The file's, else the base's, in float32."""
+        """The file's, else the base's, in float32. Raises Misfit."""
         module = self.parts.modules.get(path, {})
-        found = module.get(leaf)
-        if found is None and not (leaf == "bias" and "weight" in module):
-            found = self.base.head.get(f"{path}.{leaf}")
-        if found is None:
+        tensor = module.get(leaf)
+        if tensor is None and not (leaf == "bias" and "weight" in module):
+            tensor = self.base.head.get(f"{path}.{leaf}")
+        if tensor is None:
             return None
-        found = found.detach().cpu().float()
-        if not torch.isfinite(found).all():
-            self._problem(path, "is not finite in float32", leaf)
-        return found
-
-    def _problem(self, path: str, reason: str, part: str | None = None) -> None:
-        name = self.parts.names.get((path, part or "weight"), f"{path}.{part or 'weight'}")
-        self.problems.append(Problem(reason, name))
+        tensor = tensor.detach().cpu().float()
+        if not torch.isfinite(tensor).all():
+            raise Misfit("is not finite in float32", leaf)
+        return tensor

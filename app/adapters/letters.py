@@ -1,9 +1,12 @@
-"""Which of two matrices is which: the tutorial writes A and B in either order."""
+"""Which of two matrices is which: the tutorial writes A and B in either order.
+
+Knows shapes, and no names but the base's paths.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, assert_never, cast, get_args
+from typing import Literal, assert_never, get_args
 
 from torch import Tensor
 
@@ -16,15 +19,15 @@ Layout = Literal["peft", "tutorial", "tutorial-swapped", "loralib", "minlora", "
 
 
 def letter_order(pairs: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, base: Base) -> Layout:
-    """Which of the tutorial's two; shapes decide where they can. pairs: path -> A and B.
+    """Which of the tutorial's two: the query's, or the one that the shapes fit. pairs: path -> A and B.
 
-    Raises AdapterRejected where they do not.
+    Raises AdapterRejected where both fit.
     """
-    asked = next((order for order in get_args(Letters) if order == recipe.layout), None)
-    if asked is not None:
-        return cast(Letters, asked)
-    shapes = [base.linears.get(base.resolve(path) or "") for path in pairs]
     orders: tuple[Letters, ...] = get_args(Letters)
+    for order in orders:
+        if order == recipe.layout:
+            return order
+    shapes = [base.linears.get(base.resolve(path) or "") for path in pairs]
     fits = {
         layout
         for layout in orders

@@ -14,15 +14,13 @@ from torch import Tensor
 
 from app.adapters.base import Base
 from app.adapters.config.recipe import Recipe
-from app.adapters.layouts import PEFT_PREFIX, Parts, plain_name, read_names
+from app.adapters.layouts import BASE_LAYER, PEFT_PREFIX, Parts, plain_name, read_names
+from app.adapters.methods.lora import LORA
+from app.adapters.methods.table import WHOLE
 from app.adapters.values import Adapter
 
 TASK_TYPES = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "embed": "FEATURE_EXTRACTION"}
-SPELLED = {
-    "A": "lora_A.weight", "B": "lora_B.weight", "B.bias": "lora_B.bias",
-    "magnitude": "lora_magnitude_vector", "embedding_A": "lora_embedding_A",
-    "embedding_B": "lora_embedding_B",
-}  # fmt: skip
+SUFFIXES = {part: suffix for suffix, part in {**LORA.linear, **LORA.embedding}.items()}
 
 
 def peft_tensors(
@@ -30,10 +28,10 @@ def peft_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """(tensors by PEFT's names, the config to send along, None: the uploaded one)."""
     if recipe.configured and adapter.layout == "peft":
-        named = {name: plain_name(name, base) for name in tensors}
-        return {new: tensors[name] for name, new in named.items() if new is not None}, None
+        plain = {name: plain_name(name, base) for name in tensors}
+        return {new: tensors[name] for name, new in plain.items() if new is not None}, None
     parts = read_names(tensors, recipe, base)
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     whole: list[str] = []
     for path, module in parts.modules.items():
@@ -44,25 +42,25 @@ def peft_tensors(
             ranks[spelled] = matrix.shape[0]
         elif "weight" in module:
             whole.append(path.split(".", 1)[0] if target is None else spelled)
-        found |= {
-            f"{PEFT_PREFIX}{spelled}.{_spelled(part, matrix is not None)}": tensor.contiguous()
+        renamed |= {
+            f"{PEFT_PREFIX}{spelled}.{_suffix(part, matrix is not None)}": tensor.contiguous()
             for part, tensor in module.items()
             if not (part == "weight" and matrix is not None)
         }
-    return found, _config(ranks, whole, parts, recipe, adapter)
+    return renamed, _config(ranks, whole, parts, recipe, adapter)
 
 
-def _spelled(part: str, adapted: bool) -> str:
-    if part in ("weight", "bias"):
-        return f"base_layer.{part}" if adapted else part
-    return SPELLED[part]
+def _suffix(part: str, adapted: bool) -> str:
+    if part in WHOLE:
+        return f"{BASE_LAYER}.{part}" if adapted else part
+    return SUFFIXES[part]
 
 
 def _config(
     ranks: Mapping[str, int], whole: list[str], parts: Parts, recipe: Recipe, adapter: Adapter
 ) -> dict[str, Any]:
     """LoraConfig's fields; each module by its whole path, so that nothing else matches."""
-    said = {part for module in parts.modules.values() for part in module}
+    trained = parts.all_parts()
     rank = max(ranks.values(), default=1)
     alpha, alphas = recipe.alpha, dict(recipe.alpha_pattern)
     if alpha is None and recipe.given_scale is not None:
@@ -80,20 +78,20 @@ def _config(
         "use_rslora": recipe.rslora,
         "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
         "alpha_pattern": alphas,
-        "use_dora": "magnitude" in said,
-        "lora_bias": "B.bias" in said,
+        "use_dora": "magnitude" in trained,
+        "lora_bias": "B.bias" in trained,
         "target_modules": sorted(ranks),
         "modules_to_save": sorted(set(whole)) or None,
         "inference_mode": True,
     }
 
 
-def metadata_of(said: Mapping[str, Any]) -> dict[str, str]:
-    """What the query said, as a file's __metadata__ says it; layout and scale are PEFT's from here on."""
-    kept = {k: json.dumps(value) for k, value in said.items() if k not in ("layout", "scale")}
-    return {"format": "pt", **kept}
+def metadata_of(query: Mapping[str, Any]) -> dict[str, str]:
+    """The query's members as a file's __metadata__ has them, but layout and scale, which are PEFT's now."""
+    fields = {k: json.dumps(value) for k, value in query.items() if k not in ("layout", "scale")}
+    return {"format": "pt", **fields}
 
 
-def over_config(config: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """An uploaded config in which the query's word stands, as it did at the upload."""
-    return {**config, **{name: value for name, value in said.items() if name in config}}
+def over_config(config: Mapping[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
+    """An uploaded config in which the query's members stand, as they did at the upload."""
+    return {**config, **{name: value for name, value in query.items() if name in config}}

@@ -1,73 +1,45 @@
 """An adapter file's tensors + its recipe + the base -> the canonical adapter; all accounted for.
 
-layouts.py tells the names, fold.py and fold_other.py the formulas, heads.py the head, targets.py
-whether it is the whole of what the config says. A tensor that finds no place is a problem.
+layouts.py tells the names, methods/ the formulas, heads.py the head, targets.py whether it is the
+whole of what the config says. A tensor that finds no place is a problem.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import assert_never
+from typing import TypeVar
 
 from torch import Tensor
 
 from app.adapters.base import Base
 from app.adapters.config.labels import Labelling, label
-from app.adapters.config.made_for import other_base, summary, whole_checkpoint
+from app.adapters.config.made_for import refuse_checkpoint, refuse_other_base, summary
 from app.adapters.config.recipe import Recipe
 from app.adapters.config.tasks import Purpose, purpose_of, refuse_untold
 from app.adapters.heads import POOLERS, HeadReader
-from app.adapters.layouts import PEFT_KINDS, Parts, read_names
-from app.adapters.methods.fold import Layer, Misfit, fold_adalora, fold_lora
-from app.adapters.methods.fold_other import (
-    fold_fourier,
-    fold_ia3,
-    fold_loha,
-    fold_lokr,
-    fold_oft,
-    fold_vera,
+from app.adapters.layouts import Parts, read_names
+from app.adapters.methods.layer import Layer, Shared
+from app.adapters.methods.method import Method
+from app.adapters.methods.table import (
+    METHODS,
+    WHOLE,
+    check_parts,
+    method_of_embedding,
+    method_of_linear,
 )
-from app.adapters.methods.fold_whole import (
-    fold_embedding,
-    fold_tokens,
-    repeats,
-    whole_linear,
-    whole_norm,
-    whole_table,
-)
-from app.adapters.methods.kinds import Method
-from app.adapters.methods.switches import LORA_PARTS, check_switches, kind_of_layer
-from app.adapters.refusals import AdapterRejected, Problem
+from app.adapters.methods.whole import repeats, whole_linear, whole_norm, whole_table
+from app.adapters.refusals import AdapterRejected, Misfit, Problems
 from app.adapters.targets import check_targets, lost_biases
 from app.adapters.values import Adapter, Dense, LoRALayer, Norm, Rows, Scaling
 
-SHARED_PARTS: dict[Method, set[str]] = {"LORA": LORA_PARTS, "ADALORA": {"A", "B"}}
-SHARED = ("", "base_model")  # where VeRA's projections are, which belong to no layer
-
-
-@dataclass(eq=False)
-class _Found:
-    """What has been read so far, by the base's paths."""
-
-    layers: dict[str, LoRALayer] = field(default_factory=dict)
-    replaced: dict[str, Dense] = field(default_factory=dict)
-    norms: dict[str, Norm] = field(default_factory=dict)
-    embeddings: dict[str, Rows] = field(default_factory=dict)
-    scalings: set[Scaling] = field(default_factory=set)
-
-    def add(self, target: str, change: LoRALayer | Dense | Norm | Rows) -> None:
-        match change:
-            case LoRALayer():
-                self.layers[target] = change
-            case Dense():
-                self.replaced[target] = change
-            case Norm():
-                self.norms[target] = change
-            case Rows():
-                self.embeddings[target] = change
-            case _:
-                assert_never(change)
+T = TypeVar("T")
+Change = LoRALayer | Dense | Norm | Rows
+NO_LAYER = ("", "base_model")  # where PEFT has the tensors that all layers share
+LOST_BIASES = (
+    "bias=lora_only was trained, and PEFT (before 0.21) saved none of the biases: it is served "
+    "with the base's own, as PEFT loads it"
+)
 
 
 def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> Adapter:
@@ -76,212 +48,170 @@ def read_adapter(tensors: Mapping[str, Tensor], recipe: Recipe, base: Base) -> A
     Raises AdapterRejected with every tensor that has no place or does not fit, and for an adapter
     that was made for another base.
     """
-    reason = other_base(recipe, base)
-    if reason:
-        raise AdapterRejected(reason)
+    refuse_other_base(recipe, base)
     parts = read_names(tensors, recipe, base)
-    reason = whole_checkpoint(parts, recipe, base)
-    if reason:
-        raise AdapterRejected(reason)
+    refuse_checkpoint(parts, recipe, base)
     if not recipe.configured:  # then one layer's magnitude says that all must have one
-        said = {part for module in parts.modules.values() for part in module}
-        recipe = replace(recipe, dora="magnitude" in said, lora_bias="B.bias" in said)
-    problems = [*recipe.problems, *parts.problems]
-    found = _Found()
-    shared = {k: t for path in SHARED for k, t in parts.modules.get(path, {}).items()}
-    resolved = {p: t for p in parts.modules if (t := base.resolve(p)) is not None}
-    folding = _Folding(parts, recipe, shared, _widest(parts, resolved, base), found.scalings)
-    reader = HeadReader(parts, recipe, base, folding.linear, problems, set())
+        trained = parts.all_parts()
+        recipe = replace(recipe, dora="magnitude" in trained, lora_bias="B.bias" in trained)
+    problems = Problems([*recipe.problems, *parts.problems])
+    layers = _Layers(parts, recipe, base, problems)
+    heads = HeadReader(parts, recipe, base, layers.fold_linear, problems)
     purpose = purpose_of(parts, recipe, base)
-    head = reader.read(purpose.task)
-    rest = [p for p in parts.modules if p not in reader.used and p not in SHARED]
-    _read_layers(rest, resolved, folding, base, found, problems)
-    problems += _stray_shared(parts, recipe)
-    problems += check_targets(recipe, base, parts, resolved)
+    head = heads.read(purpose.task)
+    layers.read(path for path in parts.modules if path not in heads.used)
+    layers.check_shared()
+    check_targets(recipe, base, parts, layers.targets, problems)
     if problems:
-        raise AdapterRejected(summary(parts, recipe, base, problems), problems)
+        raise AdapterRejected(summary(parts, recipe, base, list(problems)), problems)
     if purpose.untold:
         refuse_untold(parts)
-    named = label(head, purpose.task, recipe, base, own=reader.own)
-    adapter = Adapter(
-        layers=found.layers,
+    labelling = label(head, purpose.task, recipe, base, own=heads.own)
+    if not layers.changes and head is None:
+        reason = "the file changes no layer and has no head: there is nothing to serve"
+        raise AdapterRejected(reason)
+    return Adapter(
+        layers=_of_type(LoRALayer, layers.changes),
         layout=parts.layout,
-        scalings=tuple(sorted(found.scalings, key=lambda s: (s.scale, s.r or 0))),
+        scalings=tuple(sorted(layers.scalings, key=lambda s: (s.scale, s.r or 0))),
         kind=recipe.kind,
         task=purpose.task,
-        replaced=found.replaced,
-        norms=found.norms,
-        embeddings=found.embeddings,
+        replaced=_of_type(Dense, layers.changes),
+        norms=_of_type(Norm, layers.changes),
+        embeddings=_of_type(Rows, layers.changes),
         head=head,
-        labels=named.labels,
-        scores=named.scores,
+        labels=labelling.labels,
+        scores=labelling.scores,
         sentence=recipe.sentence,
         ignored=tuple(sorted(parts.ignored)),
-        assumed=_assumed(recipe, parts, purpose, named),
-    )
-    if not adapter.changes_encoder and head is None:
-        raise AdapterRejected(
-            "the file changes no layer and has no head: there is nothing to serve"
-        )
-    return adapter
-
-
-def _assumed(recipe: Recipe, parts: Parts, purpose: Purpose, named: Labelling) -> tuple[str, ...]:
-    lost = (
-        "bias=lora_only was trained, and PEFT (before 0.21) saved none of the biases: it is served "
-        "with the base's own, as PEFT loads it"
-    )
-    return (
-        *recipe.assumed,
-        *([lost] if lost_biases(recipe, parts) else []),
-        *([purpose.assumed] if purpose.assumed else []),
-        *named.assumed,
+        assumed=_assumed(recipe, parts, purpose, labelling),
     )
 
 
-def _read_layers(
-    paths: list[str],
-    resolved: Mapping[str, str],
-    folding: _Folding,
-    base: Base,
-    found: _Found,
-    problems: list[Problem],
-) -> None:
-    parts, seen = folding.parts, set[str]()
-    for path in paths:
-        target = resolved.get(path)
-        if target is None and not base.has_pooler and path in base.spellings(_pooler(base)):
-            parts.ignored.extend(parts.names[path, part] for part in parts.modules[path])
-            continue  # nothing here reads a pooler: a head that would was refused before
-        if target is None or target in seen:
-            reason = (
-                "is given twice, with and without the model's prefix"
-                if target
-                else "belongs to no layer of this base nor to its head"
-            )
-            problems += [Problem(reason, parts.names[path, part]) for part in parts.modules[path]]
-            continue
-        seen.add(target)
-        layer = Layer(path, parts.modules[path], base.weight(target), base.bias(target))
-        try:
-            if target in base.linears:
-                change: LoRALayer | Dense | Norm | Rows | None = folding.linear(layer)
-            elif target in base.norms:
-                change = folding.norm(layer)
-            else:
-                change = folding.embedding(layer)
-        except Misfit as error:
-            problems.append(Problem(error.reason, parts.name(path, error.part)))
-            continue
-        if change is not None:
-            found.add(target, change)
+def _of_type(kind: type[T], changes: Mapping[str, Change]) -> dict[str, T]:
+    return {path: change for path, change in changes.items() if isinstance(change, kind)}
+
+
+def _assumed(
+    recipe: Recipe, parts: Parts, purpose: Purpose, labelling: Labelling
+) -> tuple[str, ...]:
+    """What nothing told, and how it was taken, in words for the uploader."""
+    biases = [LOST_BIASES] if lost_biases(recipe, parts) else []
+    task = [purpose.assumed] if purpose.assumed else []
+    return (*recipe.assumed, *biases, *task, *labelling.assumed)
 
 
 @dataclass(eq=False)
-class _Folding:
-    """The formulas, with what is the same for all of a file's layers. scalings: filled as found."""
+class _Layers:
+    """Folds one file's layers of the encoder.
+
+    targets: a path as the file spells it -> the base's. changes: the base's path -> what becomes of the
+    layer. scalings: each that a formula used, once.
+    """
 
     parts: Parts
     recipe: Recipe
-    shared: Mapping[str, Tensor]
-    widest: tuple[int, int]
-    scalings: set[Scaling]
+    base: Base
+    problems: Problems
+    changes: dict[str, Change] = field(default_factory=dict)
+    scalings: set[Scaling] = field(default_factory=set)
 
-    def linear(self, layer: Layer) -> LoRALayer | Dense:
-        """Raises Misfit."""
-        kind = kind_of_layer(layer, self.recipe)
-        if kind is None:
-            self._only(layer, {"weight", "bias"})
+    def __post_init__(self) -> None:
+        resolved = {path: self.base.resolve(path) for path in self.parts.modules}
+        self.targets = {path: target for path, target in resolved.items() if target is not None}
+        self.method: Method = METHODS[self.recipe.kind]
+        shared = {
+            part: tensor
+            for path in NO_LAYER
+            for part, tensor in self.parts.modules.get(path, {}).items()
+            if part in self.method.shared.values()
+        }
+        self.shared = Shared(shared, self._widest())
+
+    def read(self, paths: Iterable[str]) -> None:
+        """Fold the layers at these paths; what fits no layer is a problem."""
+        seen: set[str] = set()
+        for path in paths:
+            target = self.targets.get(path)
+            if path in NO_LAYER or self._is_unread_pooler(path):
+                continue
+            if target is None:
+                self._refuse(path, "belongs to no layer of this base nor to its head")
+            elif target in seen:
+                self._refuse(path, "is given twice, with and without the model's prefix")
+            else:
+                seen.add(target)
+                self._read_layer(path, target)
+
+    def _read_layer(self, path: str, target: str) -> None:
+        weight, bias = self.base.weight(target), self.base.bias(target)
+        layer = Layer(path, self.parts.modules[path], weight, bias)
+        with self.problems.caught(lambda part: self.parts.name(path, part)):
+            if target in self.base.linears:
+                self.changes[target] = self.fold_linear(layer)
+            elif target in self.base.norms:
+                check_parts(layer, WHOLE)
+                self.changes[target] = whole_norm(layer)
+            elif (rows := self._fold_embedding(layer)) is not None:
+                self.changes[target] = rows
+
+    def fold_linear(self, layer: Layer) -> LoRALayer | Dense:
+        """By the formula of the method whose tensors these are. Raises Misfit, AdapterRejected."""
+        method = method_of_linear(layer, self.recipe)
+        if method is None or method.fold is None:
             return whole_linear(layer)
         if "weight" in layer.parts:
             if not repeats(layer):
                 raise Misfit("replaces a layer that the file also adapts", "weight")
             self.parts.ignored.append(self.parts.name(layer.path, "weight"))
-        change, scaling = self._by_kind(kind, layer)
-        if scaling is not None:
-            self.scalings.add(scaling)
+        change, scaling = method.fold(layer, self.recipe, self.shared)
+        self.scalings |= {scaling} if scaling else set()
         return change
 
-    def _by_kind(self, kind: Method, layer: Layer) -> tuple[LoRALayer | Dense, Scaling | None]:
-        """Raises Misfit."""
-        own = {part for part, of in PEFT_KINDS.items() if of == kind} | {"weight", "bias"}
-        self._only(layer, own | SHARED_PARTS.get(kind, set()))
-        recipe = self.recipe
-        match kind:
-            case "LORA":
-                check_switches(layer, recipe)
-                return fold_lora(layer, recipe)
-            case "ADALORA":
-                return fold_adalora(layer, recipe)
-            case "LOHA":
-                return fold_loha(layer, recipe)
-            case "LOKR":
-                return fold_lokr(layer, recipe)
-            case "IA3":
-                return fold_ia3(layer), None
-            case "VERA":
-                return fold_vera(layer, recipe, self.shared, self.widest), None
-            case "FOURIERFT":
-                return fold_fourier(layer, recipe)
-            case "OFT":
-                return fold_oft(layer, recipe), None
-            case "LN_TUNING" | "TRAINABLE_TOKENS":
-                raise Misfit(f"is no part of {kind}")
-            case _:
-                assert_never(kind)
-
-    def norm(self, layer: Layer) -> Norm:
-        """Raises Misfit."""
-        self._only(layer, {"weight", "bias"})
-        return whole_norm(layer)
-
-    def embedding(self, layer: Layer) -> Rows | None:
-        """None where it only repeats the base's table. Raises Misfit."""
-        if "tokens" in layer.parts:
-            self._only(layer, {"tokens", "weight"})
-            if "weight" in layer.parts and whole_table(layer) is None:
-                self.parts.ignored.append(self.parts.name(layer.path, "weight"))
-            return fold_tokens(layer, self.recipe)
-        self._only(layer, {"weight", "embedding_A", "embedding_B", "magnitude"})
-        if "weight" in layer.parts and whole_table(layer) is None:
+    def _fold_embedding(self, layer: Layer) -> Rows | None:
+        """None where the file only repeats the base's table. Raises Misfit, AdapterRejected."""
+        method = method_of_embedding(layer, self.recipe)
+        table = whole_table(layer)
+        if "weight" in layer.parts and table is None:
             self.parts.ignored.append(self.parts.name(layer.path, "weight"))
-        if layer.parts.keys() == {"weight"}:
-            table = whole_table(layer)
+        if method is None or method.fold_rows is None:
             return None if table is None else Rows(table)
-        check_switches(layer, self.recipe)
-        change, scaling = fold_embedding(layer, self.recipe)
-        self.scalings.add(scaling)
-        return change
+        rows, scaling = method.fold_rows(layer, self.recipe)
+        self.scalings |= {scaling} if scaling else set()
+        return rows
 
-    def _only(self, layer: Layer, allowed: set[str]) -> None:
-        for part in layer.parts:
-            if part not in allowed:
-                raise Misfit("does not belong to a layer like this one", part)
+    def check_shared(self) -> None:
+        """A problem for each tensor of no layer that the method does not share between its layers."""
+        places = [(p, part) for p in NO_LAYER for part in self.parts.modules.get(p, {})]
+        for place in places:
+            if place[1] not in self.shared.tensors:
+                self.problems.add("belongs to no layer", self.parts.names[place])
+        switch = self.method.saved_if
+        if switch is not None and self.recipe.numbers[switch] != bool(places):
+            state = "off, and the file has" if places else "on, but the file has no"
+            names = " and ".join(self.method.shared)
+            self.problems.add(f"the config's {switch} is {state} {names}")
 
+    def _refuse(self, path: str, reason: str) -> None:
+        for part in self.parts.modules[path]:
+            self.problems.add(reason, self.parts.names[path, part])
 
-def _widest(parts: Parts, resolved: Mapping[str, str], base: Base) -> tuple[int, int]:
-    """The largest (out, in) of the layers that VeRA shares its projections over."""
-    shapes = [
-        base.linears[resolved[path]]
-        for path, module in parts.modules.items()
-        if "vera_lambda_d" in module and resolved.get(path) in base.linears
-    ]
-    return max((s[0] for s in shapes), default=0), max((s[1] for s in shapes), default=0)
+    def _is_unread_pooler(self, path: str) -> bool:
+        """Is it the pooler of a base that has none? Nothing reads it: a head that would was refused."""
+        pooler = POOLERS.get(self.base.model_type, "pooler.dense")
+        if self.base.has_pooler or path not in self.base.spellings(pooler) or path in self.targets:
+            return False
+        self.parts.ignored.extend(self.parts.names[path, p] for p in self.parts.modules[path])
+        return True
 
+    def _widest(self) -> tuple[int, int]:
+        """The largest (out, in) of the Linears that the file adapts."""
+        shapes = [
+            self.base.linears[target]
+            for path, target in self.targets.items()
+            if target in self.base.linears and self._trains(self.parts.modules[path])
+        ]
+        return max((s[0] for s in shapes), default=0), max((s[1] for s in shapes), default=0)
 
-def _stray_shared(parts: Parts, recipe: Recipe) -> list[Problem]:
-    """Tensors outside of any layer that are not VeRA's projections."""
-    given = [(path, part) for path in SHARED for part in parts.modules.get(path, {})]
-    problems = [
-        Problem("belongs to no layer", parts.names[found])
-        for found in given
-        if recipe.kind != "VERA" or found[1] not in ("vera_A", "vera_B")
-    ]
-    if recipe.kind == "VERA" and recipe.numbers["save_projection"] != bool(given):
-        said = "on, but the file has no" if not given else "off, and the file has"
-        problems.append(Problem(f"the config's save_projection is {said} vera_A and vera_B"))
-    return problems
-
-
-def _pooler(base: Base) -> str:
-    return POOLERS.get(base.model_type, "pooler.dense")
+    def _trains(self, parts: Collection[str]) -> bool:
+        return not self.method.parts.isdisjoint(parts)

@@ -10,130 +10,180 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import assert_never
 
 from app.adapters.base import Base
 from app.adapters.config.recipe import Recipe
-from app.adapters.layouts import Parts
-from app.adapters.refusals import Problem
+from app.adapters.layouts import BASE_LAYER, Parts
+from app.adapters.methods.table import METHODS, WHOLE
+from app.adapters.refusals import Problems
 
 IN_STACK = re.compile(r"(^|\.)\d+\.")
 ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
-WHOLE_PARTS = {"weight", "bias", "tokens"}
+WHOLE_PARTS = WHOLE | {"tokens"}  # what may stand beside what PEFT's method trains
 
 
 def check_targets(
-    recipe: Recipe, base: Base, parts: Parts, resolved: Mapping[str, str]
-) -> list[Problem]:
+    recipe: Recipe, base: Base, parts: Parts, targets: Mapping[str, str], problems: Problems
+) -> None:
     """A problem for each layer that is targeted and missing, or there and not targeted.
 
-    resolved: a module's path in the file -> in the base. Raises AdapterRejected for an expression
-    that is none, or takes too long.
+    targets: a module's path in the file -> in the base. Raises AdapterRejected for an expression that
+    is none, or takes too long.
     """
-    if not recipe.configured:
-        return []
-    found = list(_missing_whole(recipe, base, parts, resolved))
-    found += _missing_biases(recipe, base, parts, resolved)
-    found += _missing_tokens(recipe, parts)
-    adapted = {path for path in parts.modules if _adapted(recipe, parts, path)} - {"", "base_model"}
-    if parts.layout == "peft":
-        found += _out_of_place(recipe, parts, adapted)
-    if recipe.targeting.target_modules is None:
-        if parts.layout == "peft":
-            found.append(
-                Problem("the config does not say target_modules: PEFT would choose its own")
-            )
-        return found
-    prefixed = [path.startswith(f"{base.prefix}.") for path in resolved]
-    if parts.layout == "peft" and any(prefixed) and not all(prefixed):
-        reason = "some layers are spelled with the model's prefix, some without: PEFT would leave one kind out"
-        found.append(Problem(reason))
-    present = {resolved[path] for path in adapted if path in resolved}
-    for path in _could_be_targeted(recipe, base):
-        spelled = base.spellings(path)[any(prefixed)]
-        if path not in present and is_target(recipe, base, path, spelled):
-            found.append(Problem("is targeted by the config, but has no tensors in the file", path))
-    for path in sorted(adapted):
-        if not is_target(recipe, base, resolved.get(path, path), path):
-            reason = "is not among the layers that the config targets: PEFT would leave it out"
-            found.append(Problem(reason, parts.name(path)))
-    return found
-
-
-def _adapted(recipe: Recipe, parts: Parts, path: str) -> bool:
-    """Whether the file has what PEFT's method itself trains of this layer, and not only the whole."""
-    module = parts.modules[path]
-    match recipe.kind:
-        case "LN_TUNING":
-            return any(parts.wraps.get((path, part)) == "ln_tuning_layers" for part in module)
-        case "TRAINABLE_TOKENS":
-            return "tokens" in module
-        case "LORA" | "ADALORA" | "LOHA" | "LOKR" | "IA3" | "VERA" | "FOURIERFT" | "OFT":
-            return bool(module.keys() - WHOLE_PARTS)
-        case _:
-            assert_never(recipe.kind)
-
-
-def _out_of_place(recipe: Recipe, parts: Parts, adapted: Collection[str]) -> Iterator[Problem]:
-    """Whole weights and biases under a name that PEFT does not look them up by, and leaves out."""
-    for (path, part), wrap in parts.wraps.items():
-        if part not in ("weight", "bias"):
-            continue
-        wrapped = path in adapted or "tokens" in parts.modules[path]
-        saved = any(_under(path, name) for name in recipe.targeting.modules_to_save)
-        there = {
-            "": not wrapped,
-            "base_layer": wrapped,
-            "ln_tuning_layers": recipe.kind == "LN_TUNING",
-            "modules_to_save": saved,
-        }[wrap]
-        if not there:
-            reason = "is not where the config puts this layer's: PEFT would leave it out"
-            yield Problem(reason, parts.name(path, part))
-
-
-def _missing_tokens(recipe: Recipe, parts: Parts) -> Iterator[Problem]:
-    """Token ids without their rows."""
-    given = [path for path, module in parts.modules.items() if "tokens" in module]
-    if recipe.tokens is None:
-        return
-    names = list(recipe.tokens) if isinstance(recipe.tokens, Mapping) else [""]
-    for name in names:
-        if not any(path.endswith(name) for path in given):
-            yield Problem(
-                "the config names token ids, and their rows are not in the file", name or None
-            )
-
-
-def _could_be_targeted(recipe: Recipe, base: Base) -> Iterator[str]:
-    """Layers that this kind changes and every model has; LoRA's embeddings too."""
-    if recipe.kind == "LN_TUNING":
-        yield from (path for path in base.norms if IN_STACK.search(path))
-        return
-    if recipe.kind in ("LORA", "TRAINABLE_TOKENS"):
-        yield from base.embeddings
-    if recipe.kind != "TRAINABLE_TOKENS":
-        yield from (path for path in base.linears if not path.startswith("pooler"))
+    if recipe.configured:
+        _Check(recipe, base, parts, targets, problems).run()
 
 
 def is_target(recipe: Recipe, base: Base, target: str, path: str) -> bool:
-    """Whether the config targets the layer. target: the base's path; path: as the file spells it.
+    """Does the config target the layer? target: the base's path; path: as the file spells it.
 
+    Raises AdapterRejected, as check_targets does.
     Source: peft.tuners.tuners_utils.check_target_module_exists.
     """
-    said = recipe.targeting
-    if isinstance(said.target_modules, str) and said.target_modules.lower() == "all-linear":
+    targeting = recipe.targeting
+    names = targeting.target_modules
+    if isinstance(names, str) and names.lower() == "all-linear":
         hit = target in base.linears or target not in {*base.embeddings, *base.norms}
     else:
-        hit = _matches(recipe, said.target_modules, path)
-    if not hit or _matches(recipe, said.exclude_modules, path):
+        hit = _matches(recipe, names, path)
+    if not hit or _matches(recipe, targeting.exclude_modules, path):
         return False
-    if any(_under(path, name) for name in said.modules_to_save):
+    if _is_saved_whole(recipe, path):
         return False
-    if said.layers_to_transform is None or isinstance(said.target_modules, str):
+    if targeting.layers_to_transform is None or isinstance(names, str):
         return True
-    whole_path = path in (said.target_modules or ())  # stands above the layers
-    return whole_path or _layer_of(recipe, path) in said.layers_to_transform
+    above_layers = path in (names or ())
+    return above_layers or _layer_of(recipe, path) in targeting.layers_to_transform
+
+
+def lost_biases(recipe: Recipe, parts: Parts) -> bool:
+    """Was bias=lora_only trained, and saved PEFT none of them, as it did before 0.21?"""
+    adapted = [module for module in parts.modules.values() if module.keys() - WHOLE_PARTS]
+    saved = recipe.biases_saved or any("bias" in module for module in adapted)
+    return recipe.bias == "lora_only" and not saved
+
+
+@dataclass(frozen=True, eq=False)
+class _Check:
+    """One file against its config; see check_targets."""
+
+    recipe: Recipe
+    base: Base
+    parts: Parts
+    targets: Mapping[str, str]
+    problems: Problems
+
+    def run(self) -> None:
+        """All of it."""
+        self._missing_whole()
+        if not lost_biases(self.recipe, self.parts):
+            self._missing_biases()
+        self._missing_tokens()
+        adapted = {path for path in self.parts.modules if self._is_adapted(path)}
+        plain = self.parts.layout == "peft"
+        if plain:
+            self._out_of_place(adapted)
+        if self.recipe.targeting.target_modules is not None:
+            self._targets(adapted)
+        elif plain:
+            reason = "the config does not say target_modules: PEFT would choose its own"
+            self.problems.add(reason)
+
+    def _targets(self, adapted: Collection[str]) -> None:
+        """The layers that the config targets are those that the file adapts."""
+        prefixed = [path.startswith(f"{self.base.prefix}.") for path in self.targets]
+        if self.parts.layout == "peft" and any(prefixed) and not all(prefixed):
+            reason = "some layers are spelled with the model's prefix, some without"
+            self.problems.add(f"{reason}: PEFT would leave one kind out")
+        present = {self.targets[path] for path in adapted if path in self.targets}
+        for path in self._targetable():
+            spelled = self.base.spellings(path)[any(prefixed)]
+            if path not in present and is_target(self.recipe, self.base, path, spelled):
+                reason = "is targeted by the config, but has no tensors in the file"
+                self.problems.add(reason, path)
+        for path in sorted(adapted):
+            if not is_target(self.recipe, self.base, self.targets.get(path, path), path):
+                reason = "is not among the layers that the config targets: PEFT would leave it out"
+                self.problems.add(reason, self.parts.name(path))
+
+    def _is_adapted(self, path: str) -> bool:
+        """Has the file what PEFT's method itself trains of this layer, and not only the whole?"""
+        method, module = METHODS[self.recipe.kind], self.parts.modules[path]
+        if method.wrapper is not None:
+            return any(self.parts.wrappers.get((path, p)) == method.wrapper for p in module)
+        return not method.parts.isdisjoint(module)
+
+    def _targetable(self) -> Iterator[str]:
+        """Layers that this method changes and every model has; a pooler is not one of them."""
+        method = METHODS[self.recipe.kind]
+        if method.wrapper is not None:
+            yield from (path for path in self.base.norms if IN_STACK.search(path))
+        if method.embedding:
+            yield from self.base.embeddings
+        if method.linear:
+            yield from (path for path in self.base.linears if not path.startswith("pooler"))
+
+    def _out_of_place(self, adapted: Collection[str]) -> None:
+        """Whole weights and biases under a name that PEFT does not look them up by, and leaves out."""
+        for (path, part), wrapper in self.parts.wrappers.items():
+            if part not in WHOLE:
+                continue
+            wrapped = path in adapted or self.parts.has(path, "tokens")
+            in_place = {
+                "": not wrapped,
+                BASE_LAYER: wrapped,
+                "modules_to_save": _is_saved_whole(self.recipe, path),
+            }
+            if not in_place.get(wrapper, wrapper == METHODS[self.recipe.kind].wrapper):
+                reason = "is not where the config puts this layer's: PEFT would leave it out"
+                self.problems.add(reason, self.parts.name(path, part))
+
+    def _missing_tokens(self) -> None:
+        """Token ids without their rows."""
+        ids = self.recipe.tokens
+        if ids is None:
+            return
+        with_rows = [path for path in self.parts.modules if self.parts.has(path, "tokens")]
+        for name in ids if isinstance(ids, Mapping) else [""]:
+            if not any(path.endswith(name) for path in with_rows):
+                reason = "the config names token ids, and their rows are not in the file"
+                self.problems.add(reason, name or None)
+
+    def _missing_whole(self) -> None:
+        """Layers in modules_to_save that the file does not bring whole."""
+        whole = self._with_part("weight")
+        for path in [*self.base.linears, *self.base.embeddings, *self.base.norms]:
+            wanted = _is_saved_whole(self.recipe, path) and not path.startswith("pooler")
+            if wanted and path not in whole:
+                reason = "is in the config's modules_to_save, but not in the file"
+                self.problems.add(reason, path)
+
+    def _missing_biases(self) -> None:
+        """Biases that the config says were trained. lora_only: the targets'; all: every one."""
+        bias, there = self.recipe.bias, self._with_part("bias")
+        with_bias = [
+            p for p in (*self.base.linears, *self.base.norms) if self.base.bias(p) is not None
+        ]
+        match bias:
+            case "none":
+                return
+            case "lora_only":
+                modules = self.parts.modules.items()
+                adapted = {self.targets.get(path) for path, m in modules if m.keys() - WHOLE_PARTS}
+                trained = [path for path in with_bias if path in adapted]
+            case "all":
+                trained = [path for path in with_bias if IN_STACK.search(path)]
+            case _:
+                assert_never(bias)
+        for path in trained:
+            if path not in there:
+                self.problems.add(f"bias={bias}, but its bias is not in the file", f"{path}.bias")
+
+    def _with_part(self, part: str) -> set[str | None]:
+        """The base's paths of layers that have this part in the file."""
+        return {self.targets.get(p) for p in self.parts.modules if self.parts.has(p, part)}
 
 
 def _matches(recipe: Recipe, names: str | Collection[str] | None, path: str) -> bool:
@@ -147,51 +197,12 @@ def _matches(recipe: Recipe, names: str | Collection[str] | None, path: str) -> 
 def _layer_of(recipe: Recipe, path: str) -> int | None:
     """The layer's number: the first one, or the first behind one of layers_pattern."""
     patterns = recipe.targeting.layers_pattern
-    names = [rf"(?:^|.*?\.){p}\.(?P<idx>\d+)\." for p in patterns] or [ANY_LAYER]
-    for name in names:
-        if found := recipe.patterns.match(name, path):
-            return int(found["idx"])
+    for pattern in [rf"(?:^|.*?\.){p}\.(?P<idx>\d+)\." for p in patterns] or [ANY_LAYER]:
+        if match := recipe.patterns.match(pattern, path):
+            return int(match["idx"])
     return None
 
 
-def _under(path: str, name: str) -> bool:
-    """Whether a module of this name is the path's own or holds it."""
-    return f".{name}." in f".{path}."
-
-
-def _missing_whole(
-    recipe: Recipe, base: Base, parts: Parts, resolved: Mapping[str, str]
-) -> Iterator[Problem]:
-    """Layers in modules_to_save that the file does not bring whole."""
-    whole = {resolved.get(p) for p, module in parts.modules.items() if "weight" in module}
-    for path in [*base.linears, *base.embeddings, *base.norms]:
-        named = any(_under(path, name) for name in recipe.targeting.modules_to_save)
-        if named and path not in whole and not path.startswith("pooler"):
-            yield Problem("is in the config's modules_to_save, but not in the file", path)
-
-
-def _missing_biases(
-    recipe: Recipe, base: Base, parts: Parts, resolved: Mapping[str, str]
-) -> Iterator[Problem]:
-    """Biases that the config says were trained. lora_only: the targets'; all: every one."""
-    if recipe.bias == "none" or lost_biases(recipe, parts):
-        return
-    have = {resolved.get(p) for p, module in parts.modules.items() if "bias" in module}
-    adapted = {resolved.get(p) for p, m in parts.modules.items() if m.keys() - WHOLE_PARTS}
-    for path in [*base.linears, *base.norms]:
-        match recipe.bias:
-            case "lora_only":
-                wanted = path in adapted
-            case "all":
-                wanted = IN_STACK.search(path) is not None
-            case _:
-                assert_never(recipe.bias)
-        if wanted and base.bias(path) is not None and path not in have:
-            yield Problem(f"bias={recipe.bias}, but its bias is not in the file", f"{path}.bias")
-
-
-def lost_biases(recipe: Recipe, parts: Parts) -> bool:
-    """Whether bias=lora_only was trained and PEFT has saved none of them, as it did before 0.21."""
-    adapted = [module for module in parts.modules.values() if module.keys() - WHOLE_PARTS]
-    kept = recipe.biases_saved or any("bias" in module for module in adapted)
-    return recipe.bias == "lora_only" and not kept
+def _is_saved_whole(recipe: Recipe, path: str) -> bool:
+    """Is the module one of the config's modules_to_save, or inside of one?"""
+    return any(f".{name}." in f".{path}." for name in recipe.targeting.modules_to_save)

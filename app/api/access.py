@@ -1,8 +1,9 @@
 """What a request may do: said where its route is declared, and read from the route that it matched.
 
-Everything that asks about a request before its route runs (who may, how large its body may be, whether
-it waits for the model) asks the matched route, and never the path: so no two readings of one path can
-differ. A route that says nothing needs an admin key. Knows routes; knows no keys.
+Everything that asks about a request before its route runs (who may, how large its body may be,
+whether it waits for the model, how its errors look) asks the matched route, and never the path: so
+no two readings of one path can differ. A route that says nothing needs an admin key. Knows routes,
+no keys.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, Literal, TypeVar
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from app.api.errors import Refusal
+from app.api.dialect import NATIVE, Dialect
+from app.api.refusal import Refusal
 
 Needs = Literal["nothing", "any key", "unrestricted key", "admin key"]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -24,16 +26,19 @@ LONGEST_COMPARED = 128  # characters of a path that is compared with the routes'
 
 @dataclass(frozen=True)
 class Access:
-    """needs: the least key, where the server has keys ("unrestricted": one that may use every adapter).
+    """needs: the least key, where the server has keys ("unrestricted": one that may use every
+    adapter).
 
-    model: it waits for the model, so it is shed while the queue is full. upload: its body is an
-    adapter, which goes to the disk. probe: it is answered while the server drains, and not counted.
+    model: it waits for the model: it is shed while the queue is full (load shedding), and given up
+    when its deadline is over. upload: its body is an adapter, which goes to the disk. probe: it is
+    answered while the server drains, and not counted. dialect: how its errors look.
     """
 
     needs: Needs = "admin key"
     model: bool = False
     upload: bool = False
     probe: bool = False
+    dialect: Dialect = NATIVE
 
 
 CLOSED = Access()
@@ -41,12 +46,17 @@ OPEN = Access("nothing")
 
 
 def access(
-    needs: Needs, *, model: bool = False, upload: bool = False, probe: bool = False
+    needs: Needs,
+    *,
+    model: bool = False,
+    upload: bool = False,
+    probe: bool = False,
+    dialect: Dialect = NATIVE,
 ) -> Callable[[Endpoint], Endpoint]:
     """A route's access: stands between the route's decorator and its function."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
-        endpoint.access = Access(needs, model, upload, probe)  # type: ignore[attr-defined]
+        endpoint.access = Access(needs, model, upload, probe, dialect)  # type: ignore[attr-defined]
         return endpoint
 
     return declare
@@ -60,13 +70,15 @@ def open_pages(routes: Sequence[BaseRoute]) -> None:
 
 def access_of(route: BaseRoute) -> Access:
     """What was declared for the route; CLOSED where nothing was."""
-    found: Access = getattr(getattr(route, "endpoint", None) or route, "access", CLOSED)
-    return found
+    declared: Access = getattr(getattr(route, "endpoint", None) or route, "access", CLOSED)
+    return declared
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """The route of a request. path: the route's own, with {name}; params: what stands in its place."""
+    """The route of a request. path: the route's own, with {name}; params: what stands in its
+    place.
+    """
 
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
@@ -75,9 +87,11 @@ class Matched:
 
 
 def match(routes: Sequence[BaseRoute], scope: Scope) -> Matched:
-    """The route that the app's router will run, found by the router's own rule; else why there is none.
+    """The route that the app's router will run, found by the router's own rule; else why there is
+    none.
 
-    refusal: 400 for a path with characters that cannot be printed, 404, or 405 with what is allowed.
+    refusal: 400 for a path with characters that cannot be printed, 404, or 405 with what is
+    allowed.
     """
     path: str = scope["path"]
     if not path.isprintable():
@@ -92,9 +106,17 @@ def match(routes: Sequence[BaseRoute], scope: Scope) -> Matched:
             )
         if matched is Match.PARTIAL:
             allowed |= getattr(route, "methods", None) or set()
-    if allowed:
-        return Matched("unknown", refusal=_not_allowed(scope["method"], allowed))
-    return Matched("unknown", refusal=_not_found(path, routes))
+    refusal = _not_allowed(scope["method"], allowed) if allowed else _not_found(path, routes)
+    return Matched(
+        "unknown", access=Access("nothing", dialect=_dialect(path, routes)), refusal=refusal
+    )
+
+
+def _dialect(path: str, routes: Sequence[BaseRoute]) -> Dialect:
+    """Of a path that matches no route: its neighbours', which begin with the same word."""
+    word = path.split("/")[1:2]
+    neighbours = (r for r in routes if getattr(r, "path", "").split("/")[1:2] == word)
+    return next((access_of(route).dialect for route in neighbours), NATIVE)
 
 
 def _not_allowed(method: str, allowed: set[str]) -> Refusal:
@@ -120,6 +142,12 @@ def _not_found(path: str, routes: Sequence[BaseRoute]) -> Refusal:
 
 
 def matched_of(scope: Scope) -> Matched:
-    """What the guard found for this request."""
-    found: Matched = scope["state"]["matched"]
-    return found
+    """The route of this request, as the outermost middleware has matched it."""
+    matched: Matched = scope["state"]["matched"]
+    return matched
+
+
+def dialect_of(scope: Scope) -> Dialect:
+    """How the errors of this request's route look."""
+    matched: Matched | None = scope.get("state", {}).get("matched")
+    return NATIVE if matched is None else matched.access.dialect

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import orjson
 import torch
 from fastapi import Response
 from torch import Tensor
+
+from app.inference.embed import Embedded
+from app.inference.run import Ran
 
 OCTETS = "application/octet-stream"
 LINE_BYTES = 1_700  # of a list in a header; an answer has two of them, and 4 KiB for its head
@@ -44,6 +47,31 @@ def octets(rows: Sequence[Tensor], headers: dict[str, str]) -> Response:
     block = torch.stack(list(rows))
     shape = {"X-Shape": ",".join(str(n) for n in block.shape)}
     return Response(_little_endian(block).tobytes(), 200, headers | shape, OCTETS)
+
+
+def ran_headers(ran: Ran) -> dict[str, str]:
+    """Which versions answered, and the milliseconds that each step took."""
+    steps = {"tokenize": ran.tokenize_s, "queue": ran.queue_s, "inference": ran.inference_s}
+    return {
+        "X-Adapter": header_list([c.stamp for c in ran.choice.distinct]),
+        "Server-Timing": ", ".join(f"{k};dur={1000 * s:.2f}" for k, s in steps.items()),
+    }
+
+
+def embedded_headers(embedded: Embedded) -> dict[str, str]:
+    """As ran_headers, and in which space the vectors lie."""
+    return ran_headers(embedded.ran) | {"X-Embedding-Space": header_list(embedded.spaces)}
+
+
+def encoded(rows: Sequence[Tensor], encoding: Literal["float", "base64"]) -> list[Any]:
+    """Vectors as JSON's numbers or as base64 strings."""
+    match encoding:
+        case "float":
+            return float_lists(rows)
+        case "base64":
+            return base64_strings(rows)
+        case _:
+            assert_never(encoding)
 
 
 def header_list(values: Sequence[str]) -> str:

@@ -13,16 +13,27 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
-from app.api.errors import Refusal, validation_refusal
 from app.api.json_text import Most, TooMany, parse_json
+from app.api.refusal import Refusal, validation_refusal
 from app.api.serving import Serving
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound="JsonBody")
 ON_LOOP_BYTES = 16 << 10  # parsed in less time than a thread takes to begin
 STRINGS_PER_INPUT = 4  # a pair, its adapter, and room
 OTHERS = 256  # strings and lists beside the inputs
+
+
+class JsonBody(BaseModel):
+    """Of every route that takes JSON."""
+
+    _shortened: bool = PrivateAttr(default=False)
+
+    @property
+    def shortened(self) -> bool:
+        """Whether a very long string of it lacks its middle."""
+        return self._shortened
 
 
 def body_of(model: type[M], *, optional: bool = False, strings: int = 0) -> Any:
@@ -44,7 +55,9 @@ def documented_body(model: type[BaseModel], *, optional: bool = False) -> dict[s
 
 
 async def receive_body(request: Request) -> tuple[bytearray, bytes]:
-    """The whole body, and its digest, which stays when the body goes. Raises what the guard raises."""
+    """The whole body, and its digest, which stays when the body goes. Raises what the middlewares
+    raise.
+    """
     raw, digest = bytearray(), hashlib.blake2b(digest_size=16)
     async for chunk in request.stream():
         raw += chunk
@@ -59,16 +72,17 @@ async def _read(request: Request, model: type[M], *, optional: bool, strings: in
         return None
     _refuse_other_media(request, empty=not raw)
     serving: Serving = request.app.state.serving
-    most = most_of(serving.max_client_batch, serving.engine.encoder.max_length, strings)
+    runtime = serving.runtime
+    most = most_of(runtime.max_inputs, runtime.engine.encoder.max_length, strings)
     if len(raw) <= ON_LOOP_BYTES:
-        checked, request.state.shortened = _checked(raw, model, most)
-    else:
-        checked, request.state.shortened = await asyncio.to_thread(_checked, raw, model, most)
-    return checked
+        return _checked(raw, model, most)
+    return await asyncio.to_thread(_checked, raw, model, most)
 
 
 def most_of(inputs: int, max_length: int, strings: int = 0) -> Most:
-    """What a body of so many inputs may hold: a list of token ids may be twice what is read of it."""
+    """What a body of so many inputs may hold: a list of token ids may be twice what is read of
+    it.
+    """
     return Most(
         strings=STRINGS_PER_INPUT * inputs + OTHERS + strings,
         scalars=2 * inputs * max_length + OTHERS,
@@ -81,16 +95,16 @@ def _refuse_other_media(request: Request, *, empty: bool) -> None:
     if empty:
         raise Refusal(400, "malformed", "the body is empty: send JSON")
     if media != "application/json" and not media.endswith("+json"):
-        said = f"not {media:.80}" if media else "and say so"
+        hint = f"not {media:.80}" if media else "and say so"
         raise Refusal(
             415,
             "unsupported_media_type",
-            f"send the body as JSON, {said}: -H 'Content-Type: application/json'",
+            f"send the body as JSON, {hint}: -H 'Content-Type: application/json'",
         )
 
 
-def _checked(raw: bytearray, model: type[M], most: Most) -> tuple[M, bool]:
-    """The body, and whether a very long string of it lacks its middle. Blocks. Raises Refusal."""
+def _checked(raw: bytearray, model: type[M], most: Most) -> M:
+    """Blocks. Raises Refusal."""
     if raw.startswith(codecs.BOM_UTF8):
         del raw[: len(codecs.BOM_UTF8)]
     try:
@@ -105,7 +119,9 @@ def _checked(raw: bytearray, model: type[M], most: Most) -> tuple[M, bool]:
             raise Refusal(422, "validation", reason) from None
         raise Refusal(400, "malformed", f"the body is not JSON: {error}") from None
     try:
-        return model.model_validate(parsed.value), parsed.shortened
+        body = model.model_validate(parsed.value)
+        body._shortened = parsed.shortened
+        return body
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         raise validation_refusal(

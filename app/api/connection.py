@@ -1,6 +1,7 @@
 """One client's connection, under bounds: what is slow, stalled or endless costs bounded memory.
 
-uvicorn's protocol bounds neither the size nor the time of a request's head, nor the time of its body.
+uvicorn's protocol bounds neither the size nor the time of a request's head, nor the time of its
+body.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _idle(self) -> bool:
-        """Between two requests, and uvicorn does not wait for the next one: empty lines have come."""
+        """Between two requests, and uvicorn does not wait for the next one: empty lines have
+        come.
+        """
         answering = self.cycle is not None and not self.cycle.response_complete
         return not answering and self.timeout_keep_alive_task is None
 
@@ -188,8 +191,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def _without_offer(data: bytes) -> bytes:
-    """Bytes that begin within a head, without its offer of another protocol, which no server need take;
-    the parser would stop there, and the request's body be lost.
+    """Bytes that begin within a head, without its offer of another protocol, which no server need
+    take; the parser would stop there, and the request's body be lost.
     """
     end = data.find(b"\r\n\r\n")
     head = data if end < 0 else data[:end]
@@ -201,10 +204,10 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
     The kernel drops peers that are gone, or take nothing of what was sent to them.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:
-        for family, _, _, _, address in dict.fromkeys(found if port else found[:1]):
+        for family, _, _, _, address in dict.fromkeys(addresses if port else addresses[:1]):
             # by its protocol's number, else asyncio leaves Nagle on: 40 ms an answer
             sockets.append(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
             _bound(sockets[-1])

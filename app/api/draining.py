@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Drain:
-    """in_flight: requests that are being answered, probes aside. Times are monotonic; None: serving."""
+    """in_flight: requests that are being answered, probes aside. Times are monotonic; None:
+    serving.
+    """
 
     in_flight: int = 0
     accept_until: float | None = None
@@ -44,7 +46,8 @@ class Drain:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which on SIGTERM goes on to answer probes, and what is in flight, until that is over.
+    """uvicorn's, which on SIGTERM goes on to answer probes, and what is in flight, until that is
+    over.
 
     A second signal ends it at once.
     """

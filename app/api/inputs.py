@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from fastapi import Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from app.adapters.config.sentence import MAX_PROMPT_LENGTH
+from app.api.body import JsonBody
 from app.engine.tokenizer import Input
+from app.engine.windows import Direction
+from app.inference.read import Texts
 
 _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -96,3 +101,32 @@ Inputs = Annotated[
         }
     ),
 ]
+
+
+class TextsBody(JsonBody):
+    """What every body of texts may say of how they are read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
+    truncation_direction: Direction = Field("right", description="Which end is cut.")
+
+    def as_texts(self, items: Sequence[Input]) -> Texts:
+        """The items, to be read so."""
+        return Texts(items, self.truncate, self.truncation_direction, self.shortened)
+
+
+class AdapterQuery(BaseModel):
+    """The query of a call; a misspelled parameter is refused, never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    adapter: list[str] = Field(
+        default_factory=list,
+        description="An adapter, `name@version`, or `base`; several: every input through each. "
+        "None: the plain base.",
+        examples=[["sentiment"]],
+    )
+
+
+ChosenByQuery = Annotated[AdapterQuery, Query()]

@@ -1,8 +1,9 @@
 """A JSON text under bounds: counted before it is parsed, and never parsed in one long piece.
 
-Python's lock is held while a text is parsed and while a string becomes Python's, so a neighbour would
-wait for both. The counting runs without the lock. Long strings are lifted out and decoded piece by piece;
-of one that is longer than anything reads, only its two ends are kept. Why: docs/decisions/0016. Knows bytes; knows no bodies.
+A parser holds Python's lock from end to end, and so does the decoding of a string: neighbours wait.
+The counting runs without the lock. Long strings are lifted out and decoded piece by piece. Of a
+string that is longer than anything reads, only its two ends stay. Why: docs/decisions/0016. Knows
+bytes, no bodies.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ def parse_json(raw: bytearray, most: Most) -> Parsed:
     rows = len(raw) // min(LIFTED_BYTES, PIECE_BYTES) + len(raw) // PIECE_BYTES + 2
     pieces = np.empty((rows, 4), np.int64)
     seen = np.frombuffer(raw, np.uint8)
-    found = _scan(seen, LIFTED_BYTES, PIECE_BYTES, counts, pieces)
+    piece_count = _scan(seen, LIFTED_BYTES, PIECE_BYTES, counts, pieces)
     _refuse(counts, most)
-    if not found:
+    if not piece_count:
         return Parsed(from_json(raw), False)
     try:
-        return _lifted(raw, pieces[:found].tolist())
+        return _lifted(raw, pieces[:piece_count].tolist())
     except ValueError as error:  # its place would be a piece's
         raise ValueError(str(error).partition(" at line ")[0]) from None
 
@@ -84,14 +85,14 @@ def _lifted(raw: bytearray, pieces: list[list[int]]) -> Parsed:
     """The value, with its long strings decoded apart. pieces: as _scan's. Raises ValueError."""
     skeleton, strings, done, shortened = bytearray(), [], 0, False
     for number, (begin, group) in enumerate(groupby(pieces, key=lambda piece: piece[2])):
-        kept = []
+        ends = []
         for start, stop, _, end in group:
-            text = from_json(b'"' + raw[start:stop] + b'"')  # kept or not: what is no JSON is told
+            text = from_json(b'"' + raw[start:stop] + b'"')  # also of a middle: it may be no JSON
             if start - begin < END_BYTES or end - stop < END_BYTES:
-                kept.append(text)
+                ends.append(text)
             else:
                 shortened = True
-        strings.append("".join(kept))
+        strings.append("".join(ends))
         skeleton += raw[done:begin] + f"{MARK}{number}".encode()
         done = end
     return Parsed(_restored(from_json(skeleton + raw[done:]), strings), shortened)
@@ -116,10 +117,11 @@ OPENING, CLOSING = (91, 123), (93, 125)  # [ { and ] }
 
 @compiled(nogil=True)
 def _string(raw: Any, start: int, size: int, pieces: Any) -> tuple[int, int]:
-    """Where the string that begins at `start` ends (at its closing quote, or with the text), in pieces.
+    """Where the string that begins at `start` ends (at its closing quote, or with the text), in
+    pieces.
 
-    pieces [m, 4] int64: filled with each piece's start, its end, the string's start and its end. size:
-    bytes of a piece, and a character's more. Returns the end and how many pieces there are.
+    pieces [m, 4] int64: filled with each piece's start, its end, the string's start and its end.
+    size: bytes of a piece, and a character's more. Returns the end and how many pieces there are.
     """
     i, last, count = start, start, 0
     after_half = False  # behind the first half of a surrogate pair the text cannot be cut
@@ -147,17 +149,17 @@ def _string(raw: Any, start: int, size: int, pieces: Any) -> tuple[int, int]:
 def _scan(raw: Any, lifted: int, size: int, counts: Any, pieces: Any) -> int:
     """Count what a JSON text holds, and find its long strings; how many pieces these have.
 
-    raw [n] uint8. lifted: bytes of a long string; size: of a piece of it. counts [5] int64: as STRINGS,
-    SCALARS, LISTS, DEPTH, LONGEST_NUMBER. pieces [m, 4] int64: as _string's.
-    What is no JSON is counted all the same, and refused by the parser.
+    raw [n] uint8. lifted: bytes of a long string; size: of a piece of it. counts [5] int64: as
+    STRINGS, SCALARS, LISTS, DEPTH, LONGEST_NUMBER. pieces [m, 4] int64: as _string's. What is no
+    JSON is counted all the same, and refused by the parser.
     """
-    i, depth, found = 0, 0, 0
+    i, depth, filled = 0, 0, 0
     while i < len(raw):
         byte = raw[i]
         if byte == QUOTE:
             counts[0] += 1
-            stop, count = _string(raw, i + 1, size, pieces[found:])
-            found += count if stop - i > lifted and stop < len(raw) else 0
+            stop, count = _string(raw, i + 1, size, pieces[filled:])
+            filled += count if stop - i > lifted and stop < len(raw) else 0
             i = stop
         elif byte in OPENING:
             counts[2] += 1
@@ -172,7 +174,7 @@ def _scan(raw: Any, lifted: int, size: int, counts: Any, pieces: Any) -> int:
                 i += 1
             counts[4] = max(counts[4], i - first)
         i += 1
-    return found
+    return filled
 
 
 @compiled(nogil=True)

@@ -1,4 +1,4 @@
-"""What a key is, and how keys are written: one an entry, with what it may do.
+"""How keys are written: one an entry, with what it may do.
 
 A secret is kept as its digest only. Knows no requests.
 """
@@ -7,33 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
+
+from app.inference.caller import Key
 
 
 class KeysRefused(Exception):
     """A key that cannot be read, with its place and never the key itself."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """name: for logs and histories. digest: sha256 of the secret, which is kept nowhere.
-
-    adapters: patterns as in a shell; None: all. tokens_per_s: what it may ask for; None: any amount.
-    """
-
-    name: str
-    digest: bytes
-    admin: bool
-    adapters: tuple[str, ...] | None = None
-    tokens_per_s: float | None = None
-
-    def may_use(self, adapter: str) -> bool:
-        """The base is everybody's."""
-        if self.adapters is None or adapter == "base":
-            return True
-        return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
 
 
 def read_keys(entries: Sequence[str], kind: str, place: str, *, options: bool) -> Iterator[Key]:
@@ -71,12 +51,12 @@ def read_keys(entries: Sequence[str], kind: str, place: str, *, options: bool) -
         )
 
 
-def keys_of(kind: str, said: str | None, file: Path | None) -> list[Key]:
+def keys_of(kind: str, entries: str | None, file: Path | None) -> list[Key]:
     """Keys from a comma-separated list and from a file's lines. Raises KeysRefused."""
     place = f"{kind.upper()}_KEYS"
-    found = [] if said is None else list(read_keys(said.split(","), kind, place, options=False))
+    keys = list(read_keys((entries or "").split(","), kind, place, options=False))
     if file is None:
-        return found
+        return keys
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -84,7 +64,7 @@ def keys_of(kind: str, said: str | None, file: Path | None) -> list[Key]:
     from_file = list(read_keys(lines, kind, str(file), options=True))
     if not from_file:
         raise KeysRefused(f"{file} holds no key: put one in, or unset {place}_FILE")
-    return found + from_file
+    return keys + from_file
 
 
 def refuse_twice(keys: list[Key]) -> list[Key]:
@@ -97,9 +77,9 @@ def refuse_twice(keys: list[Key]) -> list[Key]:
     return keys
 
 
-def _rate(said: str | None, where: str) -> float | None:
+def _rate(word: str | None, where: str) -> float | None:
     try:
-        rate = None if said is None else float(said)
+        rate = None if word is None else float(word)
     except ValueError:
         rate = -1
     if rate is not None and not 0 < rate < float("inf"):
@@ -108,4 +88,5 @@ def _rate(said: str | None, where: str) -> float | None:
 
 
 def digest_of(secret: str) -> bytes:
+    """sha256: all that is kept of a key."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

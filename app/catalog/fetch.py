@@ -22,7 +22,7 @@ from app.catalog.load import Loader, from_store, load_version, to_store
 from app.catalog.pointer import Pointer
 from app.catalog.registry import Name, Registry, UnknownAdapter
 from app.catalog.store import Json, Store, StoreFull, StoreUnavailable, VersionDamaged
-from app.engine.version import Version
+from app.catalog.stored_version import StoredVersion
 
 log = logging.getLogger(__name__)
 EAGER_S = 3.0  # of loading before the port opens; the rest is loaded while serving
@@ -39,7 +39,7 @@ class Fetcher:
     store: Store
     registry: Registry
     loader: Loader
-    _loading: dict[str, asyncio.Task[Version]] = field(default_factory=dict)
+    _loading: dict[str, asyncio.Task[StoredVersion]] = field(default_factory=dict)
     _certified: set[str] = field(default_factory=set)
 
     async def load_all(self) -> None:
@@ -105,7 +105,7 @@ class Fetcher:
             except VersionDamaged:
                 await self._load_name(await self.pointer(name.name))
 
-    async def ready(self, name: Name) -> Version:
+    async def ready(self, name: Name) -> StoredVersion:
         """The name's version, from memory or mapped back from the store; others go on meanwhile.
 
         Raises UnknownAdapter where it cannot be served, with the reason; StoreUnavailable.
@@ -142,7 +142,7 @@ class Fetcher:
         if self.registry.names.get(pointer.name) is before:
             self.serve(pointer, version)
 
-    async def load_stored(self, digest: str) -> Version:
+    async def load_stored(self, digest: str) -> StoredVersion:
         """A stored version, from memory where it is resident.
 
         It is loaded once for all who ask meanwhile. Raises AdapterRejected, StoreUnavailable.
@@ -157,7 +157,7 @@ class Fetcher:
             loading.add_done_callback(lambda _: self._loading.pop(digest, None))
         return await asyncio.shield(loading)
 
-    async def _load_stored(self, digest: str) -> Version:
+    async def _load_stored(self, digest: str) -> StoredVersion:
         folder, options = await self.files(digest)
         report = await asyncio.to_thread(self._stored_report, digest)
         certify = digest not in self._certified
@@ -211,7 +211,7 @@ class Fetcher:
             + ": PUT it again"
         )
 
-    def serve(self, pointer: Pointer, version: Version) -> Name:
+    def serve(self, pointer: Pointer, version: StoredVersion) -> Name:
         """The name answers with the version from now on."""
         self.registry.residents.put(self.registry.residents.get(version.digest) or version)
         return self.point(pointer, version.report)

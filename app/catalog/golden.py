@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,9 @@ from app.adapters.refusals import AdapterRejected, Problem
 from app.adapters.values import Adapter
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, InputRefused, TextTokenizer, tokenize
-from app.model.batch import Item, Want, Wanted
 from app.model.delta import Layers
+from app.model.sequence import Sequence, Want, Wanted
+from app.model.version import Version
 
 TOLERANCE = 1e-4  # of the largest number of a line's answer, or absolute where that is under 1
 MOST_LINES = 64
@@ -107,7 +107,7 @@ async def verify(
     tokenizer: TextTokenizer,
     adapter: Adapter,
     layers: Layers,
-    goldens: Sequence[Golden],
+    goldens: list[Golden],
 ) -> float:
     """The largest difference of any answer, as a share of its tolerance.
 
@@ -115,14 +115,15 @@ async def verify(
     """
     sentence = engine.encoder.sentence(adapter)
     try:
-        items = await asyncio.to_thread(_items, tokenizer, adapter, layers, sentence, goldens)
+        version = Version("", adapter, layers)
+        sequences = await asyncio.to_thread(_sequences, tokenizer, version, sentence, goldens)
     except InputRefused as error:
         raise CertificateFailed(
             f"the certificate's line {error.index + 1} {error.reason}"
         ) from None
     worst, problems = 0.0, []
-    for number, (golden, item) in enumerate(zip(goldens, items, strict=True), 1):
-        answer = (await engine.call(partial(engine.encoder.run, [item])))[0]
+    for number, (golden, sequence) in enumerate(zip(goldens, sequences, strict=True), 1):
+        answer = (await engine.call(partial(engine.encoder.run, [sequence])))[0]
         if answer.shape != golden.answer.shape:
             shapes = f"{list(answer.shape)}, and the certificate {list(golden.answer.shape)}"
             problems.append(Problem(f"the adapter gives {shapes}", f"line {number}"))
@@ -143,13 +144,12 @@ async def verify(
     return worst
 
 
-def _items(
+def _sequences(
     tokenizer: TextTokenizer,
-    adapter: Adapter,
-    layers: Layers,
+    version: Version,
     sentence: Sentence,
-    goldens: Sequence[Golden],
-) -> list[Item]:
+    goldens: list[Golden],
+) -> list[Sequence]:
     cut = Cut(sentence.max_length or 512)
     prompt = (sentence.prompts or {}).get(sentence.default_prompt or "", "")
     inputs = [
@@ -160,20 +160,20 @@ def _items(
         raise CertificateFailed(
             f"its certificate has over {MOST_CHARACTERS:,} characters, prompts too"
         )
-    items = []
+    sequences = []
     for i, golden in enumerate(goldens):
         logits = golden.kind == "logits"
-        if logits and adapter.head is None:
+        if logits and version.adapter.head is None:
             raise CertificateFailed("its certificate holds logits, and the adapter has no head")
         try:
             tokens = tokenize(tokenizer, [golden.input], cut, "" if logits else prompt)[0]
         except InputRefused as error:
             raise InputRefused(i, error.reason) from None
         want = Want("logits") if logits else embedding_want(sentence)
-        items.append(Item(tokens.ids, tokens.types, want, layers, adapter.head))
-    if sum(len(item.ids) for item in items) > MOST_TOKENS:
+        sequences.append(Sequence(tokens.ids, tokens.types, want, version))
+    if sum(len(sequence.ids) for sequence in sequences) > MOST_TOKENS:
         raise CertificateFailed(f"its certificate has over {MOST_TOKENS:,} tokens in all")
-    return items
+    return sequences
 
 
 def _at_least(misses: int) -> str:

@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 from app.adapters.config.recipe import Options
 from app.adapters.files import folder_state
 from app.adapters.receiving.archive import unpack
 from app.adapters.receiving.copying import copy_adapter
 from app.adapters.receiving.own_files import left_aside, other_folders
+from app.adapters.receiving.received import Received
 from app.adapters.receiving.source import Sources, fetch_source
 from app.adapters.refusals import AdapterRejected
 from app.adapters.report import Report
@@ -29,13 +30,8 @@ from app.catalog.fitting import with_fitting_trial
 from app.catalog.load import Loader, load_version, options_to_json, to_store
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, find_version, version_before
-from app.catalog.store import (
-    StaleRevision,
-    Store,
-    StoreUnavailable,
-    content_version,
-)
-from app.engine.version import Version
+from app.catalog.store import StaleRevision, Store, StoreUnavailable, content_version
+from app.catalog.stored_version import StoredVersion
 from app.model.lora import merge_lora, merged_bytes
 
 T = TypeVar("T")
@@ -98,31 +94,34 @@ class Installer:
     sources: Sources
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def install_body(self, name: str, body: Path, content_type: str, how: How) -> Installed:
-        """An uploaded body, or what it points at, becomes the name's version.
+    async def install_body(
+        self, name: str, tmp: Path, upload: Path | Received | str, how: How
+    ) -> Installed:
+        """An upload becomes the name's version: bytes on disk, received files, or a source's name.
 
-        Raises AdapterRejected, UploadTooLarge, UnsupportedMedia, SourceForbidden,
-        PreconditionFailed, StoreFull, StoreUnavailable; UnknownAdapter where a version is staged
-        beside none.
+        tmp: a folder of the store's for this upload alone. Raises AdapterRejected, UploadTooLarge,
+        SourceForbidden, PreconditionFailed, StoreFull, StoreUnavailable; UnknownAdapter where a
+        version is staged beside none.
         """
-        folder = body.parent / "adapter"
+        folder, size = tmp / "adapter", self.max_adapter_bytes
         folder.mkdir()
         other_files: list[str] = []
-        size = self.max_adapter_bytes
-        if content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json":
-            await asyncio.to_thread(fetch_source, body, self.sources, folder, size, how.path)
-        else:
-            other_files = await asyncio.to_thread(
-                unpack, body, content_type, folder, size, how.path
-            )
+        match upload:
+            case str():
+                await asyncio.to_thread(fetch_source, upload, self.sources, folder, size, how.path)
+            case Received():
+                other_files = await asyncio.to_thread(upload.settle, folder, how.path)
+            case Path():
+                other_files = await asyncio.to_thread(unpack, upload, folder, size, how.path)
+            case _:
+                assert_never(upload)
         try:
             installed = await self.install(name, folder, None, how)
         except AdapterRejected as error:
             error.problems += other_folders(other_files)
             raise
-        report = installed.report
-        warnings = (*report.warnings, *left_aside(other_files))
-        return replace(installed, report=replace(report, warnings=warnings))
+        warnings = (*installed.report.warnings, *left_aside(other_files))
+        return replace(installed, report=replace(installed.report, warnings=warnings))
 
     async def install_folder(self, name: str, source: Path) -> Installed | None:
         """A folder of ADAPTERS_DIR becomes the name's version when its content is new; else None.
@@ -164,8 +163,10 @@ class Installer:
             await asyncio.to_thread(self.store.commit, folder, digest, options, report)
             return await _until_it_wins(partial(self._point, name, version, content, how))
 
-    async def _point(self, name: str, version: Version, content: str | None, how: How) -> Installed:
-        """Move the name to a version that is committed. Raises StaleRevision, PreconditionFailed."""
+    async def _point(
+        self, name: str, version: StoredVersion, content: str | None, how: How
+    ) -> Installed:
+        """Move the name to a committed version. Raises StaleRevision, PreconditionFailed."""
         before = await asyncio.to_thread(self.store.look, name)
         how.precondition(before.version)
         served = self.registry.names.get(name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +14,11 @@ import torch
 
 from app.adapters.changes import changed_tokens, changes_a_weight
 from app.adapters.config.made_for import made_for_another
-from app.adapters.config.read_recipe import kind_of, read_recipe
+from app.adapters.config.read_recipe import read_recipe
 from app.adapters.config.recipe import Options, Recipe
 from app.adapters.config.sentence import Sentence, SentenceRefused, read_sentence
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
+from app.adapters.methods.table import method_of
 from app.adapters.read import read_adapter
 from app.adapters.receiving.upload import read_any_json, read_json, read_tensors
 from app.adapters.refusals import AdapterRejected, Problem
@@ -27,12 +27,13 @@ from app.adapters.values import Adapter, laid_out
 from app.catalog.golden import Golden, read_golden, verify
 from app.catalog.pointer import digest_of
 from app.catalog.store import Json
+from app.catalog.stored_version import StoredVersion
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, TextTokenizer, tokenize
-from app.engine.version import Version
-from app.model.batch import Item, Want
 from app.model.delta import Layers, unmerged_layers
 from app.model.encoder import Delta, Encoder, States, distance
+from app.model.sequence import Sequence, Want
+from app.model.version import Version
 
 REPORT_FORMAT = 3  # of what is stored about a version; another one is measured again
 TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
@@ -46,7 +47,7 @@ class Loader:
 
     engine: Engine
     tokenizer: TextTokenizer
-    probe_ids: Sequence[int]
+    probe_ids: list[int]
     probe_states: States
 
 
@@ -65,7 +66,7 @@ async def load_version(
     allow_noop: bool,
     report: Report | None = None,
     certify: bool = True,
-) -> Version:
+) -> StoredVersion:
     """folder: a version's files. options: what `options_to_json` gave of the query's.
 
     report: of an earlier load of the same bytes on this base, which need not be measured again.
@@ -83,10 +84,10 @@ async def load_version(
         report = _report(digest, adapter, delta, read, encoder)
     if certify and read.goldens:
         await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
-    return Version(digest, adapter, report, layers)
+    return StoredVersion(digest, adapter, layers, report=report)
 
 
-def _delta(loader: Loader, more_ids: Sequence[int], layers: Layers) -> Delta:
+def _delta(loader: Loader, more_ids: list[int], layers: Layers) -> Delta:
     """What the layers do to the probe text, and to tokens that they replace."""
     encoder = loader.engine.encoder
     ids = [*loader.probe_ids, *more_ids][: encoder.max_length]
@@ -127,7 +128,9 @@ class _Read:
 
 def _read(folder: Path, options: Json, encoder: Encoder) -> _Read:
     if (folder / CONFIG).exists():
-        kind_of(read_json(folder / CONFIG))  # before its tensors, whose dtypes may be its own, too
+        method_of(
+            read_json(folder / CONFIG)
+        )  # before its tensors, whose dtypes may be its own, too
     weights = read_tensors(folder / WEIGHTS)
     recipe = recipe_of(folder, weights.metadata, options)
     query = options_from_json(options)
@@ -209,8 +212,9 @@ async def _refuse_overflow(loader: Loader, adapter: Adapter, layers: Layers) -> 
     if adapter.head is None:
         return
     ids, encoder = loader.probe_ids, loader.engine.encoder
-    item = Item(ids, [0] * len(ids), Want("logits"), layers, adapter.head)
-    logits = (await loader.engine.call(lambda: encoder.run([item])))[0]
+    version = Version("", adapter, layers)
+    sequence = Sequence(ids, [0] * len(ids), Want("logits"), version)
+    logits = (await loader.engine.call(lambda: encoder.run([sequence])))[0]
     if not torch.isfinite(logits).all():
         raise AdapterRejected("with its head the probe text's logits are NaN or infinity")
 

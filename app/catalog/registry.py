@@ -1,6 +1,6 @@
 """Names -> versions, and which of those are merged. A lease is a Python reference.
 
-A request holds the Version it resolved until its answer has left, so replacing or deleting a name
+A request holds the version it resolved until its answer has left, so replacing or deleting a name
 never touches a request in flight. Changed on the event loop only, and so without a lock; other
 threads read a copy of the names, or ask one dict for one key. Knows no files and no HTTP.
 """
@@ -16,7 +16,7 @@ from app.adapters.report import Report
 from app.catalog.nearest import LONGEST, Nearest
 from app.catalog.pointer import Entry, Pointer, current_index
 from app.catalog.residents import Residents
-from app.engine.version import Version
+from app.catalog.stored_version import StoredVersion
 
 OLD_VERSIONS = 16  # resident beside the current ones, for ?adapter=name@version
 SHORTEST_VERSION = 12
@@ -83,7 +83,7 @@ class Registry:
     names: dict[str, Name] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    merged: dict[str, Version] = field(default_factory=dict)
+    merged: dict[str, StoredVersion] = field(default_factory=dict)
     folder_gone: dict[str, str] = field(default_factory=dict)
     nearest: Nearest = field(default_factory=Nearest)
     on_remove: Callable[[str], None] = lambda _: None
@@ -140,7 +140,7 @@ class Registry:
             raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
         return served
 
-    def ready(self, name: Name) -> Version | None:
+    def ready(self, name: Name) -> StoredVersion | None:
         """The name's version, merged or not, if it is in memory."""
         return self.merged.get(name.name) or self.residents.use(name.digest)
 

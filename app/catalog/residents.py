@@ -1,6 +1,6 @@
 """Which versions are in memory, within a budget; what is used least recently falls out.
 
-Memory is a cache of the store: whoever holds a Version keeps it alive until its answer has left.
+Memory is a cache of the store: whoever holds a version keeps it alive until its answer has left.
 Knows bytes and digests; knows no names, files or HTTP. Touched from the event loop only, and so
 without a lock: other threads read its counts alone.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from app.engine.version import Version
+from app.catalog.stored_version import StoredVersion
 
 
 class Residents:
@@ -23,7 +23,7 @@ class Residents:
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._versions: OrderedDict[str, Version] = OrderedDict()
+        self._versions: OrderedDict[str, StoredVersion] = OrderedDict()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._versions
@@ -31,7 +31,7 @@ class Residents:
     def __len__(self) -> int:
         return len(self._versions)
 
-    def use(self, digest: str) -> Version | None:
+    def use(self, digest: str) -> StoredVersion | None:
         """The version for a request, if it is in memory; counted."""
         version = self.get(digest)
         if version is None:
@@ -40,13 +40,13 @@ class Residents:
             self.hits += 1
         return version
 
-    def get(self, digest: str) -> Version | None:
+    def get(self, digest: str) -> StoredVersion | None:
         """The version if it is in memory; it is then the most recently used."""
         if digest in self._versions:
             self._versions.move_to_end(digest)
         return self._versions.get(digest)
 
-    def put(self, version: Version) -> None:
+    def put(self, version: StoredVersion) -> None:
         """Hold it; others fall out as the budget needs."""
         self.drop(version.digest)
         self._versions[version.digest] = version

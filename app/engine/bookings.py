@@ -1,9 +1,9 @@
 """When a refused request is to come again, and its being let in then.
 
-Under a lasting overload new requests take every place that becomes free, so a wait told from the
-drain rate alone would mostly end in another refusal. A refusal therefore books a time: the bookings
-follow each other a little slower than the queue drains, and who comes at its time is let in above the
-limit. Knows keys, tokens and seconds; knows no requests.
+Under a lasting overload new requests take every place that becomes free. A wait from the drain rate
+alone would mostly end in another refusal. A refusal therefore books a time: bookings follow each
+other a little slower than the queue drains, and a request that comes at its time is let in above
+the limit. Knows keys, tokens and seconds; knows no requests.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from itertools import count
 SHARE = 0.75  # of the drain rate that is kept for those who come again
 EARLY_S = 0.05  # a client's clock and the network
 LATE_S = 5.0  # then its place is given up
-MOST = 100_000  # bookings held
+MOST = 100_000  # bookings in memory
 
 
 class Bookings:
-    """Not thread-safe: the queue's lock is around it."""
+    """The times of refused requests. Not thread-safe: Admission's lock is around it."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -51,7 +51,7 @@ class Bookings:
         return True
 
     def calm(self) -> None:
-        """There is room again: who is refused from here on need not wait for those who never came."""
+        """There is room again: the next refusal need not wait for bookings that nobody claims."""
         self._next = 0.0
 
     def _give_up(self, now: float) -> None:

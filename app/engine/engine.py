@@ -1,8 +1,8 @@
-"""The loop: the model's threads take what is waiting, run it packed, hand it back.
+"""The model's threads: take what waits, run it packed, hand it back.
 
-Knows tokens and versions; knows nothing of HTTP. `Engine.run` is the way in from the event loop.
-Between two layers a batch lets those run first whose turn comes before its own end, and stops where
-nobody waits for it any more.
+`Engine.run` is the way in from the event loop. Between two layers a batch lets work go ahead whose
+turn comes before the batch's own end. A batch that nobody waits for any more stops there. Knows
+sequences and threads; knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -11,39 +11,32 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from app.engine.failures import NOT_FINITE, NotFinite, lost_its_device, told
-from app.engine.queue import Asker, Queue, Ticket, Waiting
-from app.engine.tokenizer import Tokens
-from app.engine.version import Version
-from app.model.batch import Item, Want
+from app.engine.admission import Admission, Asker
+from app.engine.failures import failure_of, lost_its_device, not_finite
+from app.engine.queue import Call, Queue, tokens_of
+from app.engine.request import Request
+from app.engine.width import Width
 from app.model.encoder import Encoder
 from app.model.machine import first_line
+from app.model.sequence import Sequence
+from app.model.version import Version
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 AHEAD_TOKENS = 256  # that may run between two layers of another batch
-QUIET_S = 0.1  # without work for the other threads, before one takes their cores as well
-
-
-@dataclass(frozen=True, eq=False)
-class Ask:
-    """One sequence to run: its tokens, what it is to give, through which version (None: the base)."""
-
-    tokens: Tokens
-    want: Want
-    version: Version | None
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """rows: one fp32 CPU tensor per ask, in order. Times in seconds."""
+    """rows: one float32 CPU tensor per sequence, in order. queue_s, inference_s: seconds."""
 
     rows: list[Tensor]
     queue_s: float
@@ -55,7 +48,14 @@ class Abandoned(Exception):
 
 
 class Engine:
-    """The model and its threads. start() and stop() frame their life; run() is safe from the loop."""
+    """The model and its threads. start() and stop() frame their life; run() is safe from the loop.
+
+    hung: a forward has stood still for too long; the watchdog alone sets it. lost: the error that
+    ended the device's context. max_batch_tokens shrinks where the device is short of memory.
+
+    The threads share these without a lock: each is set whole, and only a GPU, which has one thread,
+    is ever lost or short of memory.
+    """
 
     def __init__(
         self,
@@ -67,25 +67,31 @@ class Engine:
     ) -> None:
         """The budget is never under one sequence: every admissible input fits a batch.
 
-        threads: batches that run at the same time, each on its share of the cores; one alone takes
-        them all.
+        threads: batches that run at the same time, each on its share of the cores.
         """
         self.encoder = encoder
         self.max_batch_tokens = max(max_batch_tokens, encoder.max_length)
-        self.queue = Queue(max_queue_tokens, floor_tokens=4 * max_batch_tokens, takers=threads)
+        self.admission = Admission(max_queue_tokens, floor_tokens=4 * max_batch_tokens)
+        self.queue = Queue(self.admission, takers=threads)
         self.on_batch: Callable[[int, int], None] = lambda tokens, sequences: None
-        self._cores = cores
-        self._beats = [0] * threads  # of each thread; while one is at work its beats go on
-        self._at_work: set[int] = set()
-        self.hung = False  # the watchdog's word
-        self.lost: str | None = None  # the error that ended its device's context
-        self._spare_ran_at = 0.0
+        self.hung = False
+        self.lost: str | None = None
+        self._width = Width(cores, threads)
+        self._ticks = count(1)
+        self._beats: dict[int, int] = {}  # of threads at work; each sets and drops its own
+        self._cores = [0] * threads  # of each thread's products, as each has set it for itself
         self._threads = [
             threading.Thread(target=self._loop, args=(i,), name=f"model-{i}", daemon=True)
             for i in range(threads)
         ]
 
+    @property
+    def base(self) -> Version:
+        """The plain base, as the version that a sequence without an adapter runs through."""
+        return self.encoder.version
+
     def start(self) -> None:
+        """Start the model's threads."""
         for thread in self._threads:
             thread.start()
 
@@ -100,49 +106,40 @@ class Engine:
 
     @property
     def turning(self) -> bool:
+        """Whether all of the model's threads live."""
         return all(thread.is_alive() for thread in self._threads)
 
     @property
     def pulse(self) -> dict[int, int]:
         """Of each thread that is at work, a number that changes as it gets on, layer by layer."""
-        return {number: self._beats[number] for number in tuple(self._at_work)}
+        return self._beats.copy()
 
-    async def run(self, asks: Sequence[Ask], asker: Asker = Asker()) -> Answer:  # noqa: B008
+    async def run(self, sequences: list[Sequence], asker: Asker = Asker()) -> Answer:  # noqa: B008
         """Run the sequences, perhaps beside others', over one batch or several.
 
-        Raises QueueFull at once; ForwardFailed for what the model fails on. Cancelling drops what waits.
+        A request of more tokens than a batch holds is bulk. Raises QueueFull at once; ForwardFailed
+        for what the model fails on. Cancelling drops what waits.
         """
         loop = asyncio.get_running_loop()
-        finished = asyncio.Event()
+        over = asyncio.Event()
+        bulk = asker.bulk or tokens_of(sequences) > self.max_batch_tokens
 
-        def done() -> None:
-            loop.call_soon_threadsafe(finished.set)
+        def notify() -> None:
+            loop.call_soon_threadsafe(over.set)
 
-        ticket = Ticket(done, [None] * len(asks), len(asks))
-        bulk = asker.bulk or sum(len(a.tokens.ids) for a in asks) > self.max_batch_tokens
-        self.queue.put(
-            [
-                Waiting(
-                    a.tokens.ids,
-                    a.tokens.types,
-                    a.want,
-                    a.version,
-                    ticket,
-                    i,
-                    (bulk, a.version and a.version.digest, asker.client),
-                )
-                for i, a in enumerate(asks)
-            ],
-            asker,
-        )
+        request = Request(notify, replace(asker, bulk=bulk), len(sequences))
+        for index, sequence in enumerate(sequences):
+            sequence.request, sequence.index = request, index
+        self.queue.put(request, sequences)
         try:
-            await finished.wait()
+            await over.wait()
         finally:
-            self.queue.cancel(ticket)
-        if ticket.error is not None:
-            raise ticket.error
-        started = ticket.started_at or ticket.put_at
-        return Answer(ticket.results, started - ticket.put_at, ticket.finished_at - started)
+            self.queue.cancel(request)
+        if request.error is not None:
+            raise request.error
+        started = request.started_at or request.put_at
+        rows = [sequence.row for sequence in sequences if sequence.row is not None]
+        return Answer(rows, started - request.put_at, request.finished_at - started)
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a function on one of the model's threads, between two layers of what runs there."""
@@ -166,89 +163,89 @@ class Engine:
         return await future
 
     def _loop(self, number: int) -> None:
-        """The first thread takes what comes; the others what comes while one is running."""
-        spare, cores, began = number > 0, 0, 0.0
-        while True:
-            work = self.queue.take(self.max_batch_tokens, spare=spare)
-            if work is None:
-                return
-            self._beats[number] += 1
-            self._at_work.add(number)
-            finished: list[Ticket] = []
-            if callable(work):
-                work()
-            else:
-                batch, alone = work
-                # Not at the end of a backlog either, beside which the others were running.
-                quiet = self._spare_ran_at < min(began, time.perf_counter() - QUIET_S)
-                began = time.perf_counter()
-                wide = alone and not spare and quiet
-                wanted = self._cores if wide else max(1, self._cores // len(self._threads))
-                if wanted != cores:
-                    torch.set_num_threads(wanted)
-                    cores = wanted
-                finished = self._timed_step(batch, self._between(batch, number))
-            self._at_work.discard(number)
-            if spare:
-                self._spare_ran_at = time.perf_counter()
-            self.queue.over()  # before the answers: what they bring next finds this thread free
-            _tell(finished)
+        """One thread's life. The first takes what comes; the others what comes beside another."""
+        while self._step(number):
+            pass
 
-    def _between(self, batch: list[Waiting], number: int) -> Callable[[], None]:
+    def _step(self, number: int) -> bool:
+        """Schedule, run, hand back. Returns False once the queue is closed and empty."""
+        spare = number > 0
+        work = self.queue.take(self.max_batch_tokens, spare=spare)
+        if work is None:
+            return False
+        self._beats[number] = next(self._ticks)
+        requests = self._do(work, number)
+        del self._beats[number]
+        self._width.end(spare=spare)
+        self.queue.over()  # before the answers: what they bring next finds this thread free
+        _notify(requests)
+        return True
+
+    def _do(self, work: tuple[list[Sequence], bool] | Call, number: int) -> list[Request]:
+        """Run a call, or a batch as wide as it may be; returns the requests that it finishes."""
+        if callable(work):
+            work()
+            return []
+        batch, alone = work
+        cores = self._width.begin(spare=number > 0, alone=alone)
+        if cores != self._cores[number]:
+            torch.set_num_threads(cores)
+            self._cores[number] = cores
+        return self._run_measured(batch, self._between(batch, number))
+
+    def _between(self, batch: list[Sequence], number: int) -> Callable[[], None]:
         """What a batch does before each of its layers; a short one is not worth interrupting."""
         seen = self.queue.changes
-        long = _tokens(batch) > AHEAD_TOKENS
+        long = tokens_of(batch) > AHEAD_TOKENS
 
         def between() -> None:
             nonlocal seen
-            self._beats[number] += 1
-            if all(w.ticket.cancelled for w in batch):
+            self._beats[number] = next(self._ticks)
+            if all(sequence.request.cancelled for sequence in batch):
                 raise Abandoned
             while long and seen != (seen := self.queue.changes):
                 work = self.queue.take_ahead(batch, AHEAD_TOKENS)
                 if callable(work):
                     work()
                 elif work:
-                    _tell(self._timed_step(work, lambda: None))
+                    _notify(self._run_measured(work, lambda: None))
 
         return between
 
-    def _timed_step(self, batch: list[Waiting], between: Callable[[], None]) -> list[Ticket]:
+    def _run_measured(self, batch: list[Sequence], between: Callable[[], None]) -> list[Request]:
         started = time.perf_counter()
-        finished = self._step(batch, between)
-        self.queue.drained(_tokens(batch), started)
-        return finished
+        requests = self._run(batch, between)
+        self.admission.measure(tokens_of(batch), started)
+        return requests
 
-    def _step(self, batch: list[Waiting], between: Callable[[], None]) -> list[Ticket]:
-        """One batch, and the tickets that are finished with it, to be told.
+    def _run(self, batch: list[Sequence], between: Callable[[], None]) -> list[Request]:
+        """Run one batch, equal sequences once; returns the requests that it finishes.
 
         Where it fails, its members run alone, so that only the culprit fails.
         """
         started = time.perf_counter()
-        for waiting in batch:
-            waiting.ticket.started_at = waiting.ticket.started_at or started
-        same: dict[Any, int] = {}  # what is asked twice in a batch is computed once
-        places = [same.setdefault(_identity(w), len(same)) for w in batch]
-        first = {place: w for w, place in zip(reversed(batch), reversed(places), strict=True)}
+        distinct: dict[Hashable, Sequence] = {}
+        for sequence in batch:
+            sequence.request.started_at = sequence.request.started_at or started
+            distinct.setdefault(_identity(sequence), sequence)
         try:
-            rows = self.encoder.run([_item(first[i]) for i in range(len(same))], between)
+            rows = self.encoder.run(list(distinct.values()), between)
         except Abandoned:
             return []
         except Exception as error:
-            return self._again(batch, between, error)
-        finished = time.perf_counter()
-        self.on_batch(_tokens(batch), len(batch))
-        over = [
-            _deliver(waiting.ticket, waiting.index, rows[place], finished)
-            if torch.isfinite(rows[place]).all()
-            else _fail(waiting.ticket, NotFinite(f"inputs[{waiting.index}]: {NOT_FINITE}"))
-            for waiting, place in zip(batch, places, strict=True)
+            return self._run_in_parts(batch, between, error)
+        finished_at = time.perf_counter()
+        self.on_batch(tokens_of(batch), len(batch))
+        row_of = dict(zip(distinct, rows, strict=True))
+        return [
+            sequence.request
+            for sequence in batch
+            if _hand_back(sequence, row_of[_identity(sequence)], finished_at)
         ]
-        return [w.ticket for w, last in zip(batch, over, strict=True) if last]
 
-    def _again(
-        self, batch: list[Waiting], between: Callable[[], None], error: Exception
-    ) -> list[Ticket]:
+    def _run_in_parts(
+        self, batch: list[Sequence], between: Callable[[], None], error: Exception
+    ) -> list[Request]:
         """A failed batch in parts: halves where memory was short, else one by one.
 
         Not again where it ended the device's context: all would fail of it, for ever.
@@ -257,7 +254,8 @@ class Engine:
         self._look_for_loss(error)
         if self.lost is not None or len(batch) == 1:
             log.error("a forward failed", exc_info=error)
-            return [w.ticket for w in batch if _fail(w.ticket, told(w.index, error, self.lost))]
+            failures = [(s.request, failure_of(s.index, error, self.lost)) for s in batch]
+            return [request for request, failure in failures if request.fail(failure)]
         if short:
             torch.cuda.empty_cache()
             smaller = max(self.encoder.max_length, self.max_batch_tokens // 2)
@@ -265,7 +263,7 @@ class Engine:
             self.max_batch_tokens = smaller
         size = (len(batch) + 1) // 2 if short else 1
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        return [ticket for part in parts for ticket in self._step(part, between)]
+        return [request for part in parts for request in self._run(part, between)]
 
     def _wait_for_device(self) -> None:
         torch.cuda.synchronize(self.encoder.device)
@@ -276,38 +274,20 @@ class Engine:
             self.lost = first_line(error)
 
 
-def _tokens(batch: list[Waiting]) -> int:
-    return sum(len(w.ids) for w in batch)
+def _identity(sequence: Sequence) -> Hashable:
+    """Alike for sequences of one batch whose rows are alike."""
+    return (tuple(sequence.ids), tuple(sequence.types), sequence.want, id(sequence.version))
 
 
-def _identity(waiting: Waiting) -> Any:
-    return (tuple(waiting.ids), tuple(waiting.types), waiting.want, id(waiting.version))
+def _hand_back(sequence: Sequence, row: Tensor, finished_at: float) -> bool:
+    """Give the sequence its row. Returns whether its request is over with it."""
+    request: Request = sequence.request
+    if not torch.isfinite(row).all():
+        return request.fail(not_finite(sequence.index))
+    sequence.row = row
+    return request.finish_one(finished_at)
 
 
-def _item(waiting: Waiting) -> Item:
-    version = waiting.version
-    if version is None:
-        return Item(waiting.ids, waiting.types, waiting.want)
-    return Item(waiting.ids, waiting.types, waiting.want, version.layers, version.adapter.head)
-
-
-def _deliver(ticket: Ticket, index: int, row: Tensor, finished: float) -> bool:
-    """Whether the ticket is finished with it."""
-    with ticket.lock:  # two threads may hold sequences of one ticket
-        ticket.results[index] = row
-        ticket.left -= 1
-        ticket.finished_at = finished
-        return ticket.left == 0
-
-
-def _fail(ticket: Ticket, error: Exception) -> bool:
-    """Whether it is the ticket's first failure: the others need not be told."""
-    with ticket.lock:
-        first = ticket.error is None
-        ticket.error = ticket.error or error
-    return first
-
-
-def _tell(finished: list[Ticket]) -> None:
-    for ticket in finished:
-        ticket.done()
+def _notify(requests: list[Request]) -> None:
+    for request in requests:
+        request.notify()

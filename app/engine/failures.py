@@ -1,4 +1,7 @@
-"""How a forward fails: alone, for want of memory, in numbers that are none, or with its device."""
+"""How a forward fails: on its input, for want of memory, with NaN, or with its device.
+
+Knows errors and their words for the client; knows no sequences.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import torch
 NOT_FINITE = "the answer is NaN or infinite; the adapter's weights, or DTYPE, are too large for it"
 SHORT_OF_MEMORY = "the device has no memory for it now; send it again, or a shorter one"
 BUG = "the model failed on it; this is a bug, please report it"
-# Whoever says so in its error has called CUDA: torch, its libraries, Triton.
-CUDAS = ("CUDA error", "Triton Error [CUDA]", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
+# In the errors of what calls CUDA: torch, its libraries, Triton.
+CUDA = ("CUDA error", "Triton Error [CUDA]", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
 
 
 class ForwardFailed(Exception):
@@ -29,27 +32,36 @@ class DeviceLost(ForwardFailed):
     """The device answers nothing any more, until the process starts anew."""
 
 
-def lost_its_device(error: BaseException, ask: Callable[[], object]) -> bool:
+def lost_its_device(error: BaseException, wait: Callable[[], object]) -> bool:
     """Whether this error has ended CUDA's context: every later call would fail of it as well.
 
-    Which errors do is not in their names (an illegal address, an assert, a launch that failed; not a
-    launch that asked for too much), so the device is asked once more: `ask` waits for it.
+    An illegal address does, and a failed assert or launch; a launch that asks for too much does
+    not. The names of the errors don't tell them apart, so the device is tried once more: `wait`
+    waits for what it runs, and raises where the device is lost.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return False
-    if not isinstance(error, torch.AcceleratorError) and not any(s in str(error) for s in CUDAS):
+    if not isinstance(error, torch.AcceleratorError) and not any(s in str(error) for s in CUDA):
         return False
     try:
-        ask()
+        wait()
     except Exception:
         return True
     return False
 
 
-def told(index: int, error: BaseException, lost: str | None) -> ForwardFailed:
-    """What the client of the request's index-th input is told. lost: the error that ended the device."""
+def failure_of(index: int, error: BaseException, lost: str | None) -> ForwardFailed:
+    """What the client of the request's index-th input learns.
+
+    lost: the error that ended the device's context, where one did.
+    """
     if lost is not None:
         return DeviceLost(f"the device is lost ({lost}): this process is about to end")
     if isinstance(error, torch.OutOfMemoryError):
         return OutOfMemory(f"inputs[{index}]: {SHORT_OF_MEMORY}")
     return ForwardFailed(f"inputs[{index}]: {BUG}")
+
+
+def not_finite(index: int) -> NotFinite:
+    """The same where the answer holds NaN or infinity."""
+    return NotFinite(f"inputs[{index}]: {NOT_FINITE}")

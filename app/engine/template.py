@@ -1,7 +1,7 @@
 """Where a tokenizer puts its special tokens around a text or a pair, learned once from itself.
 
-Knows a fast tokenizer; knows no texts of anybody. The tokenizer's own post-processor would keep what is
-cut off as further pieces, for a pair in every combination.
+The tokenizer's own post-processor is not used for texts: it keeps the pieces that truncation
+removes, for a pair in every combination. Knows a fast tokenizer; knows no client's texts.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ PROBES = ("a", "b")
 
 @dataclass(frozen=True)
 class Template:
-    """around: special ids before, between and behind the texts; types: theirs, and each text's own.
+    """around: the special ids before, between and behind the texts: two places, for a pair three.
 
-    One text has two of `around` and a pair three.
+    around_types: their token_type_ids. own_types: each text's own.
     """
 
     around: tuple[tuple[int, ...], ...]
@@ -48,11 +48,14 @@ class Template:
 
 
 def learn_template(backend: Tokenizer, count: int) -> Template:
-    """count: 1 for a text, 2 for a pair. Raises ValueError for a tokenizer that has no such template."""
+    """Learn it from two probes. count: 1 for a text, 2 for a pair.
+
+    Raises ValueError for a tokenizer that has no such template.
+    """
     probes = backend.encode_batch(list(PROBES[:count]), add_special_tokens=False)
     lengths = [len(probe) for probe in probes]
-    done = backend.post_process(probes[0], probes[1] if count > 1 else None)
-    rows = zip(done.ids, done.type_ids, done.special_tokens_mask, strict=True)
+    whole = backend.post_process(probes[0], probes[1] if count > 1 else None)
+    rows = zip(whole.ids, whole.type_ids, whole.special_tokens_mask, strict=True)
     around: list[list[tuple[int, int]]] = [[]]
     own_types: list[int] = []
     for special, members in groupby(rows, key=lambda row: row[2]):
@@ -70,6 +73,6 @@ def learn_template(backend: Tokenizer, count: int) -> Template:
     if len(around) != count + 1 or (
         template.ids([probe.ids for probe in probes]),
         template.types(lengths),
-    ) != (done.ids, done.type_ids):
+    ) != (whole.ids, whole.type_ids):
         raise ValueError("its special tokens do not stand around its texts")
     return template

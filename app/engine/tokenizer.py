@@ -1,7 +1,7 @@
 """Text -> token ids, cut to length, off the event loop.
 
-The fast tokenizer is used without its own truncation and padding, which are state: so one object
-serves every thread, and each call can have its own length. Knows no models and no HTTP.
+The fast tokenizer's own truncation and padding are state, so they stay off: one object serves every
+thread, and each call has its own length. Knows no models and no HTTP.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Tokens:
 class TextTokenizer:
     """backend: the fast tokenizer without state of its own. fast: transformers' object around it.
 
-    vocabulary: ids below it are the model's. types: whether the model is told a pair's halves apart.
+    vocabulary: ids below it are the model's. types: whether the model gets token_type_ids.
     single, pair: where special tokens go.
     """
 
@@ -68,7 +68,7 @@ class TextTokenizer:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One text of an input, with its prompt, and as much of its tokens as is needed."""
+    """One text of an input, with its prompt, and as many of its tokens as the cut needs."""
 
     text: str
     encoded: Encoded
@@ -76,7 +76,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Cut:
-    """How inputs that are too long are treated; max_length counts special tokens."""
+    """How long an input may be, in tokens with the special ones, and from which end it is cut."""
 
     max_length: int
     truncate: bool = True
@@ -113,9 +113,10 @@ def tokenize(
 ) -> list[Tokens]:
     """Each text, pair or list of ids as tokens; ids are taken as they are, nothing is added.
 
-    prompt goes before each text (a pair's first). Blocks: call it in a thread; check is called between
-    parts of the work, and what it raises ends it. Raises InputRefused for an empty input, an id outside
-    the vocabulary, or a long input with truncate=False.
+    prompt goes before each text (a pair's first). check is called between parts of the work; an
+    exception of its ends the work. Blocks: call it in a thread.
+    Raises InputRefused for an empty input, an id outside the vocabulary, or a long input with
+    truncate=False.
     """
     texts = [_texts(i, value, prompt) for i, value in enumerate(inputs)]
     room = cut.max_length - tokenizer.single.specials
@@ -141,7 +142,7 @@ def _texts(i: int, value: Input, prompt: str) -> list[str]:
 
 
 def _finish(tokenizer: TextTokenizer, i: int, parts: list[Part], cut: Cut) -> Tokens:
-    """Cut, then add the special tokens (truncation as transformers' longest_first)."""
+    """Cut, then add the special tokens. A pair is cut as transformers' longest_first does."""
     pair = len(parts) > 1
     template = tokenizer.pair if pair else tokenizer.single
     room = cut.max_length - template.specials

@@ -1,7 +1,8 @@
-"""Notices a forward that hangs, or a device that is lost, says so, and ends the process for its supervisor.
+"""Notices a forward that hangs or a device that is lost, and ends the process for its supervisor.
 
-A thread of its own: what hangs may hold the event loop too. Time is counted in looks, so that a process
-that was stopped and goes on, or a machine that slept, is not taken for hung.
+It has a thread of its own: a hanging forward may block the event loop too. It counts looks and not
+seconds: a process that was stopped, or a machine that slept, is not taken for hung. Knows the
+engine's pulse; knows no sequences.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from app.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 LOOK_S = 1.0
-TELL_S = 5.0  # for /livez to be asked, before the process ends
+TELL_S = 5.0  # in which /livez can say so, before the process ends
 EXIT_CODE = 70  # EX_SOFTWARE
 
 
 class Looks:
-    """How many looks in a row a thread was seen without getting on."""
+    """How many looks in a row a thread has stood still."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, int]] = {}
@@ -40,10 +41,10 @@ class Looks:
 def watch_forwards(
     engine: Engine, max_still_s: float, end: Callable[[int], object] = os._exit
 ) -> Callable[[], None]:
-    """Start watching; the function that is returned ends it.
+    """Start watching; returns the function that ends it.
 
-    A forward that does not get on for max_still_s sets engine.hung, is logged with every thread's
-    stack, and ends the process TELL_S later; so does a device that is lost (engine.lost).
+    A forward that stands still for max_still_s sets engine.hung. It is logged with every thread's
+    stack, and `end` is called TELL_S later. A device that is lost (engine.lost) ends the same way.
     """
     over = threading.Event()
 

@@ -1,9 +1,9 @@
 """A long text is tokenised only as far as its tokens fit: the ids are those of cutting afterwards.
 
-A window from the end that stays (the beginning, for a cut on the right) is tokenised, and another one
-that is SHIFT characters longer. Where both give the same tokens up to AHEAD characters before the cut,
-what lies beyond the cut does not matter to them. Else both windows grow, up to LOOK characters; what
-such a text says further on is not read. Why: docs/decisions/0015-long-texts.md. Knows a fast tokenizer
+Two windows from the end that stays (the beginning, for a cut on the right) are tokenised, one SHIFT
+characters longer than the other. Where both give the same tokens up to AHEAD characters before the
+cut, the text beyond the cut does not matter to them. Else both windows grow, up to LOOK characters;
+the rest of such a text is not read. Why: docs/decisions/0015-long-texts.md. Knows a fast tokenizer
 and texts; knows no inputs.
 """
 
@@ -19,9 +19,7 @@ Direction = Literal["left", "right"]
 
 LOOK = 65_536  # characters of a text that are tokenised at most
 AHEAD = 128  # WordPiece looks at whole words of up to 100 characters, and knows no longer ones
-SHIFT = (
-    97  # a prime: no grouping of digits or letters by twos or threes looks alike from both windows
-)
+SHIFT = 97  # a prime: no grouping of letters by twos or threes looks alike from both windows
 CHARS_PER_TOKEN = 8  # of the first window: English has 4 to 5
 GROWTH = 4
 AT_ONCE = 64  # windows between two looks at whether the work is still wanted
@@ -31,8 +29,8 @@ AT_ONCE = 64  # windows between two looks at whether the work is still wanted
 class Encoded:
     """A text's tokens without special ones; equal texts share them.
 
-    places: each token's first and last character. whole: there are no other tokens; else there are more
-    than fit.
+    places: each token's first and last character. whole: these are all of its tokens; else it has
+    more than fit.
     """
 
     ids: list[int]
@@ -49,35 +47,35 @@ def encode(
 ) -> list[Encoded]:
     """Each text's tokens: all of them, or more than `room` from the end that stays.
 
-    check: called between parts of the work; what it raises ends it. Blocks, without Python's lock for
-    most of the time.
+    check: called between parts of the work; an exception of its ends the work. Blocks, for most of
+    the time without Python's lock.
     """
-    found: dict[str, Encoded] = {}
+    encoded: dict[str, Encoded] = {}
     waiting = dict.fromkeys(texts)
     size = CHARS_PER_TOKEN * (room + 1) + 2 * AHEAD
     while waiting:
         short = [text for text in waiting if len(text) <= size + SHIFT]
         whole = _encode(backend, short, check)
-        found |= {text: Encoded(e.ids, e.offsets, True) for text, e in whole.items()}
+        encoded |= {text: Encoded(e.ids, e.offsets, True) for text, e in whole.items()}
         long = [text for text in waiting if len(text) > size + SHIFT]
         windows = {
             t: (_window(t, size, direction), _window(t, size + SHIFT, direction)) for t in long
         }
-        encoded = _encode(backend, [w for pair in windows.values() for w in pair], check)
+        encodings = _encode(backend, [w for pair in windows.values() for w in pair], check)
         waiting = {}
         for text, (window, longer) in windows.items():
-            settled = _settled(encoded[window], encoded[longer], size, room, direction)
+            settled = _settled(encodings[window], encodings[longer], size, room, direction)
             if settled or size >= LOOK:
-                left_out = len(text) - size if direction == "left" else 0
-                found[text] = _of_window(encoded[window], room + 1, direction, left_out)
+                offset = len(text) - size if direction == "left" else 0
+                encoded[text] = _of_window(encodings[window], room + 1, direction, offset)
             else:
                 waiting[text] = None
         size = min(size * GROWTH, LOOK) if size < LOOK else size
-    return [found[text] for text in texts]
+    return [encoded[text] for text in texts]
 
 
 def length(backend: Tokenizer, text: str) -> int:
-    """How many tokens the text has, as far as it is looked at at all."""
+    """How many tokens the text has, in its first LOOK characters."""
     return len(backend.encode_batch([text[:LOOK]], add_special_tokens=False)[0])
 
 
@@ -85,10 +83,10 @@ def _window(text: str, size: int, direction: Direction) -> str:
     return text[:size] if direction == "right" else text[-size:]
 
 
-def _of_window(window: Encoding, most: int, direction: Direction, left_out: int) -> Encoded:
-    """Its first or last tokens. left_out: characters of the text before the window."""
+def _of_window(window: Encoding, most: int, direction: Direction, offset: int) -> Encoded:
+    """Its first or last tokens. offset: characters of the text before the window."""
     stays = slice(most) if direction == "right" else slice(max(0, len(window) - most), None)
-    places = [(start + left_out, end + left_out) for start, end in window.offsets[stays]]
+    places = [(start + offset, end + offset) for start, end in window.offsets[stays]]
     return Encoded(window.ids[stays], places, whole=False)
 
 
@@ -97,13 +95,13 @@ def _encode(
 ) -> dict[str, Encoding]:
     """encode_batch, which lets other threads go on meanwhile; encode does not. Equal texts once."""
     distinct = list(dict.fromkeys(texts))
-    found: dict[str, Encoding] = {}
+    encodings: dict[str, Encoding] = {}
     for start in range(0, len(distinct), AT_ONCE):
         check()
         part = distinct[start : start + AT_ONCE]
-        encodings = backend.encode_batch(part, add_special_tokens=False)
-        found |= zip(part, encodings, strict=True)
-    return found
+        rows = backend.encode_batch(part, add_special_tokens=False)
+        encodings |= zip(part, rows, strict=True)
+    return encodings
 
 
 def _settled(

@@ -19,7 +19,8 @@ class QuotaExceeded(Exception):
 
     def __init__(self, whose: str, tokens_per_s: float, retry_after_s: float) -> None:
         super().__init__(
-            f"{whose} has used its {tokens_per_s:g} tokens a second; try again in {retry_after_s:.2f} s"
+            f"{whose} has used its {tokens_per_s:g} tokens a second (rate limit); try again in "
+            f"{retry_after_s:.2f} s"
         )
         self.retry_after_s = retry_after_s
 
@@ -38,29 +39,29 @@ class Quotas:
     """clock: seconds, monotonic."""
 
     clock: Callable[[], float] = time.monotonic
-    _left: dict[Hashable, tuple[float, float]] = field(default_factory=dict)
+    _remaining: dict[Hashable, tuple[float, float]] = field(default_factory=dict)
 
     def charge(self, charges: Sequence[Charge]) -> None:
         """Take all of them or, where one has nothing left, none. Raises QuotaExceeded."""
         now = self.clock()
         limited = [(c, c.tokens_per_s) for c in charges if c.tokens_per_s is not None]
-        waits = [(-self._now_left(c.whose, rate, now) / rate, c, rate) for c, rate in limited]
+        waits = [(-self._now_remaining(c.whose, rate, now) / rate, c, rate) for c, rate in limited]
         wait_s, worst, rate = max(waits, key=lambda w: w[0], default=(-1.0, None, 0.0))
         if worst is not None and wait_s >= 0:
             raise QuotaExceeded(worst.whose, rate, max(wait_s, 0.001))
         for c, rate in limited:
-            self._left[c.whose] = (self._now_left(c.whose, rate, now) - c.tokens, now)
-        if len(self._left) > REMEMBERED:
-            self._left = {k: v for k, v in self._left.items() if v[0] < 0}
+            self._remaining[c.whose] = (self._now_remaining(c.whose, rate, now) - c.tokens, now)
+        if len(self._remaining) > REMEMBERED:
+            self._remaining = {k: v for k, v in self._remaining.items() if v[0] < 0}
 
     def give_back(self, charges: Sequence[Charge]) -> None:
         """What was charged and not let in after all."""
         for c in charges:
-            if c.tokens_per_s is not None and c.whose in self._left:
-                left, at = self._left[c.whose]
-                self._left[c.whose] = (left + c.tokens, at)
+            if c.tokens_per_s is not None and c.whose in self._remaining:
+                tokens, at = self._remaining[c.whose]
+                self._remaining[c.whose] = (tokens + c.tokens, at)
 
-    def _now_left(self, whose: str, rate: float, now: float) -> float:
+    def _now_remaining(self, whose: str, rate: float, now: float) -> float:
         full = rate * BURST_S
-        left, at = self._left.get(whose, (full, now))
-        return min(full, left + rate * (now - at))
+        tokens, at = self._remaining.get(whose, (full, now))
+        return min(full, tokens + rate * (now - at))

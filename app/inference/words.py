@@ -22,7 +22,7 @@ from app.engine.tokenizer import TextTokenizer, Tokens
 
 Strategy = Literal["none", "simple", "first", "average", "max"]
 NOTHING = "O"  # the label of what is no entity, left out as in transformers' pipeline
-# Said once per process, for tokenizers that do not mark a word's later pieces; grouping goes on by spaces.
+# Once per process, for tokenizers that do not mark a word's later pieces: grouping goes by spaces.
 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
 
 
@@ -60,9 +60,9 @@ def word_groups(
         np.array([place is None for place in tokens.places]),
         how,
     )
-    found = grouping.aggregate(pieces, how)
+    groups = grouping.aggregate(pieces, how)
     return [
         {**entity, "score": float(entity["score"])}
-        for entity in found
+        for entity in groups
         if NOTHING not in (entity.get("entity"), entity.get("entity_group"))
     ]

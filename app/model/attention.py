@@ -67,8 +67,10 @@ def _varlen(
     scaling: float | None,
     sliding_window: int | None,
 ) -> tuple[Tensor, None]:
-    """torch's attention over lengths that differ: CUDA, half precision. In one split, so that a
-    sequence's bits do not depend on its neighbours."""
+    """torch's attention over lengths that differ: CUDA, half precision.
+
+    In one split, so that a sequence's bits do not depend on its neighbours.
+    """
     reach = -1 if sliding_window is None else sliding_window - 1
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     out = varlen_attn(
@@ -89,8 +91,8 @@ def _varlen(
 def varlen_why_not(config: Any, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why varlen_attn cannot serve, in words; None where it gives what the runs give.
 
-    Asked once at start where varlen_is_for, so that a card or a driver that does otherwise costs speed
-    and not answers.
+    Tried once at start, where varlen_is_for: a card or a driver that does otherwise costs speed and
+    not answers.
     """
     try:
         off = _varlen_off(config, device, dtype)
@@ -102,7 +104,7 @@ def varlen_why_not(config: Any, device: torch.device, dtype: torch.dtype) -> str
 
 
 def varlen_is_for(device: torch.device, dtype: torch.dtype) -> bool:
-    """A GPU in half precision; elsewhere torch has none."""
+    """Whether torch has varlen_attn for it: on a GPU, in half precision."""
     return device.type == "cuda" and dtype != torch.float32
 
 
@@ -119,9 +121,9 @@ def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     worst = 0.0
     for window in (None, 65):
-        wanted, _ = packed_attention(None, q, k, v, None, None, window, runs=runs_of(lengths))
-        found, _ = _varlen(q, k, v, ends, max(lengths), None, window)
-        off = float((found - wanted).abs().max())
+        by_runs, _ = packed_attention(None, q, k, v, None, None, window, runs=runs_of(lengths))
+        at_once, _ = _varlen(q, k, v, ends, max(lengths), None, window)
+        off = float((at_once - by_runs).abs().max())
         worst = max(worst, math.inf if math.isnan(off) else off)
     return worst
 

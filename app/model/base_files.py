@@ -30,7 +30,7 @@ class BaseRefused(Exception):
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """id: how clients name the base. sentence: how it embeds; pooling and normalize always said."""
+    """id: the name for clients. sentence: how it embeds; pooling and normalize are never None."""
 
     id: str
     folder: Path
@@ -38,9 +38,9 @@ class BaseFiles:
 
 
 def find_base(model: str | None, revision: str | None) -> BaseFiles:
-    """model: a folder, a hub id (downloaded with a progress bar, pinned by revision) or None: the
-    embedded one.
+    """The base's files, downloaded (with a progress bar) where they have to be.
 
+    model: a folder, a hub id, which revision pins, or None: the embedded one.
     Raises BaseRefused, EmbeddedBaseMissing.
     """
     if model is None:
@@ -61,7 +61,7 @@ def find_base(model: str | None, revision: str | None) -> BaseFiles:
 def _read(model_id: str, folder: Path) -> BaseFiles:
     """sentence-transformers' modules.json and beside; without them mean pooling, normalised."""
     try:
-        said = read_sentence(
+        sentence = read_sentence(
             _json(folder / "modules.json"),
             _json(folder / "1_Pooling" / "config.json"),
             _json(folder / "sentence_bert_config.json"),
@@ -69,7 +69,7 @@ def _read(model_id: str, folder: Path) -> BaseFiles:
         )
     except SentenceRefused as error:
         raise BaseRefused(str(error)) from None
-    return BaseFiles(model_id, folder, said.over(DEFAULT))
+    return BaseFiles(model_id, folder, sentence.over(DEFAULT))
 
 
 def _json(path: Path) -> Any:
@@ -82,13 +82,13 @@ def _json(path: Path) -> Any:
 
 
 def head_tensors(folder: Path) -> dict[str, Tensor]:
-    """What the checkpoint holds of a head behind the encoder, which the encoder itself leaves out.
+    """The checkpoint's tensors of a head behind the encoder, by name; the encoder has none of them.
 
-    ModernBERT's own checkpoint has head.dense and head.norm; a fine-tuned base its whole classifier.
+    ModernBERT's own checkpoint has head.dense and head.norm, a fine-tuned base a whole classifier.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(HEAD_PREFIXES)]  # noqa: SIM118
-            found |= {name: file.get_tensor(name) for name in names}
-    return found
+            tensors |= {name: file.get_tensor(name) for name in names}
+    return tensors

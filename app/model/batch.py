@@ -1,48 +1,21 @@
 """Sequences of many adapters packed end to end: who sits where.
 
-Knows lengths and adapters; computes nothing. Order: the base's sequences first, then each adapter's
-as one segment, those with layers of their own last; within a segment by length, so that equal lengths run together.
+The base's sequences come first, then each version's as one segment; versions with layers of their
+own come last. Within a segment sequences stand by length, so that equal lengths run together. Knows
+lengths and layers; computes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from app.adapters.config.sentence import Pooling
-from app.adapters.values import Head
 from app.model.delta import BASE_LAYERS, Layers
 from app.model.machine import to_device
-
-Wanted = Literal["embedding", "logits"]
-
-
-@dataclass(frozen=True)
-class Want:
-    """What one sequence is to give: a pooled embedding [H or dimensions], or its head's logits.
-
-    Logits are [L], or [n, L] where the head labels each of n tokens.
-    """
-
-    kind: Wanted
-    pooling: Pooling = "mean"
-    normalize: bool = True
-    dimensions: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One sequence to run, through its adapter's layers and head."""
-
-    ids: Sequence[int]
-    types: Sequence[int]
-    want: Want
-    layers: Layers = BASE_LAYERS
-    head: Head | None = None
+from app.model.sequence import Sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +37,13 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """input_ids, token_type_ids, position_ids [1, T] (positions restart at 0 per sequence).
+    """input_ids, token_type_ids, position_ids: int64 [1, T]; positions restart at 0 per sequence.
 
-    items[i], starts[i] and lengths[i] belong to the i-th packed sequence; order[i] is its place
-    in what pack() was given. segments: over T rows.
+    sequences[i], starts[i] and lengths[i] belong to the i-th packed sequence; order[i] is its place
+    in what pack() was given. segments: over the T rows. runs: the same rows by length.
     """
 
-    items: list[Item]
+    sequences: list[Sequence]
     order: list[int]
     starts: list[int]
     lengths: list[int]
@@ -86,29 +59,29 @@ class Batch:
         return to_device(torch.tensor(ends, dtype=torch.int32), self.input_ids.device)
 
 
-def pack(items: Sequence[Item], device: torch.device, padding: int | None = None) -> Batch:
-    """Pack sequences of any length and adapter; T = the sum of their lengths.
+def pack(sequences: list[Sequence], device: torch.device, padding: int | None = None) -> Batch:
+    """Pack sequences of any length and version; T = the sum of their lengths.
 
     padding: RoBERTa's padding id, which takes no position where it stands in a text.
     """
     place = {BASE_LAYERS: 0}
-    for item in items:
-        place.setdefault(item.layers, len(place))
+    for sequence in sequences:
+        place.setdefault(sequence.layers, len(place))
 
     def key(i: int) -> tuple[bool, int, int]:
-        item = items[i]
-        return (bool(item.layers.own), place[item.layers], len(item.ids))
+        layers = sequences[i].layers
+        return (bool(layers.own), place[layers], len(sequences[i].ids))
 
-    order = sorted(range(len(items)), key=key)
-    packed = [items[i] for i in order]
-    lengths = [len(item.ids) for item in packed]
+    order = sorted(range(len(sequences)), key=key)
+    packed = [sequences[i] for i in order]
+    lengths = [len(sequence.ids) for sequence in packed]
     starts = [0]
     for length in lengths[:-1]:
         starts.append(starts[-1] + length)
 
-    ids = [i for item in packed for i in item.ids]
-    types = [t for item in packed for t in item.types]
-    positions = [p for item in packed for p in _positions(item.ids, padding)]
+    ids = [token for sequence in packed for token in sequence.ids]
+    types = [type_ for sequence in packed for type_ in sequence.types]
+    positions = [p for sequence in packed for p in _positions(sequence.ids, padding)]
     rows = to_device(torch.tensor([ids, types, positions], dtype=torch.long), device)
     return Batch(
         packed,
@@ -123,43 +96,43 @@ def pack(items: Sequence[Item], device: torch.device, padding: int | None = None
     )
 
 
-def _positions(ids: Sequence[int], padding: int | None) -> list[int]:
+def _positions(ids: list[int], padding: int | None) -> list[int]:
     """0, 1, 2, …; with a padding id -1 for it, and the others counted without.
 
     Source: transformers' create_position_ids_from_input_ids.
     """
     if padding is None or padding not in ids:
         return list(range(len(ids)))
-    places, at = [], 0
+    positions, following = [], 0
     for token in ids:
-        places.append(-1 if token == padding else at)
-        at += token != padding
-    return places
+        positions.append(-1 if token == padding else following)
+        following += token != padding
+    return positions
 
 
-def segments(items: Sequence[Item], widths: Sequence[int]) -> list[Segment]:
-    """Neighbours of one adapter joined; the i-th item takes widths[i] rows."""
-    found: list[Segment] = []
+def segments(sequences: Iterable[Sequence], widths: Iterable[int]) -> list[Segment]:
+    """Neighbours of the same layers joined; the i-th sequence takes widths[i] rows."""
+    joined: list[Segment] = []
     end = 0
-    for item, width in zip(items, widths, strict=True):
+    for sequence, width in zip(sequences, widths, strict=True):
         start, end = end, end + width
-        last = found[-1] if found else None
-        if last is not None and last.layers is item.layers:
+        last = joined[-1] if joined else None
+        if last is not None and last.layers is sequence.layers:
             start = last.rows.start
-            found.pop()
-        found.append(Segment(slice(start, end), item.layers))
-    return found
+            joined.pop()
+        joined.append(Segment(slice(start, end), sequence.layers))
+    return joined
 
 
-def runs_of(lengths: Sequence[int]) -> list[Run]:
+def runs_of(lengths: Iterable[int]) -> list[Run]:
     """Neighbours of equal length joined."""
-    found: list[Run] = []
+    runs: list[Run] = []
     end = 0
     for length in lengths:
         start, end = end, end + length
-        if found and found[-1].length == length:
-            last = found.pop()
-            found.append(Run(slice(last.rows.start, end), last.count + 1, length))
+        if runs and runs[-1].length == length:
+            last = runs.pop()
+            runs.append(Run(slice(last.rows.start, end), last.count + 1, length))
         else:
-            found.append(Run(slice(start, end), 1, length))
-    return found
+            runs.append(Run(slice(start, end), 1, length))
+    return runs

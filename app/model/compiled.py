@@ -1,8 +1,9 @@
-"""numba's compiler, for a level of processors instead of this very one, and with a place to keep its code.
+"""numba's compiler for a level of processors, not for this very one, and with a place for its code.
 
-numba keys what it keeps by the processor's name and features, so that an image compiled on one machine
-would compile again on every other, at each start. Here the key is the level of x86-64 that the
-processor has: two levels, compiled when the image is built, serve all of them (docs/decisions/0012).
+numba's cache is keyed by the processor's name and features: an image compiled on one machine would
+compile again on every other, at each start. Here the key is the processor's level of x86-64. Two
+levels, compiled when the image is built, serve all (docs/decisions/0012). Knows processors and
+folders; knows no mathematics.
 
     python -m app.model.compiled        compile every level into this installation
 """
@@ -33,7 +34,7 @@ NAMES = "__pycache__/*.nb?"  # beside the sources: an index for each function, a
 
 
 def level_of(features: Mapping[str, bool]) -> str | None:
-    """The highest level whose features are all there, and those of the levels below; None: none is."""
+    """The highest level whose features, and those of all below, are there; None: not even one."""
     highest = None
     for level, needed in LEVELS.items():
         if not all(features.get(name) for name in needed):
@@ -58,8 +59,8 @@ def _compile_for_a_level() -> None:
 def _read_from_where_nobody_may_write(package: Path) -> Any:
     """Copy what was shipped to where numba may write: it takes no other folder, not to read either.
 
-    package: the folder of the modules whose code it is. Returns the folder, which goes with the returned
-    object; None where there is nothing to copy or no need to.
+    package: the folder of the modules whose code it is. Returns the new folder as an object that
+    removes it at its own end; None where there is nothing to copy, or no need to.
     """
     if config.CACHE_DIR or not (files := list(package.rglob(NAMES))):
         return None
@@ -87,7 +88,7 @@ _copy = _read_from_where_nobody_may_write(PACKAGE)
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:
-    """numba's njit, its machine code kept on disk where there is a place to write: seconds a start."""
+    """numba's njit. Its code stays on disk, where one may write: seconds less at each start."""
 
     def decorate(function: Any) -> Any:
         try:
@@ -99,7 +100,7 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
 
 
 def main() -> None:
-    """Each level in a process of its own: numba compiles for one a process. Nothing compiled is run."""
+    """Compile each level in a process of its own, as numba does one a process; run nothing."""
     compile_it = "".join(f"import {module}; {module}.compile_only()\n" for module in MODULES)
     for level in LEVELS:
         environ = {**os.environ, "NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": ""}

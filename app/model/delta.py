@@ -1,8 +1,8 @@
 """The segmented low-rank product: each segment's rows get their own adapter's update.
 
-Knows rows and matrices; nothing of names, models or requests. A CPU runs it through kernel.py and a
-GPU through kernel_cuda.py, few calls a layer; where they do not serve, the same formula goes through
-torch, segment by segment.
+A CPU runs it through kernel.py and a GPU through kernel_cuda.py, few calls a layer. Where these do
+not serve, torch computes the same formula segment by segment. Knows rows and matrices; knows no
+names, models or requests.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def with_updates(
 
 
 def _in_kernels_reach(updates: Iterable[LoRALayer]) -> bool:
-    """Float32 on the CPU or anything on one GPU, as adapter.laid_out has it: A by rows, B by columns,
-    each part from a multiple of PART_BYTES on."""
+    """Whether all are float32 on the CPU, or anything on one GPU, as values.laid_out lays them out:
+    A by rows, B by columns, each part from a multiple of PART_BYTES on."""
     parts = [t for u in updates for t in (u.A, u.B.T, u.gain, u.shift) if t is not None]
     kinds = {(t.device, t.dtype) for t in parts}
     device, dtype = next(iter(kinds))
@@ -85,16 +85,16 @@ def _in_kernels_reach(updates: Iterable[LoRALayer]) -> bool:
 class Updates:
     """The updates of one batch: of each segment that has some, its rows and its adapter's layers.
 
-    rows [S, 2]; table [the base's Linears, S, kernel.FIELDS], both int64, for the CPU's kernel; plan,
-    for the GPU's; or none of them, for torch's way. changed: of each Linear, whether any of them
-    changes it, for the kernels.
+    For the CPU's kernel: rows [S, 2] and table [the base's Linears, S, kernel.FIELDS], both int64.
+    For the GPU's: plan. For torch's way: none of them. touched: of each Linear, whether any segment
+    updates it; empty for torch's way.
     """
 
     segments: Sequence[tuple[slice, Layers]] = ()
     rows: np.ndarray | None = None
     table: np.ndarray | None = None
     plan: Plan | None = None
-    changed: Sequence[bool] = ()
+    touched: Sequence[bool] = ()
 
 
 NO_UPDATES = Updates()
@@ -103,35 +103,37 @@ NO_UPDATES = Updates()
 def gather(
     segments: Sequence[tuple[slice, Layers]], kernels_on: torch.device | None = CPU
 ) -> Updates:
-    """One batch's updates, once for all of its layers. kernels_on: a device's; None: torch's way."""
-    updated = [(rows, layers) for rows, layers in segments if layers.updates]
-    tables = [layers.table for _, layers in updated if layers.table is not None]
-    if kernels_on is None or not updated or len(tables) < len(updated):
-        return Updates(updated)
-    rows = np.array([(rows.start, rows.stop) for rows, _ in updated], np.int64)
+    """One batch's updates, once for all of its layers.
+
+    kernels_on: the device whose kernel serves; None: torch's way.
+    """
+    with_some = [(rows, layers) for rows, layers in segments if layers.updates]
+    tables = [layers.table for _, layers in with_some if layers.table is not None]
+    if kernels_on is None or not with_some or len(tables) < len(with_some):
+        return Updates(with_some)
+    rows = np.array([(rows.start, rows.stop) for rows, _ in with_some], np.int64)
     table = np.stack(tables, axis=1)
-    changed = [bool(entries.any()) for entries in table]
+    touched = [bool(entries.any()) for entries in table]
     if kernels_on.type == "cpu":
-        return Updates(updated, rows, table, changed=changed)
+        return Updates(with_some, rows, table, touched=touched)
     from app.model import kernel_cuda
 
-    return Updates(updated, plan=kernel_cuda.plan(rows, table, kernels_on), changed=changed)
+    return Updates(with_some, plan=kernel_cuda.plan(rows, table, kernels_on), touched=touched)
 
 
 def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) -> Tensor:
     """Add each segment's low-rank update to the frozen layer's output, in place.
 
     y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T; scale and gain are already in B
-    (adapters/fold.py).
-    Rows of no update are not touched: they stay the base's, bit for bit. A layer that none of the
-    batch's adapters changes costs nothing, a launch neither.
+    (adapters/methods/). Rows without an update stay the base's, bit for bit. A layer that none of
+    the batch's adapters changes costs nothing, not even a launch.
 
-    x [T, in], y [T, out]: packed rows, one dtype. A [r, in], B [out, r], float32 on the CPU and of x's
-    dtype on a GPU; r may differ.
-    path, number: which of the base's Linears it is. Raises RuntimeError (torch) where A or B does
-    not fit the layer. Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
+    x [T, in], y [T, out]: packed rows, one dtype. A [r, in], B [out, r]: float32 on the CPU, x's
+    dtype on a GPU; r may differ. path, number: which of the base's Linears it is.
+    Raises RuntimeError (torch) where A or B does not fit the layer.
+    Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
     """
-    if updates.changed and not updates.changed[number]:
+    if updates.touched and not updates.touched[number]:
         return y
     if updates.plan is not None:
         from app.model import kernel_cuda
@@ -149,7 +151,7 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
 
 
 def _run_compiled(y: Tensor, x: Tensor, rows: np.ndarray, table: np.ndarray) -> None:
-    """In float32; of a base in half precision only from the first to the last row of an update."""
+    """In float32. Of a base in half precision the first to the last row of an update is cast."""
     if y.dtype == torch.float32:
         kernel.add_updates(y.numpy(), x.contiguous().numpy(), rows, table)
     else:

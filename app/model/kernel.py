@@ -1,9 +1,9 @@
-"""The segmented low-rank product on the CPU, compiled by numba: one call a layer, whatever the batch.
+"""The segmented low-rank product on the CPU, compiled by numba: one call a layer, for any batch.
 
-Knows addresses, rows and ranks; the torch twin that it is held to is delta.add_updates. Rows are taken
-four at a time, and a row's sums run in one order whatever stands beside it: its bits do not depend
-on the batch. Why not MKL: eight columns run there at a third of the processor's speed
-(docs/decisions/0005).
+It goes by four rows at a time. A row's sums run in one order whatever stands beside it, so its bits
+do not depend on the batch. Its twin in torch, which it is compared with, is delta.add_update. Why
+not MKL: eight columns run there at a third of the processor's speed (docs/decisions/0005). Knows
+addresses, rows and ranks; knows no adapters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIELDS = 5  # addresses of A and B, the rank, addresses of gain and shift (0: no
 
 
 def entry_of(update: LoRALayer) -> tuple[int, ...]:
-    """One update by address: its FIELDS. The tensors have to outlive it."""
+    """One update by address: its FIELDS. The tensors have to live longer than it."""
     gain, shift = update.gain, update.shift
     return (
         update.A.data_ptr(),
@@ -145,7 +145,7 @@ def prepare() -> None:
 def why_not() -> str | None:
     """Why torch has to serve instead, in words; None where the kernel runs and is right.
 
-    Asked once at start; blocks while prepare() compiles.
+    Tried once at start; blocks while prepare() compiles.
     """
     rng = np.random.default_rng(0)
     rank, rows = 9, np.array([(1, 6)], np.int64)
@@ -153,12 +153,12 @@ def why_not() -> str | None:
         rng.standard_normal(shape, np.float32)
         for shape in ((7, 40), (7, 24), (rank, 40), (rank, 24), (24,), (24,))
     )
-    wanted = y.astype(np.float64)
-    wanted[1:6] = wanted[1:6] * gain + shift + x[1:6].astype(np.float64) @ a.T @ b
+    exact = y.astype(np.float64)
+    exact[1:6] = exact[1:6] * gain + shift + x[1:6].astype(np.float64) @ a.T @ b
     entry = [a.ctypes.data, b.ctypes.data, rank, gain.ctypes.data, shift.ctypes.data]
     try:
         add_updates(y, x, rows, np.array([entry], np.int64))
     except Exception as error:  # whatever numba or LLVM raises
         return f"numba does not run here ({first_line(error)}), {TORCH_SERVES}"
-    off = float(abs(y - wanted).max() / abs(wanted).max())
+    off = float(abs(y - exact).max() / abs(exact).max())
     return None if off <= TOLERANCE else f"numba is off by {off:.1e} here, {TORCH_SERVES}"

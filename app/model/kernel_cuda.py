@@ -1,8 +1,9 @@
 """The segmented low-rank product on a GPU, in Triton: two launches a layer, whatever the batch.
 
-Knows addresses, rows and ranks, as kernel.py does for the CPU; the torch twin that both are held to is
-delta.add_update. Import it only where Triton is: torch brings it with CUDA. Sources: Punica (Chen et
-al. 2023) for shrink and expand by segment, S-LoRA (Sheng et al. 2023) for ranks that differ.
+The twin of kernel.py; both are compared with delta.add_update. Import it only where Triton is:
+torch brings it with CUDA. Sources: Punica (Chen et al. 2023) for shrink and expand by segment,
+S-LoRA (Sheng et al. 2023) for ranks that differ. Knows addresses, rows and ranks; knows no
+adapters.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ def add_updates(y: Tensor, x: Tensor, plan: Plan, number: int) -> None:
         )
 
 
-# The kernels' arguments have no annotations but constexpr: Triton's compiler looks each one up in its own
-# language, which its interpreter does not. What differs between layers and batches is not specialised on:
-# x, y and sums are always aligned, in and out nearly always multiples of 16, so that one variant serves.
+# The kernels' arguments have no annotations but constexpr: Triton's compiler looks each up in its
+# own language, which its interpreter does not. Triton does not specialise on what differs between
+# layers and batches: x, y and sums are always aligned, in and out nearly always multiples of 16, so
+# that one variant serves.
 VARYING = ("offset", "blocks")
 
 
@@ -114,14 +116,14 @@ def _shrink(  # type: ignore[no-untyped-def]
     ranks = (tl.program_id(1) * RANKS + tl.arange(0, RANKS))[None, :]
     if tl.program_id(1) * RANKS < rank:
         a = tl.multiple_of(tl.load(entry).to(tl.pointer_type(x.dtype.element_ty)), 16)
-        found = tl.zeros((ROWS, RANKS), tl.float32)
+        total = tl.zeros((ROWS, RANKS), tl.float32)
         for start in range(0, in_, COLUMNS):
             k = start + tl.arange(0, COLUMNS)
             u = tl.load(x + rows * in_ + k[None, :], (rows < stop) & (k[None, :] < in_), 0.0)
             v = tl.load(a + ranks * in_ + k[:, None], (ranks < rank) & (k[:, None] < in_), 0.0)
-            found += tl.dot(u, v, input_precision="ieee")
-        # Past the rank they are zeros, so that _expand need not mask what it reads: 16 bytes at once.
-        tl.store(sums + rows * (blocks * RANKS) + ranks, found, rows < stop)
+            total += tl.dot(u, v, input_precision="ieee")
+        # Past the rank they are zeros, so that _expand reads without a mask: 16 bytes at once.
+        tl.store(sums + rows * (blocks * RANKS) + ranks, total, rows < stop)
 
 
 @triton.jit(do_not_specialize=VARYING)  # type: ignore[untyped-decorator]
@@ -149,30 +151,30 @@ def _expand(  # type: ignore[no-untyped-def]
     pointer: tl.constexpr = tl.pointer_type(y.dtype.element_ty)
     gain, shift = tl.load(entry + 3), tl.load(entry + 4)
     if (rank > 0) | (gain != 0) | (shift != 0):
-        found = tl.load(y + rows * out + n, here, 0.0).to(tl.float32)
+        total = tl.load(y + rows * out + n, here, 0.0).to(tl.float32)
         if gain != 0:
             gains = tl.multiple_of(gain.to(pointer), 16)
-            found *= tl.load(gains + n, n < out, 0.0).to(tl.float32)
+            total *= tl.load(gains + n, n < out, 0.0).to(tl.float32)
         if shift != 0:
             shifts = tl.multiple_of(shift.to(pointer), 16)
-            found += tl.load(shifts + n, n < out, 0.0).to(tl.float32)
+            total += tl.load(shifts + n, n < out, 0.0).to(tl.float32)
         b = tl.multiple_of(tl.load(entry + 1).to(pointer), 16)
         for start in range(0, rank, RANKS):
             r = start + tl.arange(0, RANKS)
             at = sums + rows * (blocks * RANKS) + r[None, :]
             u = tl.load(at, rows < stop, 0.0)
             v = tl.load(b + r[:, None] * out + n, (r[:, None] < rank) & (n < out), 0.0)
-            found += tl.dot(u.to(v.dtype), v, input_precision="ieee")
-        tl.store(y + rows * out + n, found.to(y.dtype.element_ty), here)
+            total += tl.dot(u.to(v.dtype), v, input_precision="ieee")
+        tl.store(y + rows * out + n, total.to(y.dtype.element_ty), here)
 
 
 def why_not(
     device: torch.device, dtype: torch.dtype, shapes: Iterable[tuple[int, int]]
 ) -> str | None:
-    """Why torch has to serve instead, in words; None where the kernels give what it gives in float64.
+    """Why torch has to serve instead, in words; None where the kernels give float64's answers.
 
-    shapes: (out, in) of the base's Linears. Asked once at start, so that a Triton or a card that does
-    otherwise costs speed and not answers, and so that every variant that will serve is compiled.
+    shapes: (out, in) of the base's Linears. Tried once at start: a Triton or a card that does
+    otherwise costs speed and not answers, and every variant that will serve is compiled.
     """
     try:
         worst = max(_worst(device, dtype, out, in_) for out, in_ in sorted(set(shapes)))
@@ -184,16 +186,16 @@ def why_not(
 
 
 def _worst(device: torch.device, dtype: torch.dtype, out: int, in_: int) -> float:
-    """The largest error over ranks that fill a block, that do not, and that are none.
+    """The largest error over ranks that fill a block, ranks that do not, and rank 0.
 
-    Through the second of two Linears, so that the way to its entries is gone as well.
+    Through the second of two Linears, so that the offset of its entries is tried as well.
     """
     rng = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng).to(device, dtype)
 
-    kept = 3
+    base_rows = 3
     rows = np.array([(3, 40), (40, 41), (41, 110), (110, 120)], np.int64)
     x, y = draw(int(rows.max()), in_), draw(int(rows.max()), out)
     layers = [
@@ -202,13 +204,13 @@ def _worst(device: torch.device, dtype: torch.dtype, out: int, in_: int) -> floa
     ]
     table = np.zeros((2, len(rows), FIELDS), np.int64)
     table[1] = [entry_of(layer) for layer in layers]
-    wanted = y.double()
+    exact = y.double()
     for (start, stop), layer in zip(rows.tolist(), layers, strict=True):
         A, B, gain, shift = (t.double() for t in tensors_of(layer))
-        wanted[start:stop] = wanted[start:stop] * gain + shift + x[start:stop].double() @ A.T @ B.T
-    before = y[:kept].clone()
+        exact[start:stop] = exact[start:stop] * gain + shift + x[start:stop].double() @ A.T @ B.T
+    before = y[:base_rows].clone()
     add_updates(y, x, plan(rows, table, device), 1)
-    if not torch.equal(y[:kept], before):
+    if not torch.equal(y[:base_rows], before):
         return float("inf")
-    off = (y.double() - wanted).abs().max() / wanted.abs().max()
+    off = (y.double() - exact).abs().max() / exact.abs().max()
     return float(torch.nan_to_num(off, nan=float("inf")))

@@ -28,8 +28,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # 
 class Product:
     """How this processor multiplies by weights of one dtype.
 
-    dtype: in which oneDNN holds the weight and multiplies; None: F.linear does it. instead: why it is
-    not oneDNN in the weight's own dtype, in words; None where it is.
+    dtype: of oneDNN's copy of the weight, and of the product; None: F.linear multiplies. instead:
+    why it is not oneDNN in the weight's own dtype, in words; None where it is.
     """
 
     dtype: torch.dtype | None
@@ -40,20 +40,20 @@ class FrozenLinear:
     """y [T, out] = x [T, in] @ weight.T + bias; never written to after it is made."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep_weight: bool = True) -> None:
-        """weight [out, in], bias [out]. keep_weight=False drops the plain copy where it is packed."""
-        held = product(weight.dtype).dtype if weight.device.type == "cpu" else None
-        self.bias = bias if held is None or bias is None else bias.to(held)
-        self.packed = None if held is None else _packed(weight.detach().to(held))
-        self.held = held
+        """weight [out, in], bias [out]. keep_weight=False drops the plain weight once packed."""
+        dtype = product(weight.dtype).dtype if weight.device.type == "cpu" else None
+        self.bias = bias if dtype is None or bias is None else bias.to(dtype)
+        self.packed = None if dtype is None else _packed(weight.detach().to(dtype))
+        self.dtype = dtype  # of the packed weight
         self.weight = weight if keep_weight or self.packed is None else None
-        self.bytes = weight.numel() * (held or weight.dtype).itemsize
+        self.bytes = weight.numel() * (dtype or weight.dtype).itemsize
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None:
             return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
         if x.shape[0] == 1:  # one row alone takes another kernel: run two, so that bits stay
             return self(x.expand(2, -1).contiguous())[:1]
-        return _multiply(x.to(self.held), self.packed, self.bias).to(x.dtype)
+        return _multiply(x.to(self.dtype), self.packed, self.bias).to(x.dtype)
 
     def intact(self) -> bool:
         """Whether the packed copy still holds the plain weight's very values."""
@@ -66,20 +66,20 @@ class FrozenLinear:
 def product(dtype: torch.dtype) -> Product:
     """The best way that runs here and is right: tried on a small layer, once a process.
 
-    Half precision that the processor does not multiply is multiplied in float32, which is exact and, from
-    16 rows on, 4 to 9 times as fast as what F.linear does then (docs/decisions/0012). Its bits ignore the
-    batch as well.
+    Half precision that the processor does not multiply is multiplied in float32. That is exact, its
+    bits do not depend on the batch either, and from 16 rows on it is 4 to 9 times as fast as what
+    F.linear does then (docs/decisions/0012).
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return Product(None, f"torch has no oneDNN here: {PLAIN}")
     if dtype == torch.float16 and _multiplies_float16():
         return Product(None)  # F.linear is oneDNN's there; packed it has been tried nowhere
     whys = []
-    for held in (torch.bfloat16, torch.float32) if dtype == torch.bfloat16 else (torch.float32,):
-        found = _tried(dtype, held)
-        if not isinstance(found, str):
-            return found
-        whys.append(found)
+    for wide in (torch.bfloat16, torch.float32) if dtype == torch.bfloat16 else (torch.float32,):
+        result = _try(dtype, wide)
+        if isinstance(result, Product):
+            return result
+        whys.append(result)
     return Product(None, f"oneDNN's product does not run here ({'; '.join(whys)}): {PLAIN}")
 
 
@@ -91,26 +91,26 @@ def _multiplies_float16() -> bool:
 
 
 @torch.inference_mode()
-def _tried(dtype: torch.dtype, held: torch.dtype) -> Product | str:
-    """Weights of `dtype` held in `held`: the product, or what is wrong with it."""
+def _try(dtype: torch.dtype, wide: torch.dtype) -> Product | str:
+    """Multiply by weights of `dtype` in `wide`: the product, or what is wrong with it."""
     rng = torch.Generator().manual_seed(0)
     weight, bias, x = (
         torch.randn(*s, generator=rng).to(dtype) for s in ((48, 64), (48,), (33, 64))
     )
     try:
-        packed, rows, wide = _packed(weight.to(held)), x.to(held), bias.to(held)
-        whole = _multiply(rows, packed, wide)
-        parts = [_multiply(rows[:count], packed, wide) for count in (2, 3, 7)]
+        packed, rows, shift = _packed(weight.to(wide)), x.to(wide), bias.to(wide)
+        whole = _multiply(rows, packed, shift)
+        parts = [_multiply(rows[:count], packed, shift) for count in (2, 3, 7)]
     except Exception as error:  # whatever oneDNN or a torch without its operators raises
         return first_line(error)
-    wanted = F.linear(x.double(), weight.double(), bias.double())
-    off = float((whole.to(dtype).double() - wanted).abs().max() / wanted.abs().max())
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    off = float((whole.to(dtype).double() - exact).abs().max() / exact.abs().max())
     if not off <= TOLERANCE[dtype]:
-        return f"{_name(held)} is off by {off:.1e}"
-    notes = [] if held == dtype else [f"it does not multiply {_name(dtype)}: {WIDE}"]
+        return f"{_name(wide)} is off by {off:.1e}"
+    notes = [] if wide == dtype else [f"it does not multiply {_name(dtype)}: {WIDE}"]
     if not all(torch.equal(part, whole[: len(part)]) for part in parts):
         notes.append(BITS)
-    return Product(held, "; ".join(notes) or None)
+    return Product(wide, "; ".join(notes) or None)
 
 
 def _name(dtype: torch.dtype) -> str:

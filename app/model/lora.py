@@ -45,7 +45,7 @@ class Route(threading.local):
     def run(
         self, segments: Sequence[Segment], between: Callable[[], None] = _go_on
     ) -> Iterator[None]:
-        """Send the forward inside by these segments; the one that it interrupts goes on afterwards."""
+        """Route the forward inside by these segments; one that it interrupts goes on afterwards."""
         before = self.running
         updates = gather([(s.rows, s.layers) for s in segments], self.kernels_on)
         self.running = Pass(segments, updates, between)
@@ -186,7 +186,7 @@ def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter, layers:
     nothing to subtract at unmerge: dropping the copy is the unmerge, without drift. What only adds
     a constant stays an update.
     """
-    merged = dict(layers.own)
+    own = dict(layers.own)
     updates = dict(layers.updates)
     for path, lora in adapter.layers.items():
         if not lora.rescales:
@@ -203,12 +203,12 @@ def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter, layers:
         weight = weight + lora.B.float() @ lora.A.float()
         dtype = linear.weight.dtype
         bias = None if bias is None else bias.to(dtype)
-        merged[path] = FrozenLinear(weight.to(dtype), bias, keep_weight=False)
-    return with_updates(replace(layers, own=merged), updates, list(wrappers))
+        own[path] = FrozenLinear(weight.to(dtype), bias, keep_weight=False)
+    return with_updates(replace(layers, own=own), updates, list(wrappers))
 
 
 def merged_bytes(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter) -> int:
-    """What merge_lora's copy will take."""
+    """How many bytes merge_lora's copy will take."""
     return sum(
         wrappers[path].frozen.bytes for path, lora in adapter.layers.items() if lora.rescales
     )

@@ -1,8 +1,9 @@
 """What the machine gives this process: memory that it keeps, memory that is free, cores, a GPU.
 
-keep_memory: activations are allocated without page faults. glibc gives each thread a heap of its own and
-returns large blocks to the system as soon as they are free, so that the kernel would have to zero
-every layer's output anew (docs/decisions/0006). Adapters do not live there (adapters/adapter.py).
+With keep_memory activations are allocated without page faults. Otherwise glibc gives each thread a
+heap of its own and returns large blocks to the system as soon as they are free, and the kernel
+zeroes every layer's output anew (docs/decisions/0006). Adapters do not live there
+(adapters/values.py). Knows no models.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
-KEPT_BYTES = 1 << 30  # free at the top of the heap before any of it is given back
+SLACK_BYTES = 1 << 30  # free at the top of the heap before any of it is given back
 PRIMITIVES = "256"  # oneDNN keeps 0.6 MB for each row count of each layer, 1,024 of them by default
 LARGEST_BYTES = 32 << 20  # glibc's own limit for blocks that come from the heap
 TORCHS_CORES = torch.get_num_threads()  # as imported: whoever sets it later means a thread
@@ -31,11 +32,11 @@ def keep_memory() -> None:
         return
     mallopt(M_ARENA_MAX, 1)
     mallopt(M_MMAP_THRESHOLD, LARGEST_BYTES)
-    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(M_TRIM_THRESHOLD, SLACK_BYTES)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free now where adapters are held: on the device, or in this container."""
+    """Bytes that are free now where adapters live: on the device, or in this container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _available()
@@ -49,9 +50,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the page of advice and traces that torch and compilers add."""
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    """An error's message, without the page of advice and traces that torch and compilers add."""
+    message = str(error).strip()
+    return message.splitlines()[0] if message else type(error).__name__
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -62,7 +63,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def cores() -> int:
-    """Cores that this process may use: torch's count, or the container's quota where that is less."""
+    """How many cores this process may use: torch's count, or the container's quota if less."""
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
         return max(1, min(TORCHS_CORES, round(int(quota) / int(period))))
@@ -71,9 +72,9 @@ def cores() -> int:
 
 
 def _available() -> int:
-    """The kernel's own estimate, page cache included; where it gives none, what one small base needs."""
+    """The kernel's estimate in bytes, page cache included; without one, enough for a small base."""
     try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
-        found = None
-    return int(found[1]) << 10 if found else 4 << 30
+        match = None
+    return int(match[1]) << 10 if match else 4 << 30

@@ -1,4 +1,5 @@
-"""`bert-lora certify`: PEFT's own answers for some inputs, written beside the adapter as golden.jsonl.
+"""`bert-lora certify`: PEFT's own answers for some inputs, written beside the adapter as
+golden.jsonl.
 
 The reference is plain transformers and PEFT: nothing of this server's mathematics takes part, but
 for reading which task, pooling and prompt the adapter has. The certificate is then checked here.

@@ -1,4 +1,6 @@
-"""`bert-lora check`: the report that an upload would get, with no server, and a picture of the change."""
+"""`bert-lora check`: the report that an upload would get, with no server, and a picture of the
+change.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from pathlib import Path
 
 from app.adapters.changes import weight_changes
 from app.adapters.config.recipe import Options
-from app.adapters.refusals import AdapterRejected, UnsupportedMedia, UploadTooLarge
-from app.engine.version import Version
+from app.adapters.refusals import AdapterRejected, UploadTooLarge
+from app.catalog.stored_version import StoredVersion
 from app.tools.workbench import Workbench, adapter_folder, workbench
 
 SHADES = " ░▒▓█"
@@ -20,14 +22,16 @@ NUMBERED = re.compile(r"(?P<before>.*?\.)(?P<layer>\d+)\.(?P<module>.+)")
 
 
 def check(source: Path, model: str | None, options: Options, *, as_json: bool) -> tuple[str, bool]:
-    """(what to print, whether the adapter would be served). Raises BaseRefused, EmbeddedBaseMissing."""
+    """(what to print, whether the adapter would be served). Raises BaseRefused,
+    EmbeddedBaseMissing.
+    """
     with workbench(model) as bench:
         try:
             with adapter_folder(source) as folder:
                 version = bench.load(folder, options)
         except AdapterRejected as error:
             return (_refusal_json if as_json else _refusal)(error), False
-        except (UnsupportedMedia, UploadTooLarge) as error:
+        except UploadTooLarge as error:
             return str(error), False
         if as_json:
             return json.dumps({"name": source.stem, **version.report.to_json()}, indent=2), True
@@ -48,7 +52,7 @@ def _refusal_json(error: AdapterRejected) -> str:
     return json.dumps(said, indent=2)
 
 
-def _report(source: Path, version: Version, bench: Workbench) -> str:
+def _report(source: Path, version: StoredVersion, bench: Workbench) -> str:
     report = version.report
     base = bench.encoder.base
     scale = "several scales" if report.scale is None else f"scale {report.scale:g}"

@@ -1,4 +1,5 @@
-"""`bert-lora extract`: a fully fine-tuned checkpoint of the same base -> an adapter in PEFT's folder.
+"""`bert-lora extract`: a fully fine-tuned checkpoint of the same base -> an adapter in PEFT's
+folder.
 
 Each changed Linear and Embedding becomes the best low-rank update of its difference (Eckart-Young:
 the largest singular values); LayerNorms, biases and the head, which are small, go along whole.
@@ -21,10 +22,10 @@ from app.adapters.files import CONFIG, MODEL_CONFIG, WEIGHTS
 from app.adapters.heads import POOLERS
 from app.adapters.layouts import PEFT_PREFIX
 from app.adapters.peft_folder import TASK_TYPES
-from app.engine.version import Version
+from app.catalog.stored_version import StoredVersion
 from app.model.base_files import BaseFiles, head_tensors
-from app.model.batch import Item, Want
 from app.model.encoder import Encoder, load_encoder
+from app.model.sequence import Sequence, Want
 from app.tools.workbench import Workbench, workbench
 
 KEPT = (
@@ -39,7 +40,9 @@ class CannotExtract(Exception):
 
 @dataclass(eq=False)
 class _Extracted:
-    """What goes into the folder. left: by module, the share of its difference that is not captured."""
+    """What goes into the folder. left: by module, the share of its difference that is not
+    captured.
+    """
 
     prefix: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -78,8 +81,8 @@ def extract(checkpoint: Path, model: str | None, rank: int, output: Path) -> str
         _encoder(base, tuned.base, rank, found)
         if not found.targets:
             raise CannotExtract(
-                f"no Linear and no Embedding of {checkpoint} differs from the base's: a LoRA adapter "
-                "needs one (a head, biases or norms alone are PEFT's modules_to_save)"
+                f"no Linear and no Embedding of {checkpoint} differs from the base's: a LoRA "
+                "adapter needs one (a head, biases or norms alone are PEFT's modules_to_save)"
             )
         if task:
             _head(head_tensors(checkpoint), found)
@@ -175,12 +178,12 @@ def _own_pooler(base: Base, tuned: Base, found: _Extracted) -> None:
         found.whole.append(f"{found.prefix}pooler")
 
 
-def _output_error(tuned: Encoder, bench: Workbench, version: Version) -> float:
+def _output_error(tuned: Encoder, bench: Workbench, version: StoredVersion) -> float:
     """||adapter's - checkpoint's|| / ||checkpoint's||, of the mean of the last hidden state."""
     ids, want = bench.loader.probe_ids, Want("embedding", normalize=False)
     types = [0] * len(ids)
-    mine = bench.encoder.run([Item(ids, types, want, version.layers)])[0]
-    theirs = tuned.run([Item(ids, types, want)])[0]
+    mine = bench.encoder.run([Sequence(ids, types, want, version)])[0]
+    theirs = tuned.run([Sequence(ids, types, want, tuned.version)])[0]
     return float((mine - theirs).norm() / theirs.norm())
 
 

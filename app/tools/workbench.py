@@ -18,9 +18,9 @@ from app.adapters.receiving.copying import copy_adapter
 from app.adapters.refusals import AdapterRejected
 from app.catalog.load import Loader, load_version, make_loader, options_to_json
 from app.catalog.store import content_version
+from app.catalog.stored_version import StoredVersion
 from app.engine.engine import Engine
 from app.engine.tokenizer import load_tokenizer
-from app.engine.version import Version
 from app.model.base_files import find_base
 from app.model.encoder import Encoder, load_encoder
 
@@ -35,7 +35,7 @@ class Workbench:
     encoder: Encoder
     loader: Loader
 
-    def load(self, folder: Path, options: Options | None = None) -> Version:
+    def load(self, folder: Path, options: Options | None = None) -> StoredVersion:
         """An adapter's folder, read and measured exactly as an upload is. Raises AdapterRejected."""
         given = options_to_json(options or Options())
         digest = content_version(folder, given)
@@ -60,7 +60,7 @@ def workbench(model: str | None, revision: str | None = None) -> Iterator[Workbe
 def adapter_folder(source: Path) -> Iterator[Path]:
     """A folder of the adapter's files alone, from a folder, an archive or a bare safetensors file.
 
-    Raises AdapterRejected, UploadTooLarge, UnsupportedMedia.
+    Raises AdapterRejected, UploadTooLarge.
     """
     if not source.exists():
         raise AdapterRejected(f"{source} does not exist")
@@ -72,5 +72,5 @@ def adapter_folder(source: Path) -> Iterator[Path]:
             folder.mkdir()
             body = Path(tmp) / "body"
             shutil.copyfile(source, body)
-            unpack(body, "application/octet-stream", folder, NO_CAP)
+            unpack(body, folder, NO_CAP)
         yield folder

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from app.tools.load import LONGEST, SHORTEST, WORDS
+from benchmarks.load.arrivals import LONGEST, SHORTEST, WORDS
 from benchmarks.processes.worker import Request
 
 SPECIAL = 2  # [CLS] and [SEP]

@@ -1,4 +1,4 @@
-"""Our own server as a process, adapters to put into it, and `bert-lora bench` against it."""
+"""Our own server as a process, adapters to put into it, and `python -m benchmarks.load` against it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 
 from app.model.base_files import find_base
-from app.tools.bench import machine
+from benchmarks.load.percentiles import machine
 from benchmarks.processes.started import serving
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -38,9 +38,9 @@ def our_server(store: Path, *option: str) -> Iterator[httpx.Client]:
 
 
 def bench(client: httpx.Client, *option: str) -> subprocess.Popen[str]:
-    """`bert-lora bench` in a process of its own; `said` waits for it."""
+    """`python -m benchmarks.load` in a process of its own; `said` waits for it."""
     url = str(client.base_url).rstrip("/")
-    command = [sys.executable, "-m", "app.cli", "bench", url, "--json", *option]
+    command = [sys.executable, "-m", "benchmarks.load", url, "--json", *option]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 

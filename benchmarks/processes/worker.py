@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -165,13 +165,13 @@ def engine(job: Job) -> Run:
 
     from app.assemble import CPU_BATCH_TOKENS, CPU_BATCHES
     from app.catalog.load import load_version, make_loader
-    from app.engine.engine import Ask, Engine
+    from app.engine.engine import Engine
     from app.engine.tokenizer import Cut, load_tokenizer, tokenize
     from app.model import kernel
     from app.model.base_files import find_base
-    from app.model.batch import Want
     from app.model.encoder import load_encoder
     from app.model.machine import keep_memory
+    from app.model.sequence import Sequence, Want
 
     keep_memory()
     kernel.prepare()
@@ -191,12 +191,12 @@ def engine(job: Job) -> Run:
 
     async def answer(request: Request) -> Any:
         tokens = tokenize(tokenizer, request["texts"], cut)
-        names: Sequence[str | None] = request["adapters"] or [None] * len(tokens)
-        asks = [
-            Ask(t, want, None if name is None else versions[name])
+        names: list[str | None] = request["adapters"] or [None] * len(tokens)
+        sequences = [
+            Sequence(t.ids, t.types, want, served.base if name is None else versions[name])
             for t, name in zip(tokens, names, strict=True)
         ]
-        return (await served.run(asks)).rows
+        return (await served.run(sequences)).rows
 
     return lambda request: asyncio.run(answer(request))
 

@@ -43,14 +43,13 @@ def test_one_changed_byte_is_read_or_refused(tmp_path: Path, at: int, byte: int)
 @given(
     data=st.binary(max_size=200),
     start=st.sampled_from([b"PK\x03\x04", b"\x1f\x8b", b"", b"\x80\x02", b"x" * 257 + b"ustar"]),
-    kind=st.sampled_from(["application/zip", "multipart/form-data; boundary=x", ""]),
 )
-def test_random_bodies_are_refused(tmp_path_factory, data: bytes, start: bytes, kind: str) -> None:  # type: ignore[no-untyped-def]
+def test_random_bodies_are_refused(tmp_path_factory, data: bytes, start: bytes) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("u")
     (folder / "adapter").mkdir()
     (folder / "body").write_bytes(start + data)
     try:
-        unpack(folder / "body", kind, folder / "adapter", 1 << 20)
+        unpack(folder / "body", folder / "adapter", 1 << 20)
     except (AdapterRejected, UploadTooLarge):
         return
     with pytest.raises(AdapterRejected):

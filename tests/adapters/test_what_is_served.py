@@ -10,7 +10,7 @@ import pytest
 
 from app.adapters.config.read_recipe import read_recipe
 from app.adapters.config.recipe import Options
-from app.adapters.methods.kinds import KINDS, REFUSED_BY_NAME, REFUSED_KINDS
+from app.adapters.methods.table import METHODS, REFUSED_METHODS
 from tests import kinds
 
 DOCS = Path("docs/adapters.md").read_text(encoding="utf-8")
@@ -40,7 +40,8 @@ def test_a_field_that_is_not_served_is_named_and_is_fine_where_it_is_off(
 
 
 def test_the_docs_name_every_method_and_field() -> None:
-    for name in [*KINDS, *REFUSED_KINDS, *REFUSED_BY_NAME]:
+    refused = {name for method in METHODS.values() for name in method.refused}
+    for name in [*METHODS, *REFUSED_METHODS, *refused]:
         assert name in DOCS, name
 
 

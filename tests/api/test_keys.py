@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.api.key_entries import KeysRefused, read_keys, refuse_twice
-from app.api.keys import is_loopback
+from app.api.middleware.authenticate import is_loopback
 from app.assemble import StartRefused
 from app.inference.quota import Charge, QuotaExceeded, Quotas
 from tests.conftest import Serve

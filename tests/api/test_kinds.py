@@ -129,13 +129,13 @@ def logits_of(server: LiveServer, name: str, text: str, task: str) -> Tensor:
         answer = server.client.post(f"/classify?adapter={name}", json=body).json()
         return torch.tensor([e["score"] for e in sorted(answer, key=lambda e: e["label"])])
     from app.engine.tokenizer import Cut, tokenize
-    from app.model.batch import Item, Want
+    from app.model.sequence import Sequence, Want
 
     serving = server.app.state.serving
-    version = serving.registry.ready(serving.registry.get(name))
-    tokens = tokenize(serving.tokenizer, [text], Cut(80))[0]
-    item = Item(tokens.ids, tokens.types, Want("logits"), version.layers, version.adapter.head)
-    found: Tensor = serving.engine.encoder.run([item])[0]
+    version = serving.runtime.registry.ready(serving.runtime.registry.get(name))
+    tokens = tokenize(serving.runtime.tokenizer, [text], Cut(80))[0]
+    sequence = Sequence(tokens.ids, tokens.types, Want("logits"), version)
+    found: Tensor = serving.runtime.engine.encoder.run([sequence])[0]
     return found
 
 

@@ -168,10 +168,10 @@ def test_a_request_has_the_deadline_that_it_asks_for(serve: Serve, tiny_bert: Pa
     assert (late.status_code, late.json()["error_type"]) == (504, "deadline_exceeded")
     assert time.monotonic() - began < 5
     for _ in range(100):
-        if server.app.state.serving.engine.queue.tokens == 0:
+        if server.app.state.serving.runtime.engine.admission.tokens == 0:
             break
         time.sleep(0.01)
-    assert server.app.state.serving.engine.queue.tokens == 0
+    assert server.app.state.serving.runtime.engine.admission.tokens == 0
     in_time = server.client.post("/embed", json=TEXT, headers={"X-Request-Timeout": "30"})
     assert in_time.status_code == 200
     for wrong in ("soon", "-1", "0", "nan", "inf"):

@@ -16,7 +16,7 @@ MANY = {"inputs": ["where is my card"] * 40}
 
 def held(server: LiveServer, release: threading.Event) -> None:
     """Keep the model's threads busy until the event is set."""
-    engine = server.app.state.serving.engine
+    engine = server.app.state.serving.runtime.engine
     for _ in engine._threads:
         engine.queue.put_call(lambda: release.wait(30))
 

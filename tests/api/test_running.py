@@ -120,7 +120,7 @@ def test_a_client_that_went_away_is_dropped_from_the_queue(serve: Serve, tiny_be
 def eventually_waiting(server: LiveServer) -> bool:
     end = time.monotonic() + 20
     while time.monotonic() < end:
-        if server.app.state.serving.engine.queue.tokens > 0:
+        if server.app.state.serving.runtime.engine.admission.tokens > 0:
             return True
         time.sleep(0.001)
     return False

@@ -150,10 +150,10 @@ FETCH = """
 import sys
 from pathlib import Path
 from app.adapters.receiving.source import Sources, fetch_source
-body, folder, cap = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+source, folder, cap = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 folder.mkdir(parents=True)
 try:
-    fetch_source(body, Sources(hub=True), folder, cap)
+    fetch_source(source, Sources(hub=True), folder, cap)
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -181,10 +181,9 @@ def hub(folders: dict[str, Path]) -> Iterator[str]:
 def test_a_repository_of_the_hub_is_taken_where_that_is_switched_on(
     hub: str, folders: dict[str, Path], tmp_path: Path, source: str, cap: int, told: str
 ) -> None:
-    (tmp_path / "body").write_text(json.dumps({"source": source}))
     target = tmp_path / "upload" / "adapter"
     ran = subprocess.run(
-        [sys.executable, "-c", FETCH, str(tmp_path / "body"), str(target), str(cap)],
+        [sys.executable, "-c", FETCH, source, str(target), str(cap)],
         env={**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,

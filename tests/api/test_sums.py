@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from app.api.answer import header_list
-from app.api.body_memory import BodyMemory, body_memory
-from app.api.errors import Refusal
+from app.api.middleware.body_memory import BodyMemory, body_memory
+from app.api.refusal import Refusal
 from tests.conftest import Serve
 from tests.live import LiveServer, eventually
 from tests.oracles import put

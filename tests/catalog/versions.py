@@ -8,7 +8,7 @@ from app.adapters.report import Effect, Report, TensorCounts
 from app.adapters.values import Adapter, LoRALayer, Task
 from app.catalog.pointer import Entry, Pointer, Trial
 from app.catalog.registry import Name
-from app.engine.version import Version
+from app.catalog.stored_version import StoredVersion
 
 BYTES = 2 * 4 * 16 * 4  # of each version: A [4, 16] and B [16, 4] in float32
 
@@ -43,10 +43,10 @@ def report_for(digest: str, task: Task = "embed", *, has_head: bool = False) -> 
     )
 
 
-def version_for(i: int) -> Version:
+def version_for(i: int) -> StoredVersion:
     layers = {"encoder.query": LoRALayer(torch.zeros(4, 16), torch.zeros(16, 4))}
     digest = digest_for(i)
-    return Version(digest, Adapter(layers, "peft"), report_for(digest), {})
+    return StoredVersion(digest, Adapter(layers, "peft"), {}, report=report_for(digest))
 
 
 def name_for(name: str, i: int, trial: int | None = None) -> Name:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from app.engine.engine import Ask, Engine
+from app.engine.admission import Asker
+from app.engine.engine import Engine
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory, lost_its_device
-from app.engine.queue import Asker
-from app.engine.tokenizer import Tokens
 from app.engine.watchdog import Looks
-from app.model.batch import Item, Want
+from app.model.sequence import Sequence
+from tests.engine.sequences import sequence as ask
 
 
 class FailingEncoder:
@@ -25,14 +25,10 @@ class FailingEncoder:
 
     max_length = 100
 
-    def run(self, items: list[Item], between: object) -> list[torch.Tensor]:
-        if any(13 in item.ids for item in items):
+    def run(self, sequences: list[Sequence], between: object) -> list[torch.Tensor]:
+        if any(13 in s.ids for s in sequences):
             raise RuntimeError("unlucky")
-        return [torch.tensor([float(len(item.ids))]) for item in items]
-
-
-def ask(*ids: int) -> Ask:
-    return Ask(Tokens(list(ids), [0] * len(ids)), Want("embedding"), None)
+        return [torch.tensor([float(len(s.ids))]) for s in sequences]
 
 
 def test_a_sequence_that_fails_takes_no_other_of_its_batch_with_it() -> None:
@@ -78,14 +74,14 @@ class SlowEncoder:
         self.layer = threading.Event()
         self.go_on = threading.Event()
 
-    def run(self, items: list[Item], between: Callable[[], None]) -> list[torch.Tensor]:
+    def run(self, sequences: list[Sequence], between: Callable[[], None]) -> list[torch.Tensor]:
         for _ in range(3):
             between()
-            if len(items[0].ids) > 100:
+            if len(sequences[0].ids) > 100:
                 self.layer.set()
                 self.go_on.wait(10)
-        self.ran.append([len(item.ids) for item in items])
-        return [torch.tensor([float(len(item.ids))]) for item in items]
+        self.ran.append([len(s.ids) for s in sequences])
+        return [torch.tensor([float(len(s.ids))]) for s in sequences]
 
 
 async def started(encoder: SlowEncoder) -> tuple[Engine, asyncio.Task[object]]:
@@ -142,16 +138,18 @@ def test_what_is_asked_twice_in_a_batch_is_computed_once() -> None:
 
 
 class ForgetfulEncoder(FailingEncoder):
-    """Has no memory for more than four sequences, nor for one with token 13; notes the sizes it ran."""
+    """Has no memory for more than four sequences, nor for one with token 13; notes the sizes."""
 
     def __init__(self) -> None:
         self.ran: list[int] = []
 
-    def run(self, items: list[Item], between: object) -> list[torch.Tensor]:
-        if len(items) > 4 or any(13 in item.ids for item in items):
+    def run(self, sequences: list[Sequence], between: object) -> list[torch.Tensor]:
+        if len(sequences) > 4 or any(13 in s.ids for s in sequences):
             raise torch.OutOfMemoryError("no more")
-        self.ran.append(len(items))
-        return [torch.tensor([float(i.ids[0]) if i.ids[0] < 90 else float("nan")]) for i in items]
+        self.ran.append(len(sequences))
+        return [
+            torch.tensor([float(s.ids[0]) if s.ids[0] < 90 else float("nan")]) for s in sequences
+        ]
 
 
 def test_where_memory_is_short_a_batch_is_halved_and_stays_smaller() -> None:
@@ -219,7 +217,7 @@ class PoisonedEncoder:
     def __init__(self) -> None:
         self.tried = 0
 
-    def run(self, items: list[Item], between: object) -> list[torch.Tensor]:
+    def run(self, sequences: list[Sequence], between: object) -> list[torch.Tensor]:
         self.tried += 1
         raise torch.AcceleratorError("CUDA error: device-side assert triggered\nand advice")
 
@@ -249,13 +247,13 @@ def test_who_gets_on_is_not_taken_for_hung() -> None:
 
 
 def test_requests_one_after_another_each_have_all_cores() -> None:
-    """The answer comes once its thread is free again: a spare thread, with its one core, takes none."""
+    """The answer comes once its thread is free: a spare thread, with its one core, takes none."""
     ran: list[tuple[str, int]] = []
 
     class NotingEncoder(FailingEncoder):
-        def run(self, items: list[Item], between: object) -> list[torch.Tensor]:
+        def run(self, sequences: list[Sequence], between: object) -> list[torch.Tensor]:
             ran.append((threading.current_thread().name, torch.get_num_threads()))
-            return super().run(items, between)
+            return super().run(sequences, between)
 
     async def run() -> None:
         engine = Engine(NotingEncoder(), 1000, 1000, threads=2, cores=2)  # type: ignore[arg-type]

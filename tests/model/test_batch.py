@@ -17,17 +17,17 @@ from torch.testing import assert_close
 from app.catalog.load import load_version, make_loader
 from app.engine.engine import Engine
 from app.engine.tokenizer import load_tokenizer
-from app.engine.version import Version
 from app.model.base_files import find_base
-from app.model.batch import Item, Want
 from app.model.encoder import Encoder, load_encoder
+from app.model.sequence import Sequence, Want
+from app.model.version import Version
 from tests.oracles import make_adapter
 
 
 @dataclass(frozen=True, repr=False)  # hypothesis prints what a test got: not a whole model, please
 class Served:
     encoder: Encoder
-    versions: list[Version | None]
+    versions: list[Version]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def served(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
         await asyncio.to_thread(engine.stop)
         return found
 
-    return Served(encoder, [None, *asyncio.run(load())])
+    return Served(encoder, [encoder.version, *asyncio.run(load())])
 
 
 sequence = st.tuples(
@@ -79,24 +79,21 @@ def test_packed_equals_one_by_one_for_any_split(
     served: Served, asked: list[tuple[list[int], int, str, bool]], cuts: set[int]
 ) -> None:
     encoder, versions = served.encoder, served.versions
-    items = [_item(ids, versions[which], pooling, normal) for ids, which, pooling, normal in asked]
-    alone = [encoder.run([item])[0] for item in items]
-    edges = [0, *sorted(c for c in cuts if c < len(items)), len(items)]
+    sequences = [_sequence(ids, versions[i], pooling, norm) for ids, i, pooling, norm in asked]
+    alone = [encoder.run([sequence])[0] for sequence in sequences]
+    edges = [0, *sorted(c for c in cuts if c < len(sequences)), len(sequences)]
     split: list[Tensor] = []
     for start, stop in pairwise(edges):
-        split += encoder.run(items[start:stop])
-    together = encoder.run(items)
-    for item, one, cut, whole in zip(items, alone, split, together, strict=True):
+        split += encoder.run(sequences[start:stop])
+    together = encoder.run(sequences)
+    for sequence, one, cut, whole in zip(sequences, alone, split, together, strict=True):
         assert_close(cut, one, rtol=0, atol=1e-5)
         assert_close(whole, one, rtol=0, atol=1e-5)
-        if item.layers == _item([5], None, "mean", True).layers:
+        if sequence.version is encoder.version:
             assert torch.equal(cut, one) and torch.equal(whole, one)
 
 
-def _item(ids: list[int], version: Version | None, pooling: str, normal: bool) -> Item:
-    types = [0] * len(ids)
-    if version is None:
-        return Item(ids, types, Want("embedding", pooling, normal))  # type: ignore[arg-type]
-    if version.adapter.head is not None:
-        return Item(ids, types, Want("logits"), version.layers, version.adapter.head)
-    return Item(ids, types, Want("embedding", pooling, normal), version.layers)  # type: ignore[arg-type]
+def _sequence(ids: list[int], version: Version, pooling: str, normal: bool) -> Sequence:
+    labels = version.adapter.head is not None
+    want = Want("logits") if labels else Want("embedding", pooling, normal)  # type: ignore[arg-type]
+    return Sequence(ids, [0] * len(ids), want, version)

@@ -12,7 +12,7 @@ from typing import Any, assert_never
 
 from app.adapters.base import Base, Classifier
 from app.adapters.config.recipe import PROBLEM_TYPES, Recipe
-from app.adapters.refusals import AdapterRejected
+from app.adapters.refusals import AdapterRejected, Misfit
 from app.adapters.values import Head, ProblemType, Scores, Task
 
 ARCHITECTURES: dict[str, Task] = {
@@ -24,7 +24,7 @@ TEXTS_ONLY = ("classifier.out_proj.weight", "pre_classifier.weight")
 
 @dataclass(frozen=True)
 class Labelling:
-    """assumed: what nothing said, in words for the uploader."""
+    """A head's labels and what becomes of its logits. assumed: what nothing told, for the uploader."""
 
     labels: tuple[str, ...] = ()
     scores: Scores = "softmax"
@@ -32,13 +32,13 @@ class Labelling:
 
 
 def read_labels(id2label: Any) -> tuple[str, ...]:
-    """In order of id. Raises ValueError."""
+    """An id2label's labels in the order of their ids. Raises Misfit."""
     try:
         ordered = {int(i): str(label) for i, label in id2label.items()}
     except (AttributeError, ValueError, TypeError):
-        raise ValueError("id2label is not a map from id to label") from None
+        raise Misfit("id2label is not a map from id to label") from None
     if sorted(ordered) != list(range(len(ordered))):
-        raise ValueError("id2label does not number its labels 0, 1, 2, …")
+        raise Misfit("id2label does not number its labels 0, 1, 2, …")
     return tuple(ordered[i] for i in range(len(ordered)))
 
 
@@ -65,17 +65,18 @@ def base_classifier(
         return None
     try:
         labels = read_labels(id2label)
-    except ValueError:
+    except Misfit:
         labels = ()
     usable = labels != _numbered(len(labels)) and len(set(labels)) == len(labels)
-    known = next((kind for kind in PROBLEM_TYPES if kind == problem_type), None)
-    return Classifier(task, labels if usable and labels else None, known)
+    named = next((name for name in PROBLEM_TYPES if name == problem_type), None)
+    return Classifier(task, labels if usable and labels else None, named)
 
 
 def label(head: Head | None, task: Task, recipe: Recipe, base: Base, *, own: bool) -> Labelling:
-    """The head's labels, LABEL_0… where none are named, and its scores.
+    """The head's labels, LABEL_0… where nothing names them, and its scores.
 
-    own: whether the base's head answers, and not one that came with the adapter. Raises AdapterRejected.
+    own: whether the base's head answers, and not one that came with the adapter.
+    Raises AdapterRejected for labels that do not fit the head.
     """
     if head is None:
         return Labelling()
@@ -100,17 +101,17 @@ def _scores(
     match task:
         case "classify":
             theirs = base.classifier.problem_type if base.classifier else None
-            kind = recipe.problem_type or theirs
-            found = scores_of(kind, count)
+            problem_type = recipe.problem_type or theirs
+            assumed = []
             if recipe.problem_type is None and theirs is not None and not own:
-                said = f"the base's problem_type, {theirs}, is taken for the adapter's"
-                return found, [f"{said}: ?problem_type= says another"]
-            if kind is None and count == 1:
-                return found, [
+                taken = f"the base's problem_type, {theirs}, is taken for the adapter's"
+                assumed = [f"{taken}: ?problem_type= says another"]
+            elif problem_type is None and count == 1:
+                assumed = [
                     "its one label's score is a sigmoid, as in transformers' pipeline, since nothing "
                     "gives a problem_type: ?problem_type=regression leaves the number as it is"
                 ]
-            return found, []
+            return scores_of(problem_type, count), assumed
         case "tokens" | "embed":
             return "softmax", []
         case _:

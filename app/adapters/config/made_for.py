@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from app.adapters.base import Base
 from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import Parts
-from app.adapters.refusals import Problem
+from app.adapters.methods.table import WHOLE
+from app.adapters.refusals import AdapterRejected, Problem
 
 SELF_INPUT = re.compile(r"(query|key|value|[qkv]_lin|Wqkv)$")  # layers that read the hidden width
 LAYER = re.compile(r"(?:layers?|albert_layers)\.(\d{1,3})\.")
@@ -41,32 +41,51 @@ NAMES = {
 }
 
 
-def other_base(recipe: Recipe, base: Base) -> str | None:
-    """Why the adapter is another base's, by what its configs say; None: they do not say so.
+def refuse_other_base(recipe: Recipe, base: Base) -> None:
+    """Raises AdapterRejected where the adapter's configs say that it is another base's."""
+    reason = _other_type(recipe, base) or _other_sizes(recipe, base)
+    if reason is not None:
+        raise AdapterRejected(reason)
 
-    The class that PEFT noted at training counts before the base's name.
-    """
+
+def _other_type(recipe: Recipe, base: Base) -> str | None:
+    """By model_type. The class that PEFT noted at training counts before the base's name."""
     type_ = recipe.model_config.get("model_type")
     if isinstance(type_, str) and type_ != base.model_type:
         return f"made for a {type_} model, as its config.json says; this base is {base.model_type}"
     if recipe.made_for_type is not None:
-        if recipe.made_for_type != base.model_type:
-            return (
-                f"made for a {recipe.made_for_type} model, as its adapter_config.json's auto_mapping "
-                f"says; this base is {base.model_type}"
-            )
-    elif recipe.made_for is not None:
-        name = PurePath(recipe.made_for.replace("\\", "/")).name.lower()
-        family = next((family for pattern, family in FAMILIES if pattern.search(name)), None)
-        if family is not None and family != base.model_type:
-            return (
-                f"made for {recipe.made_for}, a {family} model, as its adapter_config.json says; this "
-                f"base is {base.model_type} (if it is not so, correct base_model_name_or_path)"
-            )
-    faults = list(_other_sizes(recipe, base))
+        if recipe.made_for_type == base.model_type:
+            return None
+        return (
+            f"made for a {recipe.made_for_type} model, as its adapter_config.json's auto_mapping "
+            f"says; this base is {base.model_type}"
+        )
+    name = PurePath((recipe.made_for or "").replace("\\", "/")).name.lower()
+    family = next((family for pattern, family in FAMILIES if pattern.search(name)), None)
+    if family in (None, base.model_type):
+        return None
     return (
-        f"made for another base, as its config.json says: {'; '.join(faults)}" if faults else None
+        f"made for {recipe.made_for}, a {family} model, as its adapter_config.json says; this "
+        f"base is {base.model_type} (if it is not so, correct base_model_name_or_path)"
     )
+
+
+def _other_sizes(recipe: Recipe, base: Base) -> str | None:
+    """By the sizes in its config.json."""
+    sizes = {
+        "vocab_size": base.vocabulary,
+        "hidden_size": base.hidden,
+        "num_hidden_layers": base.layers,
+    }
+    theirs = {name: recipe.model_config.get(name) for name in sizes}
+    faults = [
+        f"its {name} is {theirs[name]}, this base's {size}"
+        for name, size in sizes.items()
+        if type(theirs[name]) is int and theirs[name] != size
+    ]
+    if not faults:
+        return None
+    return f"made for another base, as its config.json says: {'; '.join(faults)}"
 
 
 def made_for_another(made_for: str | None, base_id: str, folder: Path) -> list[str]:
@@ -86,40 +105,13 @@ def made_for_another(made_for: str | None, base_id: str, folder: Path) -> list[s
     return [f"made for {made_for!r:.200}, as its config says; its shapes fit this base, {base_id}"]
 
 
-def _cached(path: str) -> str | None:
-    """The model's name where the path lies in the hub's cache, which has commits for folders."""
-    found = CACHED.search(path.replace("\\", "/"))
-    return found["name"].rsplit("--", 1)[-1] if found else None
-
-
-def _other_sizes(recipe: Recipe, base: Base) -> Iterator[str]:
-    sizes = {
-        "vocab_size": base.vocabulary,
-        "hidden_size": base.hidden,
-        "num_hidden_layers": base.layers,
-    }
-    for name, mine in sizes.items():
-        said = recipe.model_config.get(name)
-        if type(said) is int and said != mine:
-            yield f"its {name} is {said}, this base's {mine}"
-
-
-def _family_of_names(parts: Parts, base: Base) -> str | None:
-    """Another architecture's, where its prefix or its layers' names are in the file; else None."""
-    for family, pattern in NAMES.items():
-        mine = base.model_type == family or (base.prefix == "roberta" and family == "roberta")
-        if not mine and any(pattern.search(path) for path in parts.modules):
-            return family
-    return None
-
-
-def whole_checkpoint(parts: Parts, recipe: Recipe, base: Base) -> str | None:
-    """Why the file is no adapter: it holds a model's own layers, and no change of any; else None."""
-    said = {part for module in parts.modules.values() for part in module}
-    stack = [p for p, module in parts.modules.items() if "weight" in module and LAYER.search(p)]
-    if recipe.configured or said - {"weight", "bias"} or len(stack) < 4 * base.layers:
-        return None
-    return (
+def refuse_checkpoint(parts: Parts, recipe: Recipe, base: Base) -> None:
+    """Raises AdapterRejected for a whole model: its own layers' weights, and no change of any."""
+    modules = parts.modules.items()
+    stack = [path for path, module in modules if "weight" in module and LAYER.search(path)]
+    if recipe.configured or parts.all_parts() - WHOLE or len(stack) < 4 * base.layers:
+        return
+    raise AdapterRejected(
         f"this is a whole checkpoint ({len(stack)} layers' own weights), not an adapter: 'bert-lora extract "
         "CHECKPOINT OUT --rank 16' makes an adapter of one that was fine-tuned from this base; any "
         "other is served as a base of its own (BERT_LORA_MODEL)"
@@ -135,34 +127,67 @@ def summary(parts: Parts, recipe: Recipe, base: Base, problems: list[Problem]) -
         return (
             f"made for a {family} model, as its tensors' names say; this base is {base.described}"
         )
-    widths = {
-        module["A"].shape[-1]
-        for path, module in parts.modules.items()
-        if SELF_INPUT.search(path) and "A" in module and module["A"].dim() == 2
-        if recipe.blocks is None and recipe.layout in (None, "peft")
-    }
-    numbers = [int(n) for path in parts.modules for n in LAYER.findall(path)]
-    tables = {
-        module[name].shape[part]
-        for path, module in parts.modules.items()
-        if path.endswith("word_embeddings")
-        for name, part in (("embedding_A", 1), ("weight", 0))
-        if name in module and module[name].dim() == 2
-    }
+    widths, tables, depth = _widths(parts, recipe), _vocabularies(parts), _depth(parts)
     wrong_width = len(widths) == 1 and widths != {base.hidden}
-    missing = {
-        int(n) for p in problems if p.tensor in base.linears for n in LAYER.findall(p.tensor or "")
-    }
-    shallower = bool(numbers) and missing == set(range(max(numbers) + 1, base.layers)) != set()
-    wrong_depth = bool(numbers) and (max(numbers) >= base.layers or shallower)
+    wrong_depth = depth > base.layers or _is_shallower(depth, base, problems)
     wrong_vocabulary = len(tables) == 1 and tables != {base.vocabulary}
     if not (wrong_width or wrong_depth or wrong_vocabulary):
         return (
             f"{len(problems)} tensors of the file cannot be served on this base ({base.described})"
         )
-    said = [f"{min(widths)}-wide"] if len(widths) == 1 else []
-    said += [f"{max(numbers) + 1}-layer"] if numbers else []
-    said += [f"{min(tables)}-token vocabulary"] if wrong_vocabulary else []
+    sizes = [f"{min(widths)}-wide"] if len(widths) == 1 else []
+    sizes += [f"{depth}-layer"] if depth else []
+    sizes += [f"{min(tables)}-token vocabulary"] if wrong_vocabulary else []
     mine = f"{base.described} with {base.vocabulary} tokens" if wrong_vocabulary else base.described
-    who = recipe.made_for or "another base"
-    return f"made for {who} ({', '.join(said)}); this base is {mine}"
+    return f"made for {recipe.made_for or 'another base'} ({', '.join(sizes)}); this base is {mine}"
+
+
+def _widths(parts: Parts, recipe: Recipe) -> set[int]:
+    """How wide the hidden state is that the file's matrices read."""
+    if recipe.blocks is not None or recipe.layout not in (None, "peft"):
+        return set()
+    matrices = {path: module.get("A") for path, module in parts.modules.items()}
+    return {
+        A.shape[-1]
+        for path, A in matrices.items()
+        if A is not None and A.dim() == 2 and SELF_INPUT.search(path)
+    }
+
+
+def _vocabularies(parts: Parts) -> set[int]:
+    """How many tokens the file's embeddings are for."""
+    return {
+        module[part].shape[axis]
+        for path, module in parts.modules.items()
+        if path.endswith("word_embeddings")
+        for part, axis in (("embedding_A", 1), ("weight", 0))
+        if part in module and module[part].dim() == 2
+    }
+
+
+def _depth(parts: Parts) -> int:
+    """How many layers the file's names count; 0: none."""
+    return max((int(n) + 1 for path in parts.modules for n in LAYER.findall(path)), default=0)
+
+
+def _is_shallower(depth: int, base: Base, problems: list[Problem]) -> bool:
+    """Are all the layers that the base has more than the file, and no others, missing?"""
+    missing = {
+        int(n) for p in problems if p.tensor in base.linears for n in LAYER.findall(p.tensor or "")
+    }
+    return 0 < depth < base.layers and missing == set(range(depth, base.layers))
+
+
+def _family_of_names(parts: Parts, base: Base) -> str | None:
+    """Another architecture's, where its prefix or its layers' names are in the file; else None."""
+    for family, pattern in NAMES.items():
+        mine = base.model_type == family or (base.prefix == "roberta" and family == "roberta")
+        if not mine and any(pattern.search(path) for path in parts.modules):
+            return family
+    return None
+
+
+def _cached(path: str) -> str | None:
+    """The model's name where the path lies in the hub's cache, which has commits for folders."""
+    match = CACHED.search(path.replace("\\", "/"))
+    return match["name"].rsplit("--", 1)[-1] if match else None

@@ -22,10 +22,10 @@ COUNTED = re.compile(r"\{(\d{1,6})(?:,(\d{0,6}))?\}")
 class Patterns:
     """One upload's expressions, and the time that they may still take together."""
 
-    left_s: float = PATTERNS_S
+    remaining_s: float = PATTERNS_S
 
     def match(self, pattern: str, path: str, *, whole: bool = False) -> Any:
-        """re.match's, or with `whole` re.fullmatch's, answer for this expression.
+        """re.match's answer for this expression, or re.fullmatch's with `whole`.
 
         Large counts are refused unread, because compiling `(a?){1000000}` alone takes seconds and
         gigabytes. Raises AdapterRejected for them, for no expression, and when the time is spent.
@@ -37,10 +37,10 @@ class Patterns:
             )
         started = time.monotonic()
         try:
-            if self.left_s <= 0:
+            if self.remaining_s <= 0:
                 raise TimeoutError
             method = regex.fullmatch if whole else regex.match
-            return method(pattern, path, timeout=self.left_s)
+            return method(pattern, path, timeout=self.remaining_s)
         except regex.error as error:
             raise AdapterRejected(
                 f"the pattern {pattern!r:.60} is no expression: {error}"
@@ -50,7 +50,7 @@ class Patterns:
         except (MemoryError, OverflowError, RecursionError):
             raise AdapterRejected(f"the pattern {pattern!r:.60} is nested too deeply") from None
         finally:
-            self.left_s -= time.monotonic() - started
+            self.remaining_s -= time.monotonic() - started
 
 
 def _repetitions(pattern: str) -> float:

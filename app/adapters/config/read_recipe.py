@@ -13,32 +13,22 @@ from typing import Any, get_args
 from app.adapters.config.adapterhub import in_pefts_words, is_adapterhub
 from app.adapters.config.fields import Fields
 from app.adapters.config.labels import read_labels, task_of_class
-from app.adapters.config.patterns import Patterns
 from app.adapters.config.peft import (
     bias,
     biases_saved,
     blocks,
-    computed_otherwise,
     init,
-    number,
     targeting,
     tokens,
     trained_type,
-    unnamed_method,
 )
+from app.adapters.config.peft_fields import MATHEMATICS, METADATA, check_fields
 from app.adapters.config.recipe import PROBLEM_TYPES, Options, Recipe
 from app.adapters.config.sentence import SHORTEST_LENGTH, Pooling, Sentence
-from app.adapters.methods.kinds import (
-    KINDS,
-    MATHEMATICS,
-    METADATA,
-    SCALED_BY_QUERY,
-    Method,
-    unserved_field,
-    why_not,
-)
+from app.adapters.methods.method import Method
+from app.adapters.methods.table import method_of
 from app.adapters.receiving.upload import HalfACharacter, whole_text
-from app.adapters.refusals import AdapterRejected, Problem
+from app.adapters.refusals import AdapterRejected, Problems
 from app.adapters.values import ProblemType, Task
 
 TASKS: dict[str | None, Task | None] = {
@@ -63,54 +53,54 @@ def read_recipe(
     Every field that would change the mathematics and is not served, and sources that disagree, are
     among its problems. Raises AdapterRejected for a method that is not served at all.
     """
-    plain = in_pefts_words(config) if is_adapterhub(config) else config
-    if plain is not config:  # AdapterHub's, which says the base's width
+    if is_adapterhub(config):  # which says the base's width
         model_config = {"hidden_size": config.get("hidden_size"), **model_config}
-    kind = kind_of(plain)
-    configured = plain.get("peft_type") is not None
-    said = _from_metadata(metadata)
-    fields = {k: v for k, v in said.items() if not (configured and k in MATHEMATICS)}
-    fields |= plain
-    problems = [
-        Problem(why)
-        for name, value in plain.items()
-        if (why := unserved_field(kind, name, value, configured=configured))
-    ]
-    read = Fields(fields, problems)
-    recipe = Recipe(
-        kind=kind,
-        configured=configured,
-        alpha=_alpha(read, kind, configured, [options.alpha, *_alphas(said)]),
-        given_scale=_given_scale(kind, options, problems),
-        rank=read.integer("r", 1 if kind == "LORA" and configured else 0) or None,
-        rslora=bool(fields.get("use_rslora")),
-        rank_pattern={} if kind == "ADALORA" else read.patterns("rank_pattern"),
-        alpha_pattern={} if kind == "ADALORA" else read.patterns("alpha_pattern"),
-        dora=bool(fields.get("use_dora")),
-        lora_bias=bool(fields.get("lora_bias")),
-        bias=bias(read),
-        biases_saved=biases_saved(fields),
-        init=init(fields, problems),
-        blocks=blocks(fields, problems),
-        truncated=fields.get("kasa_config") is not None,
-        tokens=tokens(fields, problems),
-        numbers={
-            name: number(read, name, default) for name, default in KINDS[kind].numbers.items()
-        },
-        targeting=targeting(read),
-        layout=options.layout or read.one_of("layout", LAYOUTS),
-        task=_task(read, options),
+        config = in_pefts_words(config)
+    method, configured = method_of(config), config.get("peft_type") is not None
+    problems = Problems()
+    check_fields(method, config, problems, configured=configured)
+    beside = _from_metadata(metadata)
+    merged = {k: v for k, v in beside.items() if not (configured and k in MATHEMATICS)}
+    fields = Fields({**merged, **config}, problems)
+    others = [options.alpha, *(beside.get(name) for name in ("alpha", "lora_alpha"))]
+    recipe = replace(
+        _formula(method, configured, fields),
+        alpha=_alpha(fields, method, configured, others),
+        given_scale=_given_scale(method, options, problems),
+        layout=options.layout or fields.one_of("layout", LAYOUTS),
+        task=_task(fields, options),
         task_of_class=_task_of_class(fields, model_config),
-        labels=options.labels or _labels(fields, model_config, problems),
-        problem_type=_problem_type(options, fields, model_config, problems),
-        sentence=_sentence(read, options, sentence or Sentence()),
+        labels=options.labels or _labels(fields, model_config),
+        problem_type=_problem_type(fields, options, model_config),
+        sentence=_sentence(fields, options, sentence or Sentence()),
         model_config=model_config,
-        made_for=_text(fields.get("base_model_name_or_path")),
+        made_for=fields.text("base_model_name_or_path"),
         made_for_type=trained_type(fields),
-        assumed=(*unnamed_method(plain), *computed_otherwise(kind, fields)),
-        patterns=Patterns(),
+        assumed=_assumed(method, config),
     )
     return replace(recipe, problems=tuple(problems))
+
+
+def _formula(method: Method, configured: bool, fields: Fields) -> Recipe:
+    """What the method's formula and the choice of its layers depend on."""
+    return Recipe(
+        kind=method.name,
+        configured=configured,
+        rank=fields.integer("r", method.least_rank if configured else 0) or None,
+        rslora=bool(fields.get("use_rslora")),
+        rank_pattern=fields.numbers_by_name("rank_pattern") if method.patterns else {},
+        alpha_pattern=fields.numbers_by_name("alpha_pattern") if method.patterns else {},
+        dora=bool(fields.get("use_dora")),
+        lora_bias=bool(fields.get("lora_bias")),
+        bias=bias(fields),
+        biases_saved=biases_saved(fields),
+        init=init(fields),
+        blocks=blocks(fields),
+        truncated=fields.get("kasa_config") is not None,
+        tokens=tokens(fields),
+        numbers={name: fields.like(name, default) for name, default in method.numbers.items()},
+        targeting=targeting(fields),
+    )
 
 
 def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -129,59 +119,56 @@ def _from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     return fields
 
 
-def kind_of(config: Mapping[str, Any]) -> Method:
-    """Its peft_type, LORA where it says none. Raises AdapterRejected for one that is not served."""
-    kind = config.get("peft_type") or "LORA"
-    found = next((method for method in KINDS if method == kind), None)
-    if found is None:
-        reason = why_not(kind)
-        raise AdapterRejected(reason, [Problem(reason)])
-    return found
+def _assumed(method: Method, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Warnings: a config that leaves out its method, and one that an older PEFT computed otherwise.
+
+    No file tells which PEFT: it notes its version since 0.18. tests/zoo has what older ones answered.
+    """
+    if config.get("peft_type") is None:
+        unnamed = "its adapter_config.json says no peft_type: it is read as LORA"
+        return (unnamed,) if config else ()
+    dated = config.get("peft_version") is not None
+    return () if dated or method.before is None else (method.before,)
 
 
-def _alphas(said: Mapping[str, Any]) -> list[Any]:
-    return [said[name] for name in ("alpha", "lora_alpha") if name in said]
-
-
-def _alpha(read: Fields, kind: str, configured: bool, others: list[Any]) -> float | None:
+def _alpha(fields: Fields, method: Method, configured: bool, others: list[Any]) -> float | None:
     """The config's, by its method's own name for it; without a config the file's or the query's."""
-    names = ["alpha"] if kind in ("LOHA", "LOKR") else ["lora_alpha"]
-    names += [] if configured else ["alpha"]
-    found = next((a for name in names if (a := read.number(name)) is not None), None)
-    if found is None and configured:
-        found = DEFAULT_ALPHA
-    for other in (Fields({"alpha": o}, read.problems).number("alpha") for o in others):
-        if found is None:
-            found = other
-        elif other not in (None, found):
+    names = [method.alpha] if configured else [method.alpha, "alpha"]
+    alpha = next((a for name in names if (a := fields.number(name)) is not None), None)
+    if alpha is None and configured:
+        alpha = DEFAULT_ALPHA
+    for other in (Fields({"alpha": o}, fields.problems).number("alpha") for o in others):
+        if alpha is None:
+            alpha = other
+        elif other not in (None, alpha):
             where = "the query or the file's metadata"
-            read.problems.append(Problem(f"alpha is {other:g} in {where}, and {found:g} elsewhere"))
-    return found
+            fields.problems.add(f"alpha is {other:g} in {where}, and {alpha:g} elsewhere")
+    return alpha
 
 
-def _given_scale(kind: Method, options: Options, problems: list[Problem]) -> float | None:
+def _given_scale(method: Method, options: Options, problems: Problems) -> float | None:
     """The query's scale. Whether it agrees with a config's alpha, each layer's rank tells."""
     if options.scale is not None and options.alpha is not None:
-        problems.append(Problem("the query gives both alpha and scale: leave one of them out"))
-    if options.scale is not None and kind not in SCALED_BY_QUERY:
-        problems.append(Problem(f"the query gives a scale, and {kind} has none that is free"))
+        problems.add("the query gives both alpha and scale: leave one of them out")
+    if options.scale is not None and not method.free_scale:
+        problems.add(f"the query gives a scale, and {method.name} has none that is free")
     return options.scale
 
 
-def _task(read: Fields, options: Options) -> Task | None:
+def _task(fields: Fields, options: Options) -> Task | None:
     """The query's or the config's task, or its task_type."""
-    said = read.fields.get("task_type")
-    if not isinstance(said, str | None) or said not in TASKS:
-        read.problems.append(Problem(f"task_type {said!r:.40} is not served"))
+    task_type = fields.get("task_type")
+    if not isinstance(task_type, str | None) or task_type not in TASKS:
+        fields.problems.add(f"task_type {task_type!r:.40} is not served")
         return None
-    task = TASKS[said]
+    task = TASKS[task_type]
     if options.task is not None and task is not None and options.task != task:
-        read.problems.append(Problem(f"the query says task={options.task}, the config {said}"))
-    found: Task | None = options.task or read.one_of("task", get_args(Task)) or task
-    return found
+        fields.problems.add(f"the query says task={options.task}, the config {task_type}")
+    chosen: Task | None = options.task or fields.one_of("task", get_args(Task)) or task
+    return chosen
 
 
-def _task_of_class(fields: Mapping[str, Any], model_config: Mapping[str, Any]) -> Task | None:
+def _task_of_class(fields: Fields, model_config: Mapping[str, Any]) -> Task | None:
     """What the class that PEFT or config.json name is for: it may have had a head that was not saved."""
     mapping, names = fields.get("auto_mapping"), model_config.get("architectures")
     classes = [mapping.get("base_model_class")] if isinstance(mapping, dict) else []
@@ -190,57 +177,44 @@ def _task_of_class(fields: Mapping[str, Any], model_config: Mapping[str, Any]) -
 
 
 def _problem_type(
-    options: Options,
-    fields: Mapping[str, Any],
-    model_config: Mapping[str, Any],
-    problems: list[Problem],
+    fields: Fields, options: Options, model_config: Mapping[str, Any]
 ) -> ProblemType | None:
-    said = options.problem_type or fields.get("problem_type") or model_config.get("problem_type")
-    found = next((kind for kind in PROBLEM_TYPES if kind == said), None)
-    if said is None or found is not None:
-        return found
-    problems.append(Problem(f"problem_type {said!r:.60} is none of {', '.join(PROBLEM_TYPES)}"))
+    """The query's, the adapter's own config's or config.json's."""
+    own = options.problem_type or fields.get("problem_type")
+    name = own or model_config.get("problem_type")
+    if name is None:
+        return None
+    for problem_type in PROBLEM_TYPES:
+        if problem_type == name:
+            return problem_type
+    fields.problems.add(f"problem_type {name!r:.60} is none of {', '.join(PROBLEM_TYPES)}")
     return None
 
 
-def _sentence(read: Fields, options: Options, files: Sentence) -> Sentence:
+def _sentence(fields: Fields, options: Options, files: Sentence) -> Sentence:
     """How it embeds: the query, then the config or metadata, then its sentence-transformers files."""
-    prompts = read.texts("prompts")
-    dimensions = read.integers("dimensions")
-    normalize = read.boolean("normalize")
+    normalize = fields.boolean("normalize")
     own = Sentence(
-        options.pooling or read.one_of("pooling", get_args(Pooling)),
+        options.pooling or fields.one_of("pooling", get_args(Pooling)),
         normalize if options.normalize is None else options.normalize,
-        read.integer("max_length", SHORTEST_LENGTH),
-        prompts,
-        _text(read.fields.get("default_prompt_name")),
-        dimensions,
+        fields.integer("max_length", SHORTEST_LENGTH),
+        fields.texts_by_name("prompts"),
+        fields.text("default_prompt_name"),
+        fields.positive_integers("dimensions"),
     )
-    found = own.over(files)
-    if found.default_prompt is not None and found.default_prompt not in (found.prompts or {}):
-        read.problems.append(
-            Problem(f"default_prompt_name {found.default_prompt!r:.60} is none of its prompts")
-        )
-    return found
+    sentence = own.over(files)
+    default = sentence.default_prompt
+    if default is not None and default not in (sentence.prompts or {}):
+        fields.problems.add(f"default_prompt_name {default!r:.60} is none of its prompts")
+    return sentence
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _labels(
-    fields: Mapping[str, Any], model_config: Mapping[str, Any], problems: list[Problem]
-) -> tuple[str, ...] | None:
+def _labels(fields: Fields, model_config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """labels, or id2label in order of id; the adapter's own config before config.json."""
-    if isinstance(fields.get("labels"), list):
-        return tuple(str(label) for label in fields["labels"])
-    for source in (fields, model_config):
-        by_id = source.get("id2label")
-        if not by_id:
-            continue
-        try:
-            return read_labels(by_id)
-        except ValueError as error:
-            problems.append(Problem(str(error)))
-            return None
+    labels = fields.get("labels")
+    if isinstance(labels, list):
+        return tuple(str(label) for label in labels)
+    by_id = fields.get("id2label") or model_config.get("id2label")
+    with fields.problems.caught():
+        return read_labels(by_id) if by_id else None
     return None

@@ -1,4 +1,7 @@
-"""How an upload's tensors are to be read: scales, ranks, switches; what config.py makes of what it says."""
+"""How an upload's tensors are to be read: scales, ranks, switches. read_recipe.py makes it of the files.
+
+Knows no file and no method's formula.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any, Literal
 
 from app.adapters.config.patterns import Patterns
 from app.adapters.config.sentence import Pooling, Sentence
-from app.adapters.methods.kinds import Method
 from app.adapters.refusals import AdapterRejected, Problem
 from app.adapters.values import ProblemType, Scaling, Scores, Task
 
@@ -19,14 +21,13 @@ PROBLEM_TYPES: dict[ProblemType, Scores] = {
     "regression": "none",
 }
 
-
 Bias = Literal["none", "lora_only", "all"]
 Init = Literal["pissa", "olora"]  # PEFT changes the base by them at load, always alike
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the uploader says beside the file, in the query."""
+    """What the uploader adds to the file, in the query."""
 
     alpha: float | None = None
     layout: str | None = None
@@ -40,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Targeting:
-    """Which layers the config says were trained; None: not said. PEFT's own field names."""
+    """Which layers the config says were trained, by PEFT's own field names; None: it does not say."""
 
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
@@ -51,16 +52,21 @@ class Targeting:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an upload's tensors are to be read; None: not said.
+    """How an upload's tensors are to be read; None: the files do not say.
 
-    configured: there is a config of PEFT's, so what it does not switch on is off. biases_saved: the PEFT that wrote it saved
-    the biases of bias=lora_only. given_scale: the query's, in place of a formula. init: pissa
-    or olora where the base changes at load. blocks: BD-LoRA's. truncated: KaSA cut the base's
-    smallest singular values off. numbers: what this kind's formula reads (kinds.py). assumed: what
-    the files leave open, in words. problems: what cannot be served, or makes no sense; such a recipe is read on only to find what else is wrong.
+    kind: PEFT's peft_type, a name in methods/table.py. configured: there is a config of PEFT's, so
+    that what it does not switch on is off. given_scale: the query's, in place of a formula. rslora,
+    dora, lora_bias, truncated (KaSA cut the base's smallest singular values off), blocks (BD-LoRA's),
+    init (pissa or olora, where the base changes at load): LoRA's switches. numbers: what the method's
+    formula reads.
+
+    bias: which biases were trained; biases_saved: whether the PEFT that wrote the file saved those of
+    lora_only. tokens: ids whose rows were trained. made_for, made_for_type: the base's name, and its
+    model_type. assumed: what the files leave open, in words. problems: what cannot be served; such a
+    recipe is used only to find what else is wrong.
     """
 
-    kind: Method = "LORA"
+    kind: str = "LORA"
     configured: bool = False
     alpha: float | None = None
     given_scale: float | None = None
@@ -95,7 +101,7 @@ class Recipe:
         """alpha / r, or alpha / sqrt(r) with rsLoRA; alpha_pattern's first match wins.
 
         path: the module's path as the file spells it. Raises AdapterRejected where neither alpha nor a
-        scale is said, and where they disagree. Source: peft.tuners.lora.layer.LoraLayer.update_layer.
+        scale is given, and where they disagree. Source: peft.tuners.lora.layer.LoraLayer.update_layer.
         """
         alpha: float | None = self._by_pattern(self.alpha_pattern, path, self.alpha)
         if alpha is None and self.given_scale is not None:
@@ -115,7 +121,7 @@ class Recipe:
         return Scaling(formula, scale, alpha, rank)
 
     def expected_rank(self, path: str) -> int | None:
-        """The rank that the config gives this module; None where it says none."""
+        """The rank that the config gives this module; None where it gives none. Raises AdapterRejected."""
         rank: int | None = self._by_pattern(self.rank_pattern, path, self.rank)
         return rank
 
@@ -124,5 +130,7 @@ class Recipe:
 
         Source: peft.utils.other.get_pattern_key. Raises AdapterRejected.
         """
-        found = (v for p, v in patterns.items() if self.patterns.match(rf"(.*\.)?({p})$", path))
-        return next(found, default)
+        for pattern, value in patterns.items():
+            if self.patterns.match(rf"(.*\.)?({pattern})$", path):
+                return value
+        return default

@@ -35,8 +35,10 @@ class SentenceRefused(Exception):
 
 @dataclass(frozen=True)
 class Sentence:
-    """None: not said. max_length in tokens, special ones included. dimensions: the matryoshka lengths
-    that vectors may be cut to. truncate_dim: the length they are cut to where nothing is asked.
+    """How a text becomes a vector; None: its files do not say.
+
+    max_length: in tokens, special ones included. dimensions: the matryoshka lengths that vectors may be
+    cut to. truncate_dim: the length that they are cut to where a request names none.
     """
 
     pooling: Pooling | None = None
@@ -48,7 +50,7 @@ class Sentence:
     truncate_dim: int | None = None
 
     def over(self, other: Sentence) -> Sentence:
-        """What this one says, and where it says nothing, what the other does.
+        """Each member of this one, or the other's where it is None.
 
         A default prompt goes with its own prompts.
         """
@@ -74,16 +76,16 @@ def read_sentence(modules: Any, pooling: Any, transformer: Any, prompts: Any) ->
         raise SentenceRefused(
             "its sentence_bert_config.json lowers all letters, which is not served"
         )
-    named = _value(prompts, "prompts", dict, {})
-    if not all(isinstance(text, str) for text in named.values()):
+    texts = _value(prompts, "prompts", dict, {})
+    if not all(isinstance(text, str) for text in texts.values()):
         raise SentenceRefused("its prompts are not a map from names to texts")
-    if any(len(text) > MAX_PROMPT_LENGTH for text in named.values()):
+    if any(len(text) > MAX_PROMPT_LENGTH for text in texts.values()):
         raise SentenceRefused(f"a prompt is over {MAX_PROMPT_LENGTH:,} characters")
     return Sentence(
         _pooling(_object(pooling)) if pooling is not None else None,
         "Normalize" in kinds if kinds else None,
         _positive(transformer, "max_seq_length", SHORTEST_LENGTH),
-        named or None,
+        texts or None,
         _value(prompts, "default_prompt_name", str, None),
         None,
         _positive(prompts, "truncate_dim", 1),
@@ -98,13 +100,10 @@ def _kinds(modules: Any) -> list[str]:
     kinds = [str(m.get("type", "")).rsplit(".", 1)[-1] for m in modules]
     unknown = set(kinds) - SERVED_MODULES
     if unknown or len(set(kinds)) < len(kinds):
-        said = ", ".join(sorted(unknown)) or "a module twice"
-        raise SentenceRefused(f"its modules.json has {said}, which is not served")
-    if any(
-        m.get("path") != "1_Pooling"
-        for m, kind in zip(modules, kinds, strict=True)
-        if kind == "Pooling"
-    ):
+        what = ", ".join(sorted(unknown)) or "a module twice"
+        raise SentenceRefused(f"its modules.json has {what}, which is not served")
+    paths = {kind: m.get("path") for m, kind in zip(modules, kinds, strict=True)}
+    if paths.get("Pooling", "1_Pooling") != "1_Pooling":
         raise SentenceRefused("its pooling's config is not at 1_Pooling, the place that is served")
     return kinds
 
@@ -112,10 +111,10 @@ def _kinds(modules: Any) -> list[str]:
 def _pooling(config: dict[str, Any]) -> Pooling:
     if not _value(config, "include_prompt", bool, True):
         raise SentenceRefused("its pooling leaves the prompt's tokens out, which is not served")
-    named = _value(config, "pooling_mode", str, None)
+    mode = _value(config, "pooling_mode", str, None)
     flags = {k: _value(config, k, bool, False) for k in config if k.startswith("pooling_mode_")}
-    if named is not None:
-        modes = [POOLING_NAMES.get(named)]
+    if mode is not None:
+        modes = [POOLING_NAMES.get(mode)]
     elif flags:
         modes = [POOLING_MODES.get(k) for k, on in flags.items() if on]
     else:

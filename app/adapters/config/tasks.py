@@ -1,7 +1,7 @@
 """What an adapter is for: what it says, else what only one reading of its file can mean.
 
 BERT, ALBERT and ModernBERT have one head for texts and for words, so that its tensors do not tell.
-Knows no mathematics (heads.py).
+Knows no mathematics and builds no head (heads.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class HeadUntold(AdapterRejected):
 
 @dataclass(frozen=True)
 class Purpose:
-    """task: "classify" for now where untold. assumed: why it is taken for this, where nothing says so."""
+    """assumed: why it is taken for this task, where nothing says so. untold: the task is not known, and
+    "classify" stands for it until the rest of the file has been read.
+    """
 
     task: Task
     assumed: str | None = None
@@ -55,7 +57,7 @@ def purpose_of(parts: Parts, recipe: Recipe, base: Base) -> Purpose:
     if own is None or not with_head or not _base_has(own, base):
         return Purpose("embed")
     why = "the base is one, and the adapter was trained on a model with a head"
-    return Purpose(own, _told(own, why, "?task=embed makes it answer /embed alone"))
+    return Purpose(own, _assumption(own, why, "?task=embed makes it answer /embed alone"))
 
 
 def refuse_untold(parts: Parts) -> None:
@@ -80,7 +82,7 @@ def _by_layout(parts: Parts, recipe: Recipe, base: Base) -> Purpose:
     lacking = sorted(_layers(texts) - _layers(words))
     if lacking and not all(f"{path}.weight" in base.head for path in lacking):
         why = f"a head for texts would need {', '.join(lacking)}, and neither file nor base has it"
-        return Purpose("tokens", _told("tokens", why))
+        return Purpose("tokens", _assumption("tokens", why))
     return _by_evidence(parts, recipe, base)
 
 
@@ -95,15 +97,15 @@ def _by_evidence(parts: Parts, recipe: Recipe, base: Base) -> Purpose:
         ("tokens", _misses_pooler(recipe, base), "the model that was trained had no pooler"),
         ("tokens", _are_spans(recipe.labels), "its labels are those of spans (B-, I-, O)"),
     ]
-    found = next(((task, why) for task, holds, why in evidence if holds), None)
-    if found is None and base.classifier and base.classifier.task:
-        found = base.classifier.task, "the base is one"
-    if found is None:
-        return Purpose("classify", untold=True)
-    return Purpose(found[0], _told(*found))
+    if base.classifier and base.classifier.task:
+        evidence.append((base.classifier.task, True, "the base is one"))
+    for task, holds, why in evidence:
+        if holds:
+            return Purpose(task, _assumption(task, why))
+    return Purpose("classify", untold=True)
 
 
-def _told(task: Task, why: str, otherwise: str = "") -> str:
+def _assumption(task: Task, why: str, otherwise: str = "") -> str:
     """The assumption, for the answer to a PUT."""
     match task:
         case "classify":
@@ -135,9 +137,9 @@ def _base_has(task: Task, base: Base) -> bool:
 
 
 def _misses_pooler(recipe: Recipe, base: Base) -> bool:
-    """Whether the config's method would have changed a pooler, of which the file has nothing.
+    """Would the config's method have changed a pooler? Called where the file has nothing of one.
 
-    Asked only where it has nothing. A model for texts has a pooler, one for words has none.
+    A model for texts has a pooler, one for words has none.
     """
     pooler = POOLERS.get(base.model_type)
     if pooler is None or not recipe.configured:
@@ -149,6 +151,6 @@ def _misses_pooler(recipe: Recipe, base: Base) -> bool:
 
 
 def _are_spans(labels: tuple[str, ...] | None) -> bool:
-    """Whether labels are those of spans of words, in IOB or a notation like it."""
+    """Are these labels of spans of words, in IOB or a notation like it?"""
     named = labels or ()
     return all(map(IOB.fullmatch, named)) and any(map(INSIDE.fullmatch, named))

@@ -1,6 +1,7 @@
-"""An upload's body on disk -> the adapter files in it: multipart, tar, zip or bare safetensors.
+"""An upload's bytes on disk -> the adapter files in them: a tar, a zip or a bare safetensors file.
 
-Believes nothing that an archive says of its names and sizes; knows nothing of LoRA.
+Believes nothing that an archive says of its names and sizes: against path traversal every name is
+checked, against zip bombs every byte is counted. Knows nothing of HTTP or LoRA.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from app.adapters.files import WEIGHTS
-from app.adapters.receiving.form import unpack_form
 from app.adapters.receiving.received import Received
 from app.adapters.receiving.upload import CHUNK_BYTES, TAKEN, refuse_by_first_bytes
-from app.adapters.refusals import AdapterRejected, UnsupportedMedia, UploadTooLarge
+from app.adapters.refusals import AdapterRejected, UploadTooLarge
 
 MOST_RATIO, FREE_BYTES = 20, 32 << 20  # trained floats shrink by a tenth when packed
 GZIP = b"\x1f\x8b"
@@ -41,35 +41,26 @@ DAMAGE = (
 )
 
 
-def unpack(
-    body: Path, content_type: str, folder: Path, max_bytes: int, asked: str | None = None
-) -> list[str]:
+def unpack(body: Path, folder: Path, max_bytes: int, path: str | None = None) -> list[str]:
     """Put the adapter files of `body` into `folder`; returns the names that were left aside.
 
-    multipart by its content type, archives and bare safetensors by their first bytes. asked: which of
-    an upload's folders; None: the one that has weights.
-    Raises AdapterRejected, UploadTooLarge, UnsupportedMedia.
+    What the body is, its first bytes tell. path: which of the upload's folders; None: the one that has
+    weights. Raises AdapterRejected, UploadTooLarge.
     """
-    kind = content_type.split(";", maxsplit=1)[0].strip().lower()
-    received = Received(folder.with_name("received"))
-    if kind == "multipart/form-data":
-        unpack_form(body, content_type, received)
-        return received.settle(folder, asked)
-    if kind.startswith(("text/", "image/", "audio/", "video/")):
-        raise UnsupportedMedia(f"an adapter does not come as {kind}: {TAKEN}")
     with body.open("rb") as file:
         start = file.read(512)
+    received = Received(folder.with_name("received"))
     if start[:4] == b"PK\x03\x04":
         _unpack_zip(body, received, _room(body, max_bytes))
     elif start[:2] == GZIP or start[257:262] == b"ustar":
         _unpack_tar(body, received, _room(body, max_bytes))
     else:
         refuse_by_first_bytes(start)
-        if asked is not None:
-            raise AdapterRejected(f"path={asked!r:.200} is given, and a bare file has no folders")
+        if path is not None:
+            raise AdapterRejected(f"path={path!r:.200} is given, and a bare file has no folders")
         body.rename(folder / WEIGHTS)
         return []
-    return received.settle(folder, asked)
+    return received.settle(folder, path)
 
 
 def _damaged(kind: str, error: Exception) -> Exception:
@@ -146,16 +137,16 @@ def _check_end(plain: IO[bytes], end: int, room: Room) -> None:
 
 @dataclass
 class Room:
-    """Bytes that an archive may still unpack to: what it says of its sizes is not believed."""
+    """How many bytes an archive may still unpack to. bomb: where more could only be a zip bomb's."""
 
-    left: int
+    remaining: int
     max_bytes: int
     bomb: bool
 
     def take(self, size: int) -> None:
         """Raises UploadTooLarge, or AdapterRejected for what unpacks to many times its own size."""
-        self.left -= size
-        if self.left >= 0:
+        self.remaining -= size
+        if self.remaining >= 0:
             return
         if self.bomb:
             raise AdapterRejected(f"the archive unpacks to over {MOST_RATIO} times its size")

@@ -15,11 +15,11 @@ MAX_FILES = 1_000
 
 @dataclass(eq=False)
 class Received:
-    """folder: holds the files, numbered. spelled: path -> what the upload called it."""
+    """An upload's files by their paths in it. folder: holds them, numbered."""
 
     folder: Path
     _files: dict[str, Path] = field(default_factory=dict)
-    _spelled: dict[str, str] = field(default_factory=dict)
+    _spelled: dict[str, str] = field(default_factory=dict)  # path -> what the upload called it
 
     def place(self, path: str, spelled: str) -> Path | None:
         """Where to write the file of this path; None: it is none of an adapter's.
@@ -41,13 +41,13 @@ class Received:
         self._files[path] = self.folder / str(len(self._files))
         return self._files[path]
 
-    def settle(self, folder: Path, asked: str | None) -> list[str]:
+    def settle(self, folder: Path, path: str | None) -> list[str]:
         """Move the adapter's files to `folder`; returns what was left aside, as the upload called it.
 
-        asked: the folder of the upload that is wanted; None: the one that has weights. Raises AdapterRejected.
+        path: which of the upload's folders; None: the one that has weights. Raises AdapterRejected.
         """
-        own = own_files(list(self._spelled), asked)
-        for name, path in own.files.items():
-            self._files[path].rename(place(folder, name))
+        own = own_files(list(self._spelled), path)
+        for name, origin in own.files.items():
+            self._files[origin].rename(place(folder, name))
         shutil.rmtree(self.folder, ignore_errors=True)
-        return [self._spelled[path] for path in own.aside]
+        return [self._spelled[aside] for aside in own.aside]

@@ -6,7 +6,6 @@ Both are off until the server's settings allow them.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -29,13 +28,8 @@ from app.adapters.receiving.own_files import (
 )
 from app.adapters.refusals import AdapterRejected, UploadTooLarge
 
-MAX_BODY_BYTES = 64 << 10
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 OWN_FOLDERS = ("", MODULE, POOLING.split("/", maxsplit=1)[0])
-
-
-class SourceMalformed(Exception):
-    """What came as JSON is none."""
 
 
 class SourceForbidden(Exception):
@@ -51,29 +45,14 @@ class Sources:
 
 
 def fetch_source(
-    body: Path, allowed: Sources, folder: Path, max_bytes: int, asked: str | None = None
+    source: str, allowed: Sources, folder: Path, max_bytes: int, path: str | None = None
 ) -> None:
-    """Put the adapter files that `body`, {"source": …}, points at into `folder`.
+    """Put the adapter files that the source points at into `folder`, which is there and empty.
 
-    asked: the folder below the source that holds them; None: the source itself.
-    Raises SourceMalformed, SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
+    source: /folder or hf:org/repo@revision. path: the folder below it that holds the files; None: the
+    source itself. Raises SourceForbidden, AdapterRejected, UploadTooLarge, OSError.
     """
-    if body.stat().st_size > MAX_BODY_BYTES:
-        raise SourceMalformed(f"a body that says its source is over {MAX_BODY_BYTES:,} bytes")
-    try:
-        said = json.loads(body.read_bytes())
-    except (ValueError, RecursionError):
-        raise SourceMalformed("the body is not JSON, as its content type says") from None
-    try:
-        source = said["source"]
-        if not isinstance(source, str) or len(said) != 1:
-            raise TypeError
-    except (TypeError, LookupError):
-        raise AdapterRejected(
-            'JSON is taken as {"source": "/folder"} or {"source": "hf:org/repo@revision"} only; '
-            "an adapter itself is sent as safetensors, multipart, tar or zip"
-        ) from None
-    below = plain_folder(asked or "")
+    below = plain_folder(path or "")
     folder.rmdir()
     if source.startswith("hf:"):
         _from_hub(source, below, allowed, folder, max_bytes)
@@ -95,12 +74,12 @@ def _from_folder(source: str, below: str, allowed: Sources, folder: Path, max_by
         )
     if not is_folder:
         raise AdapterRejected(f"{str(whole)!r} is no folder")
-    left = max_bytes
+    remaining = max_bytes
 
     def copy(path: Path, target: Path) -> None:
-        nonlocal left
-        left -= _copy_below(path, target, roots)
-        if left < 0:
+        nonlocal remaining
+        remaining -= _copy_below(path, target, roots)
+        if remaining < 0:
             raise UploadTooLarge(max_bytes)
 
     copy_adapter(real, folder, copy)
@@ -118,21 +97,21 @@ def _copy_below(path: Path, target: Path, roots: Sequence[Path]) -> int:
     # What is checked is what is read: not a link that took the file's place meanwhile, and no pipe.
     descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise AdapterRejected(f"{path.name} is no plain file")
         with target.open("wb") as copied:
             shutil.copyfileobj(file, copied)
-    return found.st_size
+    return status.st_size
 
 
 def _from_hub(source: str, below: str, allowed: Sources, folder: Path, max_bytes: int) -> None:
     if not allowed.hub:
         raise SourceForbidden("this server takes nothing from the hub (ALLOW_HUB)")
-    matched = HUB.fullmatch(source)
-    if matched is None:
+    match = HUB.fullmatch(source)
+    if match is None:
         raise AdapterRejected(f"{source!r} is not hf:organisation/repository@revision")
-    repository, revision = matched.groups()
+    repository, revision = match.groups()
     downloaded = folder.with_name("hub")
     try:
         tree = HfApi().list_repo_tree(repository, recursive=True, revision=revision)

@@ -1,0 +1,65 @@
+"""A request -> the Caller that everything below the routes works with."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Annotated
+
+from fastapi import Depends, Request
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from app.api.access import matched_of
+from app.api.refusal import invalid
+from app.engine.admission import Asker
+from app.inference.caller import Caller, Key
+
+PRIORITY = "x-priority"
+
+
+async def caller_of(request: Request) -> Caller:
+    """Who sent the request. Of a route that waits for the model its body has been read before.
+
+    Raises Refusal for an unknown priority.
+    """
+    scope, state = request.scope, request.scope["state"]
+    waits = matched_of(scope).access.model
+    priority = request.headers.get(PRIORITY, "interactive") if waits else "interactive"
+    if priority not in ("interactive", "bulk"):
+        raise invalid(PRIORITY, f"is {priority!r}; it may be interactive or bulk")
+    source = source_of(scope)
+    asker = Asker(
+        client_of(scope),
+        source,
+        bulk=priority == "bulk",
+        key=hash((source, state["body_digest"])) if waits else None,
+        booked=state.get("booked", False),
+    )
+    return Caller(
+        key=key_of(scope),
+        asker=asker,
+        address=request.client.host if request.client else "",
+        labels=request.headers,
+        trace=state["trace"],
+    )
+
+
+Called = Annotated[Caller, Depends(caller_of)]
+
+
+def key_of(scope: Scope) -> Key | None:
+    """The key that the request came with; None: without one, which was enough."""
+    key: Key | None = scope["state"].get("key")
+    return key
+
+
+def client_of(scope: Scope) -> Hashable:
+    """Its key, what it sends as one, or its address."""
+    key = key_of(scope)
+    secret = key.name if key else Headers(scope=scope).get("authorization")
+    return hash(secret) if secret else (scope.get("client") or ("",))[0]
+
+
+def source_of(scope: Scope) -> Hashable:
+    """What can be told apart before the body is read: client, route and adapter."""
+    return hash((client_of(scope), scope["path"], scope["query_string"]))

@@ -1,0 +1,54 @@
+"""An answer that is an error: status, stable type, what is wrong, what to do. Knows no shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+MAX_FAULTS = 20  # of a body that are told
+
+
+@dataclass(eq=False)
+class Refusal(Exception):
+    """problems: [{"field" or "tensor", "reason"}]; more: further members of the answer."""
+
+    status: int
+    error_type: str
+    message: str
+    problems: list[dict[str, str]] = field(default_factory=list)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BodyTooLarge(HTTPException):
+    """An HTTPException, so that FastAPI's own body reader lets it through."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(413, f"the body is over the cap of {max_bytes:,} bytes")
+
+
+def invalid(name: str, reason: str) -> Refusal:
+    """422 for one field."""
+    return Refusal(422, "validation", f"{name} {reason}", [{"field": name, "reason": reason}])
+
+
+def validation_refusal(faults: Sequence[Mapping[str, Any]], count: int) -> Refusal:
+    """422 with the first of pydantic's `count` faults."""
+    problems = [
+        {"field": _where(f["loc"]), "reason": f["msg"].removeprefix("Value error, ")}
+        for f in faults[:MAX_FAULTS]
+    ]
+    first = problems[0]
+    more = {"problem_count": count} if count > len(problems) else {}
+    message = f"{first['field']}: {first['reason']}"
+    return Refusal(422, "validation", message, problems, more=more)
+
+
+def _where(loc: tuple[int | str, ...]) -> str:
+    """("body", "inputs", 3) -> inputs[3]."""
+    parts = loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc
+    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts)
+    return text.lstrip(".") or str(loc[0] if loc else "body")

@@ -1,0 +1,155 @@
+"""/livez, /readyz, /health, /metrics, /info."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from app.api.access import access
+from app.api.answer import json_answer
+from app.api.caller import Called
+from app.api.dialect import documented
+from app.api.middleware.authenticate import refuse_unless_admin
+from app.api.refusal import Refusal
+from app.api.serving import Served, Serving
+from app.catalog.load import embedding_space
+from app.inference.caller import Caller
+
+router = APIRouter(tags=["running"])
+
+LOST = "the device is lost: this process is about to end"
+Answers = dict[int | str, dict[str, Any]]
+OBJECT: Answers = {
+    200: {
+        "description": "An object.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
+METRICS: Answers = {
+    200: {
+        "description": "Prometheus' text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.get("/", include_in_schema=False)
+@access("nothing")
+async def root() -> Response:
+    """The documentation, until there is a page."""
+    return RedirectResponse("/docs")
+
+
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez", response_class=Response, responses=OBJECT | documented(503))
+@access("nothing", probe=True)
+async def livez(serving: Served) -> Response:
+    """The process answers, no forward hangs, and the device is there."""
+    if serving.runtime.engine.hung:
+        raise Refusal(503, "hung", "a forward hangs: this process is about to end")
+    if serving.runtime.engine.lost is not None:
+        raise Refusal(503, "device_lost", f"{LOST} ({serving.runtime.engine.lost})")
+    return json_answer({"status": "alive"}, {})
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", response_class=Response, responses=OBJECT | documented(503))
+@access("nothing", probe=True)
+async def readyz(caller: Called, serving: Served, verbose: bool = False) -> Response:
+    """The base is loaded and the loop turns; names that could not be loaded are listed."""
+    _check(serving)
+    answer: dict[str, Any] = {"status": "ready"}
+    if not serving.keyed or caller.key is not None:
+        registry = serving.runtime.registry
+        answer |= {
+            "adapters": len(await asyncio.to_thread(caller.usable, tuple(registry.names))),
+            "broken": _usable(caller, registry.not_served),
+            "folder_gone": _usable(caller, registry.folder_gone),
+        }
+        if verbose:
+            aside = await asyncio.to_thread(serving.installer.store.set_aside_versions)
+            answer["set_aside"] = aside
+            answer["slow_paths"] = dict(serving.runtime.engine.encoder.slow_paths)
+    return json_answer(answer, {})
+
+
+def _usable(caller: Caller, reasons: Mapping[str, str]) -> dict[str, str]:
+    return {name: why for name, why in reasons.items() if caller.may_use(name)}
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health", response_class=Response, responses=OBJECT | documented(503))
+@access("nothing", probe=True)
+async def health(serving: Served) -> Response:
+    """As /readyz, for TEI's clients."""
+    _check(serving)
+    return json_answer({"status": "ok"}, {})
+
+
+def _check(serving: Serving) -> None:
+    if serving.drain.leaving:
+        raise Refusal(503, "draining", "this server is about to end")
+    if serving.runtime.engine.hung:
+        raise Refusal(503, "not_ready", "a forward hangs: this process is about to end")
+    if serving.runtime.engine.lost is not None:
+        raise Refusal(503, "not_ready", f"{LOST} ({serving.runtime.engine.lost})")
+    if not serving.runtime.engine.turning:
+        raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
+
+
+@router.get("/metrics", response_class=Response, responses=METRICS)
+@access("unrestricted key", probe=True)
+async def metrics(serving: Served) -> Response:
+    """Requests, tokens and latency by adapter, for Prometheus."""
+    text = await asyncio.to_thread(serving.runtime.metrics.text)
+    return Response(text, media_type="text/plain; version=0.0.4")
+
+
+@router.get("/info", response_class=Response, responses=OBJECT | documented(401, 403, 422))
+@access("any key")
+async def info(request: Request, caller: Called, serving: Served, verify: bool = False) -> Response:
+    """The base and its limits. verify=true (an admin's) reads every weight again: `digest_now`."""
+    encoder, registry = serving.runtime.engine.encoder, serving.runtime.registry
+    base: dict[str, Any] = {"digest": encoder.digest}
+    if verify:
+        refuse_unless_admin(request)
+        now = await asyncio.get_running_loop().run_in_executor(serving.verifier, encoder.digest_now)
+        base |= {"digest_now": now, "intact": now == encoder.digest}
+    files = encoder.files
+    answer = {
+        "version": _own_version(),
+        "model_id": files.id,
+        "model_type": encoder.base.model_type,
+        "model_dtype": str(encoder.dtype).removeprefix("torch."),
+        "device": str(encoder.device),
+        "slow_paths": dict(encoder.slow_paths),
+        "torch": torch.__version__,
+        "base": base,
+        "hidden_size": encoder.base.hidden,
+        "layers": encoder.base.layers,
+        "linears": len(encoder.base.linears),
+        "max_input_length": encoder.max_length,
+        "max_client_batch_size": serving.runtime.max_inputs,
+        "max_batch_tokens": serving.runtime.engine.max_batch_tokens,
+        "pooling": files.sentence.pooling,
+        "normalize": files.sentence.normalize,
+        "prompts": dict(files.sentence.prompts or {}),
+        "embedding_space": embedding_space(encoder.digest, None),
+        "adapters": await asyncio.to_thread(caller.usable, tuple(registry.names)),
+        "broken": _usable(caller, registry.not_served),
+        "merged_bytes": registry.merged_bytes,
+    }
+    return json_answer(answer, {})
+
+
+def _own_version() -> str:
+    try:
+        return version("bert-lora-server")
+    except PackageNotFoundError:
+        return "source"

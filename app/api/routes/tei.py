@@ -1,0 +1,162 @@
+"""text-embeddings-inference's shapes for classifying heads: POST /predict and POST /rerank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
+
+from app.api.access import access
+from app.api.answer import json_answer, ran_headers
+from app.api.body import body_of, documented_body
+from app.api.caller import Called
+from app.api.dialect import NATIVE
+from app.api.inputs import ChosenByQuery, InputList, Text, TextsBody, read_inputs
+from app.api.refusal import invalid
+from app.api.serving import Served
+from app.inference.choose import Selection
+from app.inference.classify import LabelWish, classify, score
+
+router = APIRouter(tags=["text-embeddings-inference"])
+TEXTS = replace(NATIVE, inputs="texts")
+ERRORS = NATIVE.documented(400, 404, 413, 415, 422, 429, 503)
+
+
+def read_sequences(value: Any) -> InputList:
+    """As TEI reads them: "a"; ["a", "b"] is one pair; [["a"], ["a", "b"]] are two inputs.
+
+    Raises ValueError.
+    """
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value):
+        return InputList(read_inputs([value]).items, True)
+    if isinstance(value, list):
+        value = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in value]
+    return read_inputs(value)
+
+
+Sequences = Annotated[
+    InputList,
+    PlainValidator(read_sequences),
+    WithJsonSchema(
+        {
+            "description": 'A text, a pair ["a", "b"], or a list of [text] and [text, pair].',
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "type": "array",
+                        "items": {"type": "string", "minLength": 1},
+                        "minItems": 1,
+                        "maxItems": 2,
+                    },
+                },
+            ],
+        }
+    ),
+]
+
+
+class PredictBody(TextsBody):
+    """TEI's body; the adapter comes from the query."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"inputs": [["Is it late?", "My card has not arrived."]]}]}
+    )
+
+    inputs: Sequences
+    raw_scores: bool = Field(False, description="Logits, without the activation.")
+
+
+class RerankBody(TextsBody):
+    """TEI's body; the adapter comes from the query and has a head of one label."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": "Where is my card?", "texts": ["It is late.", "A good film."]}]
+        }
+    )
+
+    query: Text = Field(min_length=1)
+    texts: list[Text] = Field(min_length=1, fail_fast=True)
+    raw_scores: bool = Field(False, description="The head's own numbers, without the sigmoid.")
+    return_text: bool = Field(False, description="Each text beside its score.")
+
+
+PREDICTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One input in: its labels, best first. A list in: a list of those.",
+        "content": {"application/json": {"schema": {"type": "array"}}},
+    }
+}
+RANKED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Every text's place and score, best first.",
+        "content": {
+            "application/json": {
+                "schema": {"type": "array"},
+                "example": [{"index": 0, "score": 0.98}],
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/predict",
+    response_class=Response,
+    responses=PREDICTED | ERRORS,
+    openapi_extra=documented_body(PredictBody),
+)
+@access("any key", model=True)
+async def predict(
+    body: Annotated[PredictBody, body_of(PredictBody)],
+    query: ChosenByQuery,
+    caller: Called,
+    serving: Served,
+) -> Response:
+    """Labels for texts and pairs, in TEI's shapes; one adapter."""
+    _refuse_several(query.adapter)
+    texts, wish = body.as_texts(body.inputs.items), LabelWish(body.raw_scores)
+    classified = await classify(serving.runtime, caller, texts, Selection(query.adapter), wish)
+    answers = classified.answers[0]
+    return json_answer(answers[0] if body.inputs.single else answers, ran_headers(classified.ran))
+
+
+@router.post(
+    "/rerank",
+    response_class=Response,
+    responses=RANKED | ERRORS,
+    openapi_extra=documented_body(RerankBody),
+)
+@access("any key", model=True, dialect=TEXTS)
+async def rerank(
+    body: Annotated[RerankBody, body_of(RerankBody)],
+    query: ChosenByQuery,
+    caller: Called,
+    serving: Served,
+) -> Response:
+    """The texts by how well each answers the query: one pair each, through a head of one label."""
+    _refuse_several(query.adapter)
+    if body.return_text and body.shortened:
+        raise invalid("return_text", "is asked for beside a text that is too long to be given back")
+    if not all(body.texts):
+        raise invalid(f"texts[{body.texts.index('')}]", "is empty")
+    pairs = body.as_texts([(body.query, text) for text in body.texts])
+    scored = await score(
+        serving.runtime, caller, pairs, Selection(query.adapter), raw_scores=body.raw_scores
+    )
+    best = sorted(enumerate(scored.scores), key=lambda place: -place[1])
+    answer = [
+        {"index": i, "score": value, **({"text": body.texts[i]} if body.return_text else {})}
+        for i, value in best
+    ]
+    return json_answer(answer, ran_headers(scored.ran))
+
+
+def _refuse_several(adapters: list[str]) -> None:
+    if len(adapters) > 1:
+        raise invalid("adapter", "is given several times; this route takes one")

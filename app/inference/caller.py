@@ -1,0 +1,75 @@
+"""Who calls, and what that allows: one value, made once, that goes all the way down.
+
+A server makes it from a request (api/caller.py); a script makes its own: `Caller()` may do
+everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from app.engine.admission import Asker
+
+Arm = Literal["current", "canary"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """name: for logs and histories. digest: sha256 of the secret, which is kept nowhere.
+
+    adapters: patterns as in a shell; None: all. tokens_per_s: its rate limit; None: any amount.
+    """
+
+    name: str
+    digest: bytes
+    admin: bool
+    adapters: tuple[str, ...] | None = None
+    tokens_per_s: float | None = None
+
+    def may_use(self, adapter: str) -> bool:
+        """Whether the key allows the adapter. The base is everybody's."""
+        if self.adapters is None or adapter == "base":
+            return True
+        return any(fnmatchcase(adapter, pattern) for pattern in self.adapters)
+
+
+@dataclass(eq=False)
+class Trace:
+    """What becomes known of a call on its way, also of one that fails: metrics are counted by it.
+
+    adapters: the names it runs through. arms: of those on trial, which version answers.
+    """
+
+    adapters: list[str] = field(default_factory=list)
+    arms: list[tuple[str, Arm]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Caller:
+    """key: None where none was needed. asker: as the engine knows it, for its turn in the queue.
+
+    labels: what it says of itself by name (over HTTP its headers), which a canary may stick by.
+    trace: filled on the way.
+    """
+
+    key: Key | None = None
+    asker: Asker = field(default_factory=Asker)
+    address: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    trace: Trace = field(default_factory=Trace)
+
+    @property
+    def name(self) -> str | None:
+        """The key's, for a history."""
+        return self.key.name if self.key else None
+
+    def may_use(self, adapter: str) -> bool:
+        """Whether it may use, and know of, the adapter."""
+        return self.key is None or self.key.may_use(adapter)
+
+    def usable(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that it may know of, sorted. Blocks: there may be 100,000 of them."""
+        return sorted(name for name in names if self.may_use(name))

@@ -1,0 +1,150 @@
+"""Which adapter runs which input: one for all, one each, a version, the base, or several.
+
+Choosing gives the version itself, which the call holds until its answer has left. Knows names;
+knows no tokens and no HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.adapters.refusals import AdapterRejected
+from app.catalog.draw import takes_part
+from app.catalog.pointer import Trial
+from app.catalog.registry import SHORTEST_VERSION, Name, UnknownVersion, find_version
+from app.catalog.store import StoreUnavailable
+from app.inference.caller import Arm, Caller
+from app.inference.errors import Ambiguous, Forbidden, Invalid
+from app.inference.runtime import Runtime
+from app.model.version import Version
+
+log = logging.getLogger(__name__)
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """adapters: `name`, `name@version` or `base`; several: every input through each; none: the
+    base.
+
+    per_input: one for each input instead; None in it is the base.
+    """
+
+    adapters: Sequence[str] = ()
+    per_input: Sequence[str | None] | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """spelled: as the caller named it. version: what runs; the base is one, too.
+
+    arm: of the name's trial, where it has one. shadow: the version that is to run beside this one.
+    """
+
+    spelled: str
+    name: str
+    version: Version
+    arm: Arm | None = None
+    shadow: str | None = None
+
+    @property
+    def stamp(self) -> str:
+        """name@digest."""
+        return f"{self.name}@{self.version.digest}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """lines: one Chosen per input each; several lines only where fan_out."""
+
+    lines: list[list[Chosen]]
+    fan_out: bool
+
+    @property
+    def distinct(self) -> list[Chosen]:
+        """Every adapter once, in the order of use."""
+        by_stamp = {chosen.stamp: chosen for line in self.lines for chosen in line}
+        return list(by_stamp.values())
+
+
+async def choose(runtime: Runtime, caller: Caller, selection: Selection, count: int) -> Choice:
+    """Resolve a selection for `count` inputs.
+
+    Raises UnknownAdapter, UnknownVersion, Forbidden; Invalid, Ambiguous where its two halves
+    disagree.
+    """
+    names = list(dict.fromkeys(selection.adapters))
+    if selection.per_input is None:
+        chosen = [await resolve(runtime, caller, name) for name in names or [BASE]]
+        choice = Choice([[c] * count for c in chosen], len(selection.adapters) > 1)
+    else:
+        spelled = [BASE if name is None else name for name in selection.per_input]
+        if len(spelled) != count:
+            raise Invalid("adapters", f"has {len(spelled)} entries for {count} inputs")
+        if names and (len(names) > 1 or set(spelled) != set(names)):
+            raise Ambiguous(
+                "?adapter= in the query and adapters in the body disagree: send one of them"
+            )
+        by_name = {name: await resolve(runtime, caller, name) for name in dict.fromkeys(spelled)}
+        choice = Choice([[by_name[name] for name in spelled]], False)
+    caller.trace.arms = [(c.name, c.arm) for c in choice.distinct if c.arm]
+    return choice
+
+
+async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
+    """A name, name@version or base. Raises UnknownAdapter, UnknownVersion, Forbidden."""
+    name, at, prefix = spelled.partition("@")
+    if not caller.may_use(name):
+        raise Forbidden(name)
+    if name == BASE:
+        return _base(runtime, spelled, prefix if at else None)
+    entry = runtime.registry.get(name)
+    if not at:
+        return await _current(runtime, caller, entry)
+    digest = find_version(name, entry.pointer.history, prefix)
+    if digest == entry.digest:
+        return Chosen(spelled, name, await runtime.fetcher.ready(entry))
+    try:
+        resident = runtime.registry.residents.use(digest)
+        version = resident or await runtime.fetcher.load_stored(digest)
+    except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
+        raise UnknownVersion(f"{name} has version {digest}, but it cannot be loaded") from None
+    return Chosen(spelled, name, version)
+
+
+def _base(runtime: Runtime, spelled: str, prefix: str | None) -> Chosen:
+    base = runtime.engine.base
+    if prefix is not None and (
+        len(prefix) < SHORTEST_VERSION or not base.digest.startswith(prefix.lower())
+    ):
+        raise UnknownVersion(f"the base's version is {base.digest[:SHORTEST_VERSION]}")
+    return Chosen(spelled, BASE, base)
+
+
+async def _current(runtime: Runtime, caller: Caller, entry: Name) -> Chosen:
+    """What answers for a name without a version: its trial's version, or its own."""
+    name, trial = entry.name, entry.pointer.trial
+    if trial is None:
+        version = await runtime.fetcher.ready(entry)
+        return Chosen(name, name, version)
+    drawn = takes_part(trial, _sticky_value(caller, trial))
+    if drawn and trial.mode == "canary":
+        try:
+            version = await runtime.fetcher.load_stored(trial.version)
+            return Chosen(name, name, version, "canary")
+        except (AdapterRejected, StoreUnavailable) as error:
+            log.error("canary %s of %s cannot be loaded: %s", trial.version[:12], name, error)
+    version = await runtime.fetcher.ready(entry)
+    shadow = trial.version if drawn and trial.mode == "shadow" else None
+    return Chosen(name, name, version, "current", shadow)
+
+
+def _sticky_value(caller: Caller, trial: Trial) -> str | None:
+    """What the call has in common with others that are to meet the same version."""
+    if trial.sticky_by is None:
+        return None
+    if trial.sticky_by != "client":
+        return caller.labels.get(trial.sticky_by)
+    return caller.name or caller.address

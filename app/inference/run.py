@@ -1,0 +1,144 @@
+"""Chosen adapters and texts -> tokens -> the engine -> rows: what every call has in common."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from app.engine.admission import QueueFull
+from app.engine.engine import Answer
+from app.engine.tokenizer import Input, Tokens
+from app.inference.caller import Caller
+from app.inference.choose import Choice, Chosen
+from app.inference.errors import TooManyInputs
+from app.inference.quota import Charge
+from app.inference.read import Texts, read
+from app.inference.runtime import Runtime
+from app.inference.shadow import Answered, shadow
+from app.model.sequence import Sequence, Want
+
+SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """lines[k][i]: the k-th chosen line's fp32 row for input i; tokens[k][i]: what it was read
+    as.
+    """
+
+    choice: Choice
+    lines: list[list[Tensor]]
+    tokens: list[list[Tokens]]
+    tokenize_s: float
+    queue_s: float
+    inference_s: float
+
+    @property
+    def token_count(self) -> int:
+        """Of all sequences run."""
+        return sum(len(tokens.ids) for line in self.tokens for tokens in line)
+
+
+async def run(
+    runtime: Runtime, caller: Caller, choice: Choice, texts: Texts, want: Callable[[Chosen], Want]
+) -> Ran:
+    """Tokenise off the loop, run everything as one request, cut the rows back into lines.
+
+    Cancelling it, as a deadline does, stops the tokeniser and drops what waits.
+    Raises InputRefused, QuotaExceeded, QueueFull, ForwardFailed, TooManyInputs.
+    """
+    caller.trace.adapters = list(dict.fromkeys(c.name for c in choice.distinct))
+    _refuse_too_many(runtime, choice, len(texts.items))
+    runtime.quotas.charge(_charges(runtime, caller, choice))  # who is in debt is refused at once
+    started = time.perf_counter()
+    tokens = await _tokens(runtime, choice, texts)
+    tokenize_s = time.perf_counter() - started
+    counts: Counter[str] = Counter()
+    for chosen, sequence in _pairs(choice, tokens):
+        counts[chosen.name] += len(sequence.ids)
+    charges = _charges(runtime, caller, choice, counts)
+    runtime.quotas.charge(charges)
+    try:
+        answer = await _engine_run(runtime, caller, choice, tokens, want)
+    except QueueFull:
+        runtime.quotas.give_back(charges)
+        raise
+    for name, size in counts.items():
+        runtime.metrics.tokens.labels(runtime.metrics.label(name)).inc(size)
+    count = len(texts.items)
+    lines = [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))]
+    shadow(runtime, Answered(choice, texts, want, lines))
+    return Ran(choice, lines, tokens, tokenize_s, answer.queue_s, answer.inference_s)
+
+
+async def _engine_run(
+    runtime: Runtime,
+    caller: Caller,
+    choice: Choice,
+    tokens: list[list[Tokens]],
+    want: Callable[[Chosen], Want],
+) -> Answer:
+    pairs = _pairs(choice, tokens)
+    sequences = [Sequence(t.ids, t.types, want(c), c.version) for c, t in pairs]
+    return await runtime.engine.run(sequences, caller.asker)
+
+
+def _pairs(choice: Choice, tokens: list[list[Tokens]]) -> list[tuple[Chosen, Tokens]]:
+    """Each sequence with the adapter it runs through, line after line."""
+    return [
+        pair
+        for line, row in zip(choice.lines, tokens, strict=True)
+        for pair in zip(line, row, strict=True)
+    ]
+
+
+def _refuse_too_many(runtime: Runtime, choice: Choice, count: int) -> None:
+    if count * len(choice.lines) > runtime.max_inputs:
+        times = f" through {len(choice.lines)} adapters" if choice.fan_out else ""
+        raise TooManyInputs(
+            f"{count} inputs{times} are over the {runtime.max_inputs} of one request "
+            "(MAX_CLIENT_BATCH): send several requests"
+        )
+
+
+def _charges(
+    runtime: Runtime, caller: Caller, choice: Choice, tokens: Counter[str] | None = None
+) -> list[Charge]:
+    """What the call counts for: its key, and each of its adapters with so many tokens; None: 0."""
+    counts, names = tokens or Counter(), runtime.registry.names
+    charges = []
+    if key := caller.key:
+        charges.append(Charge(f"this key ({key.name})", key.tokens_per_s, counts.total()))
+    for name in dict.fromkeys(c.name for c in choice.distinct):
+        limit = names[name].pointer.tokens_per_s if name in names else None
+        charges.append(Charge(f"the adapter {name}", limit, counts[name]))
+    return charges
+
+
+def _size(item: Input) -> int:
+    """Characters, or token ids."""
+    return sum(map(len, item)) if isinstance(item, tuple) else len(item)
+
+
+async def _tokens(runtime: Runtime, choice: Choice, texts: Texts) -> list[list[Tokens]]:
+    """As read(); long texts in a thread, which stops once nobody waits for it."""
+    prompt = max(len(texts.prompt(chosen)) for chosen in choice.distinct)
+    if sum(map(_size, texts.items)) + prompt * len(texts.items) <= SHORT:
+        return read(runtime, choice, texts)
+    unwanted = threading.Event()
+
+    def check() -> None:
+        if unwanted.is_set():
+            raise CancelledError
+
+    try:
+        return await asyncio.to_thread(read, runtime, choice, texts, check)
+    finally:
+        unwanted.set()

@@ -1,0 +1,33 @@
+"""What a call works with: the model's engine, the tokenizer, the names. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from app.adapters.config.sentence import Sentence
+from app.catalog.fetch import Fetcher
+from app.catalog.registry import Registry
+from app.engine.engine import Engine
+from app.engine.tokenizer import TextTokenizer
+from app.inference.metrics import Metrics
+from app.inference.quota import Quotas
+from app.model.version import Version
+
+
+@dataclass(frozen=True, eq=False)
+class Runtime:
+    """max_inputs: of one call. shadows: comparisons that are running. Used from one event loop."""
+
+    engine: Engine
+    tokenizer: TextTokenizer
+    registry: Registry
+    fetcher: Fetcher
+    metrics: Metrics
+    max_inputs: int
+    quotas: Quotas = field(default_factory=Quotas)
+    shadows: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def sentence(self, version: Version) -> Sentence:
+        """How the version makes vectors: its own word, then the base's."""
+        return self.engine.encoder.sentence(version.adapter)

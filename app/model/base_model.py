@@ -1,0 +1,117 @@
+"""transformers' model of a base: which architectures are served, why others are not, its shapes.
+
+Knows files, configs and modules; knows no adapters and runs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from app.adapters.base import Base
+from app.adapters.config.labels import base_classifier
+from app.model import attention
+from app.model.base_files import BaseFiles, BaseRefused, head_tensors
+from app.model.machine import first_line
+
+SERVED = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "albert",
+    "modernbert",
+)
+WHY_NOT = dict.fromkeys(
+    ("deberta-v2", "mpnet"),
+    "its attention does not go through transformers' attention interface, so packed sequences "
+    "would see each other",
+)
+
+
+def read_config(files: BaseFiles) -> Any:
+    """transformers' config of the base. Raises BaseRefused for what would be served wrong."""
+    try:
+        config = AutoConfig.from_pretrained(files.folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseRefused(f"{files.id} has no readable config.json: {error}") from None
+    kind = config.model_type
+    if kind not in SERVED:
+        why = WHY_NOT.get(kind, f"served are {', '.join(SERVED)}")
+        raise BaseRefused(f"{files.id} is a {kind} model, which cannot be served right: {why}")
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise BaseRefused(f"{files.id} is a decoder; an encoder is needed")
+    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
+        raise BaseRefused(
+            f"{files.id} has relative positions, which transformers no longer computes"
+        )
+    if getattr(config, "quantization_config", None):
+        raise BaseRefused(f"{files.id} is quantised; its plain weights are needed")
+    return config
+
+
+def load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:
+    """transformers' own model with our attention; without its pooler where the files have none.
+
+    Raises BaseRefused where the files can't be read, or lack weights.
+    """
+    attention.register()
+    try:
+        model, report = AutoModel.from_pretrained(
+            files.folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=attention.NAME,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BaseRefused(
+            f"{files.id} cannot be loaded: {first_line(error)} (weights must be safetensors; a "
+            ".bin is a pickle and never opened)"
+        ) from None
+    missing = {str(k) for k in report["missing_keys"]} | {
+        str(k[0]) for k in report["mismatched_keys"]
+    }
+    lost = sorted(k for k in missing if not k.startswith("pooler."))
+    if lost:
+        raise BaseRefused(
+            f"{files.id} lacks {', '.join(lost[:5])}: it would be served with random weights"
+        )
+    if missing:
+        model.pooler = None
+    return model
+
+
+def describe(files: BaseFiles, model: Any, config: Any, has_pooler: bool) -> Base:
+    """What an adapter has to fit: the model's layers by path, its weights and its own head."""
+    modules = dict(model.named_modules())
+    linears = {p: m for p, m in modules.items() if isinstance(m, nn.Linear)}
+    embeddings = {p: m for p, m in modules.items() if isinstance(m, nn.Embedding)}
+    norms = {p: m for p, m in modules.items() if isinstance(m, nn.LayerNorm)}
+    own_head = head_tensors(files.folder)
+    return Base(
+        model_type=config.model_type,
+        prefix=model.base_model_prefix,
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        linears={p: (m.out_features, m.in_features) for p, m in linears.items()},
+        embeddings={p: (m.num_embeddings, m.embedding_dim) for p, m in embeddings.items()},
+        norms={p: m.normalized_shape[0] for p, m in norms.items()},
+        tensors=dict(model.named_parameters()),
+        head=own_head,
+        has_pooler=has_pooler,
+        classifier_pooling=getattr(config, "classifier_pooling", "cls"),
+        classifier_activation=getattr(config, "classifier_activation", "gelu"),
+        norm_eps=getattr(config, "norm_eps", 1e-5),
+        classifier=base_classifier(
+            config.architectures, config.id2label, config.problem_type, own_head
+        ),
+    )
