@@ -18,7 +18,7 @@ SAME_VALUE = 0.01  # of a score without labels beside it, relative to it or to 1
 
 
 def takes_part(trial: Trial, value: str | None) -> bool:
-    """value: what the trial sticks by, the same for the same answer; None: each request is drawn."""
+    """value: what the trial sticks by, the same each time; None: each request is drawn."""
     share = random.random() if value is None else _share(trial.version, value)
     return 100 * share < trial.percent
 

@@ -30,12 +30,7 @@ from app.catalog.fitting import with_fitting_trial
 from app.catalog.load import Loader, load_version, options_to_json, to_store
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, find_version, version_before
-from app.catalog.store import (
-    StaleRevision,
-    Store,
-    StoreUnavailable,
-    content_version,
-)
+from app.catalog.store import StaleRevision, Store, StoreUnavailable, content_version
 from app.catalog.stored_version import StoredVersion
 from app.model.lora import merge_lora, merged_bytes
 
@@ -108,10 +103,9 @@ class Installer:
         SourceForbidden, PreconditionFailed, StoreFull, StoreUnavailable; UnknownAdapter where a
         version is staged beside none.
         """
-        folder = tmp / "adapter"
+        folder, size = tmp / "adapter", self.max_adapter_bytes
         folder.mkdir()
         other_files: list[str] = []
-        size = self.max_adapter_bytes
         match upload:
             case str():
                 await asyncio.to_thread(fetch_source, upload, self.sources, folder, size, how.path)
@@ -126,9 +120,8 @@ class Installer:
         except AdapterRejected as error:
             error.problems += other_folders(other_files)
             raise
-        report = installed.report
-        warnings = (*report.warnings, *left_aside(other_files))
-        return replace(installed, report=replace(report, warnings=warnings))
+        warnings = (*installed.report.warnings, *left_aside(other_files))
+        return replace(installed, report=replace(installed.report, warnings=warnings))
 
     async def install_folder(self, name: str, source: Path) -> Installed | None:
         """A folder of ADAPTERS_DIR becomes the name's version when its content is new; else None.
@@ -173,7 +166,7 @@ class Installer:
     async def _point(
         self, name: str, version: StoredVersion, content: str | None, how: How
     ) -> Installed:
-        """Move the name to a version that is committed. Raises StaleRevision, PreconditionFailed."""
+        """Move the name to a committed version. Raises StaleRevision, PreconditionFailed."""
         before = await asyncio.to_thread(self.store.look, name)
         how.precondition(before.version)
         served = self.registry.names.get(name)

@@ -154,7 +154,7 @@ class LocalNames:
         return set().union(*(versions for _, versions in self._held.values()))
 
     def _files(self) -> dict[str, Stamp | None] | None:
-        """By name; None where one was set aside. Without a stamp: it may change and look the same."""
+        """By name; None where one was set aside. No stamp: too new, it may change unseen."""
         files: dict[str, Stamp | None] = {}
         latest = time.time_ns() - SETTLED_NS
         for path in self._folder.iterdir():

@@ -44,7 +44,7 @@ REPORT = "report.json"
 
 
 class LocalStore(Store):
-    """The contract's promises by fsync and rename; by flock where two may write. Each call: Store's.
+    """The contract's promises by fsync and rename, and by flock where two may write.
 
     What threads share is on the disk, behind the same flock. Only collect() keeps something between
     calls, behind a lock of its own.

@@ -19,7 +19,8 @@ LONGEST = 128  # characters of a name that are compared
 class Nearest:
     """Names in order, and spelled backwards in order.
 
-    A typo leaves a beginning or an end as it was. Names that are gone stay until there are too many of them: who asks says which are served.
+    A typo leaves a beginning or an end as it was. Names that are gone stay until there are too many
+    of them: who asks says which are served.
     """
 
     _forwards: list[str] = field(default_factory=list)

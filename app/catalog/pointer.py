@@ -151,7 +151,7 @@ def to_json(pointer: Pointer) -> dict[str, Any]:
 
 
 def from_json(name: str, raw: Mapping[str, Any]) -> Pointer:
-    """Raises ValueError, TypeError or AttributeError for what no server has written; NewerPointer."""
+    """Raises ValueError, TypeError, AttributeError for what no server wrote; NewerPointer."""
     members = {k: v for k, v in raw.items() if k != "sha256"}
     if "sha256" in raw and raw["sha256"] != digest_of(members):
         raise ValueError("it is not what was written")

@@ -1,6 +1,6 @@
 """Names -> versions, and which of those are merged. A lease is a Python reference.
 
-A request holds the Version it resolved until its answer has left, so replacing or deleting a name
+A request holds the version it resolved until its answer has left, so replacing or deleting a name
 never touches a request in flight. Changed on the event loop only, and so without a lock; other
 threads read a copy of the names, or ask one dict for one key. Knows no files and no HTTP.
 """

@@ -1,4 +1,4 @@
-"""Other labels for a name's stored files: a new version of the same bytes, without another upload."""
+"""Other labels for a name's stored files: a new version of the same bytes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which versions are in memory, within a budget; what is used least recently falls out.
 
-Memory is a cache of the store: whoever holds a Version keeps it alive until its answer has left.
+Memory is a cache of the store: whoever holds a version keeps it alive until its answer has left.
 Knows bytes and digests; knows no names, files or HTTP. Touched from the event loop only, and so
 without a lock: other threads read its counts alone.
 """
