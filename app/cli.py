@@ -94,7 +94,7 @@ def check(
     ] = False,
 ) -> None:
     """Say whether an adapter would be served, and what it changes; 1 if it would be refused."""
-    from app.adapters.config.recipe import Options
+    from app.adapters.recipe import Options
     from app.tools.check import check as run
 
     named = None if labels is None else tuple(labels.split(","))

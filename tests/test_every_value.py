@@ -14,12 +14,12 @@ import torch
 
 from app.adapters.config.labels import scores_of
 from app.adapters.config.read_recipe import LAYOUTS, TASKS
-from app.adapters.config.recipe import PROBLEM_TYPES
-from app.adapters.config.sentence import POOLING_MODES, POOLING_NAMES, Pooling, Sentence
 from app.adapters.heads import SEQUENCE_HEADS, TOKEN_HEADS
 from app.adapters.letters import Layout, Letters, canonical
 from app.adapters.methods.table import METHODS, REFUSED_METHODS
 from app.adapters.peft_folder import TASK_TYPES
+from app.adapters.recipe import PROBLEM_TYPES
+from app.adapters.sentence import POOLING_MODES, POOLING_NAMES, Pooling, Sentence
 from app.adapters.values import ProblemType, Scores, Source, Task
 from app.api.routes.adapters import UploadQuery
 from app.catalog.draw import same

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from app.adapters.base import Base
-from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import Parts
 from app.adapters.methods.layer import Layer
 from app.adapters.methods.table import WHOLE
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import Misfit, Problems
 from app.adapters.values import Dense, Head, LoRALayer, Norm, Source, Task
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from app.adapters.base import HEAD_PATHS, Base
-from app.adapters.config.recipe import Recipe
 from app.adapters.letters import Layout, canonical, letter_order
 from app.adapters.methods.table import METHODS, NO_LONGER, SHARED_PARTS, SUFFIXES, WRAPPERS
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Problem, Problems
 
 PEFT_PREFIX = "base_model.model."

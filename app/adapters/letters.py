@@ -11,7 +11,7 @@ from typing import Literal, assert_never, get_args
 from torch import Tensor
 
 from app.adapters.base import Base
-from app.adapters.config.recipe import Recipe
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected
 
 Letters = Literal["tutorial", "tutorial-swapped"]

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from app.adapters.base import Base
-from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import BASE_LAYER, PEFT_PREFIX, Parts, plain_name, read_names
 from app.adapters.methods.lora import LORA
 from app.adapters.methods.table import WHOLE
+from app.adapters.recipe import Recipe
 from app.adapters.values import Adapter
 
 TASK_TYPES = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "embed": "FEATURE_EXTRACTION"}

@@ -15,7 +15,6 @@ from torch import Tensor
 from app.adapters.base import Base
 from app.adapters.config.labels import Labelling, label
 from app.adapters.config.made_for import refuse_checkpoint, refuse_other_base, summary
-from app.adapters.config.recipe import Recipe
 from app.adapters.config.tasks import Purpose, purpose_of, refuse_untold
 from app.adapters.heads import POOLERS, HeadReader
 from app.adapters.layouts import Parts, read_names
@@ -29,6 +28,7 @@ from app.adapters.methods.table import (
     method_of_linear,
 )
 from app.adapters.methods.whole import repeats, whole_linear, whole_norm, whole_table
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Misfit, Problems
 from app.adapters.targets import check_targets, lost_biases
 from app.adapters.values import Adapter, Dense, LoRALayer, Norm, Rows, Scaling

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.adapters.config.sentence import Pooling
+from app.adapters.sentence import Pooling
 from app.adapters.values import Scaling, Scores, Task
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from app.adapters.base import Base
-from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import BASE_LAYER, Parts
 from app.adapters.methods.table import METHODS, WHOLE
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import Problems
 
 IN_STACK = re.compile(r"(^|\.)\d+\.")

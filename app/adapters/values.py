@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from app.adapters.config.sentence import Sentence
+from app.adapters.sentence import Sentence
 
 Task = Literal["embed", "classify", "tokens"]
 Scores = Literal["softmax", "sigmoid", "none"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from app.adapters.config.sentence import MAX_PROMPT_LENGTH
+from app.adapters.sentence import MAX_PROMPT_LENGTH
 from app.api.body import JsonBody
 from app.engine.tokenizer import Input
 from app.engine.windows import Direction

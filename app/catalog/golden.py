@@ -18,9 +18,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from app.adapters.config.sentence import Sentence
 from app.adapters.receiving.upload import MAX_GOLDEN_BYTES, refuse_another_kind, whole_text
 from app.adapters.refusals import AdapterRejected, Problem
+from app.adapters.sentence import Sentence
 from app.adapters.values import Adapter
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, InputRefused, TextTokenizer, tokenize

@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, assert_never
 
-from app.adapters.config.recipe import Options
 from app.adapters.files import folder_state
 from app.adapters.receiving.archive import unpack
 from app.adapters.receiving.copying import copy_adapter
 from app.adapters.receiving.own_files import left_aside, other_folders
 from app.adapters.receiving.received import Received
 from app.adapters.receiving.source import Sources, fetch_source
+from app.adapters.recipe import Options
 from app.adapters.refusals import AdapterRejected
 from app.adapters.report import Report
 from app.catalog.export import export

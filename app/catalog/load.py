@@ -15,14 +15,14 @@ import torch
 from app.adapters.changes import changed_tokens, changes_a_weight
 from app.adapters.config.made_for import made_for_another
 from app.adapters.config.read_recipe import read_recipe
-from app.adapters.config.recipe import Options, Recipe
-from app.adapters.config.sentence import Sentence, SentenceRefused, read_sentence
 from app.adapters.files import CONFIG, GOLDEN, MODEL_CONFIG, SENTENCE_FILES, WEIGHTS
 from app.adapters.methods.table import method_of
 from app.adapters.read import read_adapter
 from app.adapters.receiving.upload import read_any_json, read_json, read_tensors
+from app.adapters.recipe import Options, Recipe
 from app.adapters.refusals import AdapterRejected, Problem
 from app.adapters.report import Effect, Report, TensorCounts, report_from_json
+from app.adapters.sentence import Sentence, SentenceRefused, read_sentence
 from app.adapters.values import Adapter, laid_out
 from app.catalog.golden import Golden, read_golden, verify
 from app.catalog.pointer import digest_of

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from app.adapters.config.recipe import Options
 from app.adapters.receiving.copying import copy_adapter
+from app.adapters.recipe import Options
 from app.adapters.refusals import AdapterRejected
 from app.adapters.values import ProblemType
 from app.catalog.fetch import reason_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from app.adapters.config.sentence import Pooling, Sentence
+from app.adapters.sentence import Pooling, Sentence
 from app.catalog.golden import embedding_want
 from app.catalog.load import embedding_space
 from app.engine.tokenizer import Input

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from app.adapters.config.sentence import Sentence
+from app.adapters.sentence import Sentence
 from app.catalog.fetch import Fetcher
 from app.catalog.registry import Registry
 from app.engine.engine import Engine

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 from torch import Tensor
 
-from app.adapters.config.sentence import Sentence, SentenceRefused, read_sentence
+from app.adapters.sentence import Sentence, SentenceRefused, read_sentence
 from app.model.embedded import MODEL_ID, embedded_base
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from app.adapters.base import Base
-from app.adapters.config.sentence import Sentence
+from app.adapters.sentence import Sentence
 from app.adapters.values import Adapter
 from app.model import head
 from app.model.base_files import BaseFiles, BaseRefused

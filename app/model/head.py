@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from app.adapters.config.sentence import Pooling
+from app.adapters.sentence import Pooling
 from app.adapters.values import Dense, Head, Scores
 from app.model.batch import Batch
 from app.model.sequence import Sequence, Want

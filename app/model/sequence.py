@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from app.adapters.config.sentence import Pooling
+from app.adapters.sentence import Pooling
 from app.adapters.values import Head
 from app.model.delta import Layers
 from app.model.version import Version

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.adapters.config.sentence import Sentence
 from app.adapters.files import CONFIG, GOLDEN
+from app.adapters.sentence import Sentence
 from app.adapters.values import Adapter, Task
 from app.catalog.golden import MOST_LINES, TOLERANCE
 from app.tools.workbench import adapter_folder, workbench

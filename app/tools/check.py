@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.adapters.changes import weight_changes
-from app.adapters.config.recipe import Options
+from app.adapters.recipe import Options
 from app.adapters.refusals import AdapterRejected, UploadTooLarge
 from app.catalog.stored_version import StoredVersion
 from app.tools.workbench import Workbench, adapter_folder, workbench

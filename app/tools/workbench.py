@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from app.adapters.config.recipe import Options
 from app.adapters.receiving.archive import unpack
 from app.adapters.receiving.copying import copy_adapter
+from app.adapters.recipe import Options
 from app.adapters.refusals import AdapterRejected
 from app.catalog.load import Loader, load_version, make_loader, options_to_json
 from app.catalog.store import content_version

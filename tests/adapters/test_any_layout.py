@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from app.adapters.config.read_recipe import read_recipe
-from app.adapters.config.recipe import Options
 from app.adapters.read import read_adapter
+from app.adapters.recipe import Options
 from app.adapters.refusals import AdapterRejected
 from app.adapters.values import Adapter
 from tests.adapters.made import TINY_LINEARS, tiny_base

@@ -12,8 +12,8 @@ from peft.utils.other import get_pattern_key
 
 from app.adapters.config.peft_fields import EVERYWHERE
 from app.adapters.config.read_recipe import read_recipe
-from app.adapters.config.recipe import Options, Recipe
 from app.adapters.methods.table import METHODS
+from app.adapters.recipe import Options, Recipe
 from app.adapters.refusals import AdapterRejected
 
 PATHS = [f"bert.encoder.layer.{i}.attention.self.{m}" for i in (0, 1, 11) for m in ("query", "key")]

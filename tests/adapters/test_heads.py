@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from app.adapters.base import Base, Classifier
 from app.adapters.config.labels import label, read_labels
-from app.adapters.config.recipe import Recipe
 from app.adapters.heads import HeadReader
 from app.adapters.layouts import read_names
 from app.adapters.methods.layer import Layer
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Misfit, Problems
 from app.adapters.values import Dense, Head, LoRALayer, Task
 from tests.adapters.made import tiny_base

@@ -10,11 +10,11 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import Parts, plain_name, read_names
 from app.adapters.letters import canonical, letter_order
 from app.adapters.methods.layer import Layer
 from app.adapters.methods.table import METHODS, SUFFIXES, method_of_embedding, method_of_linear
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Misfit
 from tests.adapters.made import tiny_base
 

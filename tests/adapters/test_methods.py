@@ -13,10 +13,10 @@ from peft.tuners.vera.model import _kaiming_init
 from torch import Tensor
 from torch.testing import assert_close
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.layer import Layer, Shared
 from app.adapters.methods.table import METHODS
 from app.adapters.methods.whole import whole_linear, whole_norm
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Misfit
 from app.adapters.values import Dense, LoRALayer, Rows
 

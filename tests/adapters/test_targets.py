@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 
-from app.adapters.config.recipe import Recipe, Targeting
 from app.adapters.layouts import read_names
+from app.adapters.recipe import Recipe, Targeting
 from app.adapters.refusals import Problems
 from app.adapters.targets import check_targets, is_target, lost_biases
 from tests.adapters.made import TINY_LINEARS, tiny_base

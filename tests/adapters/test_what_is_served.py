@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.adapters.config.read_recipe import read_recipe
-from app.adapters.config.recipe import Options
 from app.adapters.methods.table import METHODS, REFUSED_METHODS
+from app.adapters.recipe import Options
 from tests import kinds
 
 DOCS = Path("docs/adapters.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.adapters.config.sentence import MAX_PROMPT_LENGTH
 from app.adapters.refusals import Problems
+from app.adapters.sentence import MAX_PROMPT_LENGTH
 
 LARGEST = 1 << 63  # what a random generator's seed and a tensor's size can be
 

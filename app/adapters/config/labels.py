@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 from app.adapters.base import Base, Classifier
-from app.adapters.config.recipe import PROBLEM_TYPES, Recipe
+from app.adapters.recipe import PROBLEM_TYPES, Recipe
 from app.adapters.refusals import AdapterRejected, Misfit
 from app.adapters.values import Head, ProblemType, Scores, Task
 

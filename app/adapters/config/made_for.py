@@ -6,9 +6,9 @@ import re
 from pathlib import Path, PurePath
 
 from app.adapters.base import Base
-from app.adapters.config.recipe import Recipe
 from app.adapters.layouts import Parts
 from app.adapters.methods.table import WHOLE
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Problem
 
 SELF_INPUT = re.compile(r"(query|key|value|[qkv]_lin|Wqkv)$")  # layers that read the hidden width

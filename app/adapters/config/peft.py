@@ -12,7 +12,7 @@ from typing import Any, get_args
 from packaging.version import InvalidVersion, Version
 
 from app.adapters.config.fields import Fields
-from app.adapters.config.recipe import Bias, Init, Targeting
+from app.adapters.recipe import Bias, Init, Targeting
 from app.adapters.refusals import AdapterRejected, Problem
 
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "true", "false")

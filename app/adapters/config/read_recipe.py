@@ -23,12 +23,12 @@ from app.adapters.config.peft import (
     trained_type,
 )
 from app.adapters.config.peft_fields import MATHEMATICS, METADATA, check_fields
-from app.adapters.config.recipe import PROBLEM_TYPES, Options, Recipe
-from app.adapters.config.sentence import SHORTEST_LENGTH, Pooling, Sentence
 from app.adapters.methods.method import Method
 from app.adapters.methods.table import method_of
 from app.adapters.receiving.upload import HalfACharacter, whole_text
+from app.adapters.recipe import PROBLEM_TYPES, Options, Recipe
 from app.adapters.refusals import AdapterRejected, Problems
+from app.adapters.sentence import SHORTEST_LENGTH, Pooling, Sentence
 from app.adapters.values import ProblemType, Task
 
 TASKS: dict[str | None, Task | None] = {

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from app.adapters.base import HEAD_PATHS, Base
-from app.adapters.config.recipe import Recipe
 from app.adapters.heads import POOLERS, SEQUENCE_HEADS, TOKEN_HEADS, HeadKeys
 from app.adapters.layouts import Parts
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Problem
 from app.adapters.targets import is_target
 from app.adapters.values import Task

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods import lora
 from app.adapters.methods.layer import Layer, Shared, low_rank
 from app.adapters.methods.method import Method
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import Misfit
 from app.adapters.values import LoRALayer, Scaling
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.layer import Layer, Shared, check_rank, dense, is_low, low_rank
 from app.adapters.methods.method import Method, themselves
+from app.adapters.recipe import Recipe
 from app.adapters.values import Dense, LoRALayer, Scaling
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.layer import Layer, Shared, dense, is_low, low_rank
 from app.adapters.methods.method import Method, themselves
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import Misfit
 from app.adapters.values import Dense, LoRALayer, Scaling
 

@@ -7,7 +7,6 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.layer import (
     Layer,
     Shared,
@@ -19,6 +18,7 @@ from app.adapters.methods.layer import (
 )
 from app.adapters.methods.method import Method
 from app.adapters.methods.whole import whole_table
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import Misfit
 from app.adapters.values import Dense, LoRALayer, Rows, Scaling
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.layer import Layer, Shared
+from app.adapters.recipe import Recipe
 from app.adapters.values import Dense, LoRALayer, Rows, Scaling
 
 Fold = Callable[[Layer, Recipe, Shared], tuple[LoRALayer | Dense, Scaling | None]]

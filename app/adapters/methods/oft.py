@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.layer import Layer, Shared, block_diagonal, dense
 from app.adapters.methods.method import Method
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import Misfit
 from app.adapters.values import Dense
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.adalora import ADALORA
 from app.adapters.methods.fourierft import FOURIERFT
 from app.adapters.methods.ia3 import IA3
@@ -21,6 +20,7 @@ from app.adapters.methods.method import Method
 from app.adapters.methods.oft import OFT
 from app.adapters.methods.trainable_tokens import TRAINABLE_TOKENS
 from app.adapters.methods.vera import VERA
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Misfit, Problem
 
 METHODS: dict[str, Method] = {

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.layer import Layer, to_float
 from app.adapters.methods.method import Method
 from app.adapters.methods.whole import whole_table
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import Misfit
 from app.adapters.values import Rows
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from app.adapters.config.recipe import Recipe
 from app.adapters.methods.layer import Layer, Shared, check_rank, smallest
 from app.adapters.methods.method import Method, themselves
+from app.adapters.recipe import Recipe
 from app.adapters.refusals import Misfit
 from app.adapters.values import Dense, LoRALayer
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.adapters.config.recipe import Options
-from app.adapters.config.sentence import Pooling
+from app.adapters.recipe import Options
+from app.adapters.sentence import Pooling
 from app.adapters.values import Task
 from app.api.access import access
 from app.api.answer import json_answer

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 
-from app.adapters.config.sentence import Pooling
+from app.adapters.sentence import Pooling
 from app.api.access import access
 from app.api.answer import (
     OCTETS,

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from app.adapters.config.patterns import Patterns
-from app.adapters.config.sentence import Pooling, Sentence
+from app.adapters.patterns import Patterns
 from app.adapters.refusals import AdapterRejected, Problem
+from app.adapters.sentence import Pooling, Sentence
 from app.adapters.values import ProblemType, Scaling, Scores, Task
 
 PROBLEM_TYPES: dict[ProblemType, Scores] = {
