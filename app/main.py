@@ -25,7 +25,7 @@ from app.api.middleware.identify import Identify
 from app.api.middleware.limit_body import LimitBody
 from app.api.middleware.refuse_early import RefuseEarly
 from app.api.middleware.shed_load import ShedLoad
-from app.api.routes import adapters, health, inference, openai, tei, versions
+from app.api.routes import adapters, health, inference, openai, tei, uploads, versions
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
 from app.catalog.collecting import collect
@@ -39,7 +39,7 @@ from app.settings import Settings, listed
 
 log = logging.getLogger(__name__)
 MOST_LOGGED = 20  # adapters
-ROUTES = (inference, adapters, versions, openai, tei, health)
+ROUTES = (inference, uploads, adapters, versions, openai, tei, health)
 
 
 def build(settings: Settings) -> FastAPI:

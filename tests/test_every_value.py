@@ -21,7 +21,7 @@ from app.adapters.peft_folder import TASK_TYPES
 from app.adapters.recipe import PROBLEM_TYPES
 from app.adapters.sentence import POOLING_MODES, POOLING_NAMES, Pooling, Sentence
 from app.adapters.values import ProblemType, Scores, Source, Task
-from app.api.routes.adapters import UploadQuery
+from app.api.routes.uploads import UploadQuery
 from app.catalog.draw import same
 from app.model.base_model import SERVED
 from app.model.head import pool, scores

@@ -10,11 +10,11 @@ from pydantic import ConfigDict, Field
 
 from app.adapters.values import ProblemType
 from app.api.access import access
+from app.api.adapter_object import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
 from app.api.answer import json_answer
 from app.api.body import JsonBody, body_of, documented_body
 from app.api.caller import Called
 from app.api.dialect import documented
-from app.api.routes.adapters import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
 from app.api.serving import Served, Serving
 from app.catalog.pointer import Trial, current_index
 from app.catalog.relabel import relabel
@@ -45,10 +45,10 @@ Rollback = Annotated[RollbackBody | None, body_of(RollbackBody, optional=True)]
 @access("any key")
 async def versions(name: AdapterName, serving: Served) -> Response:
     """What the name has held, oldest first: since when, put there by whom and how."""
-    found = await serving.runtime.fetcher.pointer(name)
-    current = current_index(found.history, found.version)
+    served = await serving.runtime.fetcher.pointer(name)
+    current = current_index(served.history, served.version)
     return json_answer(
-        [asdict(e) | {"current": i == current} for i, e in enumerate(found.history)], {}
+        [asdict(e) | {"current": i == current} for i, e in enumerate(served.history)], {}
     )
 
 
@@ -64,9 +64,9 @@ async def rollback(
     request: Request, name: AdapterName, caller: Called, serving: Served, body: Rollback
 ) -> Response:
     """Point the name at an earlier version of its own."""
-    asked = body.version if body else None
-    found = await serving.installer.rollback(name, asked, precondition(request), caller.name)
-    return json_answer(describe(found, serving.runtime.registry), {"ETag": etag(found.digest)})
+    version = body.version if body else None
+    served = await serving.installer.rollback(name, version, precondition(request), caller.name)
+    return json_answer(describe(served, serving.runtime.registry), {"ETag": etag(served.digest)})
 
 
 class LabelsBody(JsonBody):
@@ -183,21 +183,21 @@ async def _begin(
     body: CanaryBody,
 ) -> Response:
     trial = Trial(mode, body.version, body.percent, body.sticky_by, by=caller.name)
-    found = await begin_trial(serving.installer, name, trial)
-    return json_answer(describe(found, serving.runtime.registry), {"ETag": etag(found.digest)})
+    served = await begin_trial(serving.installer, name, trial)
+    return json_answer(describe(served, serving.runtime.registry), {"ETag": etag(served.digest)})
 
 
 @router.post("/{name}/promote", response_class=Response, responses=TRIAL, dependencies=NOTHING)
 @access("admin key")
 async def promote(name: AdapterName, caller: Called, serving: Served) -> Response:
     """Make the version on trial the current one."""
-    found = await end_trial(serving.installer, name, caller.name, promote=True)
-    return json_answer(describe(found, serving.runtime.registry), {"ETag": etag(found.digest)})
+    served = await end_trial(serving.installer, name, caller.name, promote=True)
+    return json_answer(describe(served, serving.runtime.registry), {"ETag": etag(served.digest)})
 
 
 @router.post("/{name}/abort", response_class=Response, responses=TRIAL, dependencies=NOTHING)
 @access("admin key")
 async def abort(name: AdapterName, caller: Called, serving: Served) -> Response:
     """End the trial; the current version stays."""
-    found = await end_trial(serving.installer, name, caller.name, promote=False)
-    return json_answer(describe(found, serving.runtime.registry), {"ETag": etag(found.digest)})
+    served = await end_trial(serving.installer, name, caller.name, promote=False)
+    return json_answer(describe(served, serving.runtime.registry), {"ETag": etag(served.digest)})

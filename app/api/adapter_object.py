@@ -1,0 +1,100 @@
+"""What the adapter routes have in common: names, the adapter object, entity tags, preconditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from app.api.dialect import documented
+from app.api.refusal import invalid
+from app.catalog.install import PreconditionFailed
+from app.catalog.pointer import valid_name
+from app.catalog.registry import Name, Registry
+
+
+async def _name(name: str) -> str:
+    if not valid_name(name):
+        raise invalid(
+            "name",
+            f"{name!r} is no adapter name: 1 to 63 of a-z 0-9 . _ -, first a letter or digit; "
+            "base is reserved",
+        )
+    return name
+
+
+async def _no_parameters(request: Request) -> None:
+    """Of a route that takes none: one that somebody believes in is refused, and nothing is done."""
+    for name in request.query_params:
+        raise invalid(name, "is no parameter of this route")
+
+
+NOTHING = [Depends(_no_parameters)]
+AdapterName = Annotated[str, Depends(_name)]
+REPORT_EXAMPLE = {
+    "name": "sentiment",
+    "version": "4f1c22ab90d3",
+    "task": "classify",
+    "labels": ["negative", "positive"],
+    "rank": 8,
+    "scale": 2.0,
+    "targets": {"query": 6, "value": 6},
+    "merged": False,
+}
+REPORT: dict[str, Any] = {
+    "description": "The adapter, as it was matched and measured against the base.",
+    "content": {"application/json": {"schema": {"type": "object"}, "example": REPORT_EXAMPLE}},
+}
+Answers = dict[int | str, dict[str, Any]]
+ONE: Answers = {200: REPORT, **documented(404, 422)}
+LIST: Answers = {
+    **documented(),
+    200: {
+        "description": "Every adapter.",
+        "content": {"application/json": {"schema": {"type": "array"}}},
+    },
+}
+
+
+def describe(served: Name, registry: Registry) -> dict[str, Any]:
+    """API.md's adapter object."""
+    return {
+        "name": served.name,
+        **served.report.to_json(),
+        "tokens_per_s": served.pointer.tokens_per_s,
+        "trial": asdict(served.pointer.trial) if served.pointer.trial else None,
+        "merged": served.name in registry.merged,
+        "resident": served.name in registry.merged or served.digest in registry.residents,
+        "created": served.created,
+    }
+
+
+def etag(digest: str) -> str:
+    return f'"{digest}"'
+
+
+def tags_match(header: str | None, digest: str | None) -> bool:
+    """Whether a list of entity tags holds the version (RFC 9110, 13.1)."""
+    if header is None or digest is None:
+        return False
+    tags = [tag.strip() for tag in header.split(",")]
+    return "*" in tags or etag(digest) in tags
+
+
+def precondition(request: Request) -> Callable[[str | None], None]:
+    """What the request's headers ask of the current version; None: there is none."""
+    if_match, if_none_match = (
+        ",".join(lines) if (lines := request.headers.getlist(field)) else None
+        for field in ("if-match", "if-none-match")
+    )
+
+    def check(current: str | None) -> None:
+        if if_match is not None and not tags_match(if_match, current):
+            now = f"the current version is {current}" if current else "there is no such adapter"
+            raise PreconditionFailed(f"If-Match does not hold: {now}")
+        if tags_match((if_none_match or "").replace("W/", ""), current):
+            raise PreconditionFailed(f"If-None-Match does not hold: version {current} is there")
+
+    return check
