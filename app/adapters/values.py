@@ -117,8 +117,8 @@ class Adapter:
 
     layers, replaced, norms, embeddings: by the base's module path; a path is in one of them only.
     kind: PEFT's peft_type. scalings: those of its layers, each once. sentence: how it makes
-    vectors; a member that is None is the base's. ignored: names of tensors that only repeat what others say.
-    assumed: what the upload leaves open and how it was taken, in words.
+    vectors; a member that is None is the base's. ignored: names of tensors that only repeat what
+    others say. assumed: what the upload leaves open and how it was taken, in words.
     """
 
     layers: Mapping[str, LoRALayer]
