@@ -12,6 +12,7 @@ class JsonLines(logging.Formatter):
     """{"time", "level", "logger", "message"} and, with an exception, "exception"."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Of logging: the record as one line."""
         line = {
             "time": self.formatTime(record),
             "level": record.levelname.lower(),

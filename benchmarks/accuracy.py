@@ -4,8 +4,8 @@
     python -m benchmarks.accuracy --data ../shared/data [--url http://127.0.0.1:8080] [task …]
 
 Accuracy of /classify on the official test split (sentiment: on Amazon reviews, a domain it was
-never trained on), and of the 10 nearest neighbours among the training texts by /embed vectors, with the adapter
-and without. The last line is one JSON.
+never trained on), and of the 10 nearest neighbours among the training texts by /embed vectors, with
+the adapter and without. The last line is one JSON.
 """
 
 from __future__ import annotations

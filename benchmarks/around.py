@@ -2,9 +2,9 @@
 
     python -m benchmarks.around [--rounds 7] [--model FOLDER]
 
-The server has all cores, and so has the forward, which runs in this process over the same tokens. Every
-round asks the server and runs the forward, in turn, each some times in a row (their median); ratios are
-medians over rounds. The last line is one JSON with the machine.
+The server has all cores, and so has the forward, which runs in this process over the same tokens.
+Every round asks the server and runs the forward, in turn, each some times in a row (their median);
+ratios are medians over rounds. The last line is one JSON with the machine.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python -m benchmarks.fairness [--seconds 20]
 
-A quiet adapter gets 8 single texts a second, alone and then beside floods of another adapter by another
-client: requests of 64 texts, or single texts, at several times the capacity. Ratios are of its p99.
+A quiet adapter gets 8 single texts a second, alone and then beside floods of another adapter by
+another client: requests of 64 texts, or single texts, at several times the capacity. Ratios are of
+its p99.
 """
 
 from __future__ import annotations

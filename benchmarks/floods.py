@@ -2,9 +2,10 @@
 
     python -m benchmarks.floods
 
-Sends every body of tests/api/floods.py (15.9 MB each) to a server of the embedded base in a process of its own,
-five times, while another process asks /livez without a pause. The wait is the longest of all, beyond the longest of
-an idle second before; memory is the peak beyond what was resident before, as a multiple of the body.
+Sends every body of tests/api/floods.py (15.9 MB each) to a server of the embedded base in a process
+of its own, five times, while another process asks /livez without a pause. The wait is the longest
+of all, beyond the longest of an idle second before; memory is the peak beyond what was resident
+before, as a multiple of the body.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m benchmarks.forward [--rounds 5] [--base bert-base|minilm] [--cores 1 2] [--texts 64]
 
 Texts of 8 to 63 tokens through the server's own engine, as one request; adapters of rank 8 on every
-Linear of the encoder, at random over the texts. Every round runs each variant once, in turn, so that a
-noisy neighbour hits all of them; ratios are medians over rounds. The last line is one JSON with machine
-and versions.
+Linear of the encoder, at random over the texts. Every round runs each variant once, in turn, so
+that a noisy neighbour hits all of them; ratios are medians over rounds. The last line is one JSON
+with machine and versions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What each hostile upload costs a running server: seconds, and memory beyond the upload's own size.
+"""What each hostile upload costs a running server: seconds, and memory beyond the upload's own
+size.
 
     python -m benchmarks.hostile
 

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.linear
 
-For the shapes of MiniLM and bert-base: row counts whose rows differ in any bit from the same rows of
-a 2,400-row product, for F.linear and for FrozenLinear; and FrozenLinear's time over F.linear's,
+For the shapes of MiniLM and bert-base: row counts whose rows differ in any bit from the same rows
+of a 2,400-row product, for F.linear and for FrozenLinear; and FrozenLinear's time over F.linear's,
 the median of 7 rounds. The last line is one JSON.
 """
 

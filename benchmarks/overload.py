@@ -2,7 +2,8 @@
 
     python -m benchmarks.overload [--seconds 20] [--inputs 8]
 
-The capacity is what is answered a second at a load slightly above it. The load runs on the same cores.
+The capacity is what is answered a second at a load slightly above it. The load runs on the same
+cores.
 """
 
 from __future__ import annotations

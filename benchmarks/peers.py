@@ -1,15 +1,16 @@
-"""How fast the embedded base answers here, and how fast elsewhere: servers over HTTP, libraries in process.
+"""How fast the embedded base answers here, and how fast elsewhere: servers over HTTP, libraries in
+process.
 
     python -m benchmarks.peers [--rounds 11] [--cores 1 2] [--texts 64] [--only NAME …]
 
 64 texts of 8 to 63 tokens, and one of 32, on one core unless told otherwise; 16 adapters of rank 8
-on every Linear, mixed at random in one request. Each peer runs in a process of its own, pinned to the
-cores; the client is pinned to the machine's last one. Peers that we don't bring along are installed into
-build/peers. Every round asks each peer once (the one text five times, their median), in turn, so that
-a noisy neighbour hits all of them; times and ratios are medians over rounds, a ratio's halves being of
-the same round. `differs` is the largest difference of any number of a vector from transformers' (with
-adapters: from PEFT's). A peer that cannot be installed or run is named with the reason. The last line is
-one JSON with machine and versions.
+on every Linear, mixed at random in one request. Each peer runs in a process of its own, pinned to
+the cores; the client is pinned to the machine's last one. Peers that we don't bring along are
+installed into build/peers. Every round asks each peer once (the one text five times, their median),
+in turn, so that a noisy neighbour hits all of them; times and ratios are medians over rounds, a
+ratio's halves being of the same round. `differs` is the largest difference of any number of a
+vector from transformers' (with adapters: from PEFT's). A peer that cannot be installed or run is
+named with the reason. The last line is one JSON with machine and versions.
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def main() -> None:
 
 
 def measure(bench: Bench, rounds: int, wanted: list[str]) -> list[dict[str, Any]]:
-    """Start the peers, ask them in turn, and say what came of it: a run for each kind of request."""
+    """Start the peers, ask them in turn, and say what came of it: a run for each kind of
+    request.
+    """
     failed: dict[str, str] = {}
     peers: dict[str, Peer] = {}
     vectors: dict[str, dict[str, Vectors]] = {}
@@ -216,7 +219,9 @@ def _ours(bench: Bench, *, mixed: bool) -> Iterator[Peer]:
 
 @contextmanager
 def _infinity(bench: Bench, *option: str) -> Iterator[Peer]:
-    """float32 like the rest: its default is what the device likes best. What else it does is its default."""
+    """float32 like the rest: its default is what the device likes best. What else it does is its
+    default.
+    """
     bodies = {
         name: orjson.dumps({"model": "base", "input": request["texts"]})
         for name, request in bench.job(mixed=False)["requests"].items()

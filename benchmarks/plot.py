@@ -1,12 +1,13 @@
-"""What the benchmarks measured, as pictures: JSON last lines -> SVG, and the Markdown that shows them.
+"""What the benchmarks measured, as pictures: JSON last lines -> SVG, and the Markdown that shows
+them.
 
     python -m benchmarks.plot docs/plots/data/*.json [--out docs/plots]
 
-Each file is a benchmark's output (its last line is read) or that line alone: an object with `runs`, or
-one run. A run with `ms`, or with `ratios` alone, becomes bars; runs with ratios named `4 adapters /
-packed` become one picture of what adapters cost over the plain base. The command is the object's
-`command`, or else the benchmark of the file's name. Everything is drawn on a white card, so that it
-reads the same on a dark page.
+Each file is a benchmark's output (its last line is read) or that line alone: an object with `runs`,
+or one run. A run with `ms`, or with `ratios` alone, becomes bars; runs with ratios named `4
+adapters / packed` become one picture of what adapters cost over the plain base. The command is the
+object's `command`, or else the benchmark of the file's name. Everything is drawn on a white card,
+so that it reads the same on a dark page.
 """
 
 from __future__ import annotations
@@ -158,7 +159,9 @@ def _times_ours(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def lines(stem: str, costs: Mapping[str, Mapping[int, float]], note: tuple[str, str]) -> Picture:
-    """What mixing n adapters in one request costs over the plain base; n doubles from left to right."""
+    """What mixing n adapters in one request costs over the plain base; n doubles from left to
+    right.
+    """
     title = "What adapters in one request cost over the plain base"
     counts = sorted({n for points in costs.values() for n in points})
     ticks = _ticks(max(max(points.values()) for points in costs.values()), least=5.0)

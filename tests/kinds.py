@@ -44,7 +44,9 @@ MODELS: dict[str | None, Any] = {
 
 @dataclass(frozen=True)
 class Names:
-    """An architecture's module names. q, v: read the hidden state; up: to the wider layer; down: back."""
+    """An architecture's module names. q, v: read the hidden state; up: to the wider layer; down:
+    back.
+    """
 
     q: str
     v: str

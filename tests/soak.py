@@ -2,11 +2,11 @@
 
     python -m tests.soak [--seconds 600] [--kills 2]
 
-Adapters come, go, are merged, rolled back, tried as canaries; clients ask in every way, go away in the
-midst, come in floods, send rubbish; the forward raises when it is told to; in the first half the server is
-killed (SIGKILL) and started again. Prints what was asked and answered, memory, threads and descriptors over
-time, and exits with 1 where an answer was wrong, an acknowledged change was lost, a 500 came that was not
-asked for, or something grew.
+Adapters come, go, are merged, rolled back, tried as canaries; clients ask in every way, go away in
+the midst, come in floods, send rubbish; the forward raises when it is told to; in the first half
+the server is killed (SIGKILL) and started again. Prints what was asked and answered, memory,
+threads and descriptors over time, and exits with 1 where an answer was wrong, an acknowledged
+change was lost, a 500 came that was not asked for, or something grew.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Change:
 
 @dataclass
 class Soak:
-    """texts, wanted: wanted[version or "base"][text] is PEFT's vector. changes: by name, in order."""
+    """texts, wanted: wanted[version or "base"][text] is PEFT's vector. changes: by name, in
+    order.
+    """
 
     folders: list[Path]
     texts: list[str]
@@ -164,7 +166,9 @@ def _compare(
 
 
 async def change(soak: Soak, http: aiohttp.ClientSession, names: list[str]) -> None:
-    """One change of a name that nobody else changes; what is acknowledged has to hold from then on."""
+    """One change of a name that nobody else changes; what is acknowledged has to hold from then
+    on.
+    """
     name, draw = soak.draw.choice(names), soak.draw
     kind = draw.choices(
         ["put", "delete", "rollback", "merge", "unmerge", "canary", "shadow", "end", "rubbish"],

@@ -1,4 +1,6 @@
-"""Every value of a closed set has its own branch; one that nobody listed falls through to nothing."""
+"""Every value of a closed set has its own branch; one that nobody listed falls through to
+nothing.
+"""
 
 from __future__ import annotations
 

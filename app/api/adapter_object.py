@@ -72,6 +72,7 @@ def describe(served: Name, registry: Registry) -> dict[str, Any]:
 
 
 def etag(digest: str) -> str:
+    """The version as an entity tag (RFC 9110, 8.8.3)."""
     return f'"{digest}"'
 
 

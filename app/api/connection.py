@@ -33,14 +33,17 @@ class _Lenient:
         self._transport = transport
 
     def write(self, data: bytes) -> None:
+        """As asyncio's."""
         if not self._transport.is_closing():
             self._transport.write(data)
 
     def pause_reading(self) -> None:
+        """As asyncio's."""
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
+        """As asyncio's."""
         if not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -59,6 +62,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stalled: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """Of asyncio: a client has connected, unless there are too many."""
         super().connection_made(cast(Transport, _Lenient(transport)))
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(503, "overloaded", f"{MAX_CONNECTIONS} connections are open: try again")
@@ -66,11 +70,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._arm(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Of asyncio: the connection has ended."""
         self._disarm()
         self._writes_again()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Of asyncio: bytes of a head or a body have come."""
         if self.transport.is_closing():
             return
         super().data_received(data if self._in_body else _without_offer(data))
@@ -91,10 +97,12 @@ class BoundedProtocol(HttpToolsProtocol):
         return not answering and self.timeout_keep_alive_task is None
 
     def on_message_begin(self) -> None:
+        """Of the parser: a head begins."""
         self._in_head, self._bytes = True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        """Of the parser: the head has come; its body may follow."""
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._refuse_head()  # that came all at once
             return
@@ -103,10 +111,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        """Of the parser: a part of a body."""
         if not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """Of the parser: the body has come."""
         if self.transport.is_closing():
             return
         self._disarm()
@@ -114,16 +124,19 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        """Of uvicorn: the answer has been handed over."""
         super().on_response_complete()
         if self._in_body and self.cycle.response_complete and not self.transport.is_closing():
             self._disarm()
             self._arm(LINGER_S)
 
     def pause_writing(self) -> None:
+        """Of asyncio: the client takes its answer too slowly."""
         super().pause_writing()
         self._watch_reader(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
+        """Of asyncio: the client takes its answer again."""
         self._writes_again()
         super().resume_writing()
 

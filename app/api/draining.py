@@ -37,6 +37,7 @@ class Drain:
 
     @property
     def too_late(self) -> bool:
+        """Whether what is still being answered is cut off."""
         return self.draining and time.monotonic() >= self.deadline
 
     def begin(self, delay_s: float, at_most_s: float) -> None:

@@ -1,10 +1,10 @@
 """A multipart form's body on disk -> the adapter files in it, by starlette's parser.
 
-starlette's own way with files does not fit here: it would keep every part in memory or in the system's
-temporary folder, all of them open until the end, 1,000 descriptors for a hostile form. So each part's
-bytes go straight to a file of the upload's own folder, one open at a time, or nowhere where no adapter
-has such a file. python-multipart bounds a part's headers (8 of 4 KiB), starlette the number of parts.
-Knows nothing of LoRA.
+starlette's own way with files does not fit here: it would keep every part in memory or in the
+system's temporary folder, all of them open until the end, 1,000 descriptors for a hostile form. So
+each part's bytes go straight to a file of the upload's own folder, one open at a time, or nowhere
+where no adapter has such a file. python-multipart bounds a part's headers (8 of 4 KiB), starlette
+the number of parts. Knows nothing of LoRA.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ async def _chunks(body: Path) -> AsyncGenerator[bytes]:
 
 
 class _Form(MultiPartParser):
-    """Receives the parser's callbacks. ended: the closing boundary came, which starlette can miss."""
+    """Receives the parser's callbacks. ended: the closing boundary came, which starlette can
+    miss.
+    """
 
     def __init__(
         self, content_type: str, chunks: AsyncGenerator[bytes], received: Received
@@ -92,7 +94,8 @@ class _Form(MultiPartParser):
 
 
 def _path(names: list[str]) -> str:
-    """A part's path: its name's or its file name's, whichever is an adapter file's; of two the longer.
+    """A part's path: its name's or its file name's, whichever is an adapter file's; of two the
+    longer.
 
     Browsers send a folder's files under one name, with paths in their file names.
     """

@@ -74,9 +74,11 @@ class LocalStore(Store):
             log.warning("the store %s is read-only: uploads will be refused", root)
 
     def receiving(self) -> AbstractContextManager[Path]:
+        """As Store.receiving."""
         return self._workspace.receiving()
 
     def commit(self, folder: Path, version: str, options: Json, report: Json) -> None:
+        """As Store.commit."""
         with disk_errors():
             with self._workspace.locked():
                 self._marks.remove(version)
@@ -99,6 +101,7 @@ class LocalStore(Store):
         fsync(self._versions)
 
     def folder(self, version: str) -> Path:
+        """As Store.folder."""
         with disk_errors():
             if self._is_whole(version):
                 return self._versions / version
@@ -113,6 +116,7 @@ class LocalStore(Store):
             return False
 
     def options(self, version: str) -> Json:
+        """As Store.options."""
         try:
             with disk_errors(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return _read_json(self._versions / version / OPTIONS)
@@ -121,17 +125,20 @@ class LocalStore(Store):
         raise VersionDamaged(version)
 
     def report(self, version: str) -> Json | None:
+        """As Store.report."""
         try:
             return _read_json(self._versions / version / REPORT)
         except (OSError, *UNREADABLE):
             return None
 
     def write_report(self, version: str, report: Json) -> None:
+        """As Store.write_report."""
         with self.receiving() as folder:
             (folder / REPORT).write_text(json.dumps(report))
             (folder / REPORT).rename(self._versions / version / REPORT)
 
     def set_aside(self, version: str) -> str | None:
+        """As Store.set_aside."""
         self._workspace.refuse_read_only()
         with disk_errors(), self._workspace.locked():
             # Another may have committed it again since it was read.
@@ -147,23 +154,29 @@ class LocalStore(Store):
         return str(aside) if aside.exists() else None
 
     def set_aside_versions(self) -> list[str]:
+        """As Store.set_aside_versions."""
         with contextlib.suppress(OSError):
             return sorted(path.name for path in (self.root / "damaged").iterdir())
         return []
 
     def names(self, after: str = "") -> list[str]:
+        """As Store.names."""
         return self._names.page(after)
 
     def look(self, name: str, seen: Pointer | None = None) -> Pointer:
+        """As Store.look."""
         return self._names.look(name, seen)
 
     def move(self, seen: Pointer, after: Pointer) -> Pointer:
+        """As Store.move."""
         return self._names.move(seen, after)
 
     def epoch(self) -> str:
+        """As Store.epoch."""
         return self._names.epoch()
 
     def collect(self, older_than_s: float) -> bool:
+        """As Store.collect."""
         if not self._workspace.may_write:
             return False
         with self._collecting, disk_errors():

@@ -49,6 +49,7 @@ class FrozenLinear:
         self.bytes = weight.numel() * (dtype or weight.dtype).itemsize
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, out], in x's dtype."""
         if self.packed is None:
             return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
         if x.shape[0] == 1:  # one row alone takes another kernel: run two, so that bits stay

@@ -1,7 +1,7 @@
 """What a load on a server consists of: who asks for what, when, and in whose words.
 
-Arrivals are a Poisson process, as those of many users who don't know of each other. Knows nothing of
-connections or answers: sending.py does.
+Arrivals are a Poisson process, as those of many users who don't know of each other. Knows nothing
+of connections or answers: sending.py does.
 """
 
 from __future__ import annotations

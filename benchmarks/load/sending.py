@@ -1,7 +1,7 @@
 """Sends a load open-loop: each request leaves when it is due, whether or not others came back.
 
-Latencies are to be counted from the moment a request was due, so that neither a slow server nor a slow
-generator hides in them (no coordinated omission). bench.py makes figures of the outcomes.
+Latencies are to be counted from the moment a request was due, so that neither a slow server nor a
+slow generator hides in them (no coordinated omission). bench.py makes figures of the outcomes.
 """
 
 from __future__ import annotations

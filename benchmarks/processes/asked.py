@@ -1,4 +1,6 @@
-"""What every peer is asked: texts whose tokens can be counted, and adapters that PEFT and we load."""
+"""What every peer is asked: texts whose tokens can be counted, and adapters that PEFT and we
+load.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """What is measured with: this machine, this commit, and a virtual environment for each peer.
 
-The environments are in build/peers (git ignores it), pinned, and made once; remove the folder to start over.
+The environments are in build/peers (git ignores it), pinned, and made once; remove the folder to
+start over.
 
-torch is the one that we run, linked in: nobody wins by a newer build, and no gigabyte is fetched twice.
+torch is the one that we run, linked in: nobody wins by a newer build, and no gigabyte is fetched
+twice.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def commit() -> str:
 
 
 def python_of(peer: str) -> Path:
-    """The interpreter of the peer's environment, made where it is not there. Raises CannotInstall."""
+    """The interpreter of the peer's environment, made where it is not there. Raises
+    CannotInstall.
+    """
     folder, pins = CACHE / peer, [*PINS[peer], f"torch=={version('torch')}"]
     python, made = folder / "bin" / "python", folder / "made.json"
     if made.exists() and json.loads(made.read_text()) == pins:

@@ -1,4 +1,6 @@
-"""Our own server as a process, adapters to put into it, and `python -m benchmarks.load` against it."""
+"""Our own server as a process, adapters to put into it, and `python -m benchmarks.load` against
+it.
+"""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
     PYTHON benchmarks/processes/worker.py KIND < lines
 
-Run by path in whichever environment has the library, so nothing of this repository is imported at the
-top. The first line is the job (see Job); then each line names one of its requests, which is run
-once. Answers, a JSON object a line: first the vectors of every request, then milliseconds.
-Every library gets the texts, not tokens, and is used as its own documentation shows.
+Run by path in whichever environment has the library, so nothing of this repository is imported at
+the top. The first line is the job (see Job); then each line names one of its requests, which is run
+once. Answers, a JSON object a line: first the vectors of every request, then milliseconds. Every
+library gets the texts, not tokens, and is used as its own documentation shows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Request(TypedDict):
 
 
 class Job(TypedDict):
-    """model: the base's folder. adapters: a folder of PEFT folders. onnx: where the export is kept."""
+    """model: the base's folder. adapters: a folder of PEFT folders. onnx: where the export is
+    kept.
+    """
 
     model: str
     adapters: str

@@ -1,4 +1,6 @@
-"""Uploads that nobody should send: what each is, and its bytes. Asked by tests and benchmarks/hostile.py."""
+"""Uploads that nobody should send: what each is, and its bytes. Asked by tests and
+benchmarks/hostile.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""An archive is unpacked under bounds: no zip bomb, no path traversal, no link, nothing cut short."""
+"""An archive is unpacked under bounds: no zip bomb, no path traversal, no link, nothing cut
+short.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Each architecture's head from the file or the base; what it lacks is named; its labels and scores."""
+"""Each architecture's head from the file or the base; what it lacks is named; its labels and
+scores.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the config targets, by PEFT's own check; and what of it the file lacks or has too much of."""
+"""What the config targets, by PEFT's own check; and what of it the file lacks or has too much
+of.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where PEFT silently leaves something out, or does what one would not guess: its answer, or a refusal."""
+"""Where PEFT silently leaves something out, or does what one would not guess: its answer, or a
+refusal.
+"""
 
 from __future__ import annotations
 
@@ -360,7 +362,9 @@ def test_layers_are_counted_as_peft_counts_them_on_a_bare_modernbert(
 def test_a_classifiers_adapter_without_its_head_embeds(
     client: httpx.Client, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    """Trained on a classification model, task_type left None, its head neither trained nor saved."""
+    """Trained on a classification model, task_type left None, its head neither trained nor
+    saved.
+    """
     folder = make_kind("plain", "bert", tiny_bert, tmp_path / "a")
     said = {
         "base_model_class": "BertForSequenceClassification",

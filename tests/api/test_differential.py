@@ -1,4 +1,6 @@
-"""Random legal LoRA configs, made and saved by PEFT: served with PEFT's numbers, whatever is combined."""
+"""Random legal LoRA configs, made and saved by PEFT: served with PEFT's numbers, whatever is
+combined.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Embedding adapters carry how their vectors are made: pooling, length, prompts, dimensions, space."""
+"""Embedding adapters carry how their vectors are made: pooling, length, prompts, dimensions,
+space.
+"""
 
 from __future__ import annotations
 

@@ -156,7 +156,9 @@ def test_a_store_that_is_in_use_and_one_that_is_a_file_stop_the_start(
 def test_a_disk_that_cannot_be_written_is_served_from(
     serve: Serve, tiny_bert: Path, folders: list[Path], tmp_path: Path
 ) -> None:
-    """As root nothing is read-only by its mode: what is in the way here is a file where tmp/ was."""
+    """As root nothing is read-only by its mode: what is in the way here is a file where tmp/
+    was.
+    """
     server = serve(model=str(tiny_bert))
     put(server.client, "x", folders[0])
     wanted = embed(server.client, "x")

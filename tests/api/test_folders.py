@@ -41,7 +41,9 @@ def start(serve: Serve, tiny_bert: Path, dropped: Path) -> Start:
 
 
 def staged(client: httpx.Client, name: str, folder: Path) -> str:
-    """What a client does by a folder's name: another version held beside, as a canary, and a quota."""
+    """What a client does by a folder's name: another version held beside, as a canary, and a
+    quota.
+    """
     answer = client.put(
         f"/adapters/{name}?stage=true&tokens_per_s=500", files=files_of(folder)
     ).raise_for_status()

@@ -1,4 +1,6 @@
-"""Labels, activations and tasks: what transformers' pipeline answers, or a refusal that says what to say."""
+"""Labels, activations and tasks: what transformers' pipeline answers, or a refusal that says what
+to say.
+"""
 
 from __future__ import annotations
 
@@ -257,7 +259,9 @@ def test_labels_are_given_by_admins_alone(serve: Serve, tiny_bert: Path, unnamed
 def added_by_transformers(
     arch: str, base: Path, folder: Path, task: str, targets: list[str] | None = None
 ) -> Path:
-    """What transformers' own add_adapter and save_pretrained write: PEFT's file, no task, no class."""
+    """What transformers' own add_adapter and save_pretrained write: PEFT's file, no task, no
+    class.
+    """
     names = NAMES[arch]
     model = KINDS[task][0].from_pretrained(base, num_labels=3)
     texts_alone = {"pre_classifier"} if task == "tokens" else set()

@@ -1,4 +1,6 @@
-"""A server's life as a process: starts that are refused, SIGTERM, deadlines, faults in the forward."""
+"""A server's life as a process: starts that are refused, SIGTERM, deadlines, faults in the
+forward.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Adapters within a memory budget: what falls out comes back the same, and a start does not wait."""
+"""Adapters within a memory budget: what falls out comes back the same, and a start does not
+wait.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A full queue refuses, says when to come again, and keeps its word; priority is the client's to say."""
+"""A full queue refuses, says when to come again, and keeps its word; priority is the client's to
+say.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ RANK = 4
 
 
 def spelled(layout: str) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, str]]]:
-    """A file of this layout, and the names of each layer's A [r, in] and B [out, r] before turning."""
+    """A file of this layout, and the names of each layer's A [r, in] and B [out, r] before
+    turning.
+    """
     if layout == "tutorial":
         return tutorial_tensors(RANK), {p: (f"{p}.lora.B", f"{p}.lora.A") for p in TINY_LINEARS}
     peft = peft_tensors(RANK)

@@ -1,4 +1,6 @@
-"""PUT {"source": …}: folders below the allowed ones, links resolved; the hub only if switched on."""
+"""PUT {"source": …}: folders below the allowed ones, links resolved; the hub only if switched
+on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is bounded one by one is bounded together, too: bodies, heads, quotas; and what is not read."""
+"""What is bounded one by one is bounded together, too: bodies, heads, quotas; and what is not
+read.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The project's origin: the tutorial's own classes, trained a few steps, saved and PUT as a file."""
+"""The project's origin: the tutorial's own classes, trained a few steps, saved and PUT as a
+file.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """uvicorn still has each private name that our protocol and our server lean on.
 
-The names are read from our own code. What they do is held by test_connections.py and test_running.py.
+The names are read from our own code. What they do is held by test_connections.py and
+test_running.py.
 """
 
 from __future__ import annotations

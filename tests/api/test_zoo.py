@@ -1,4 +1,6 @@
-"""What versions 0.8 to 0.21 of PEFT have saved is answered as they answered it, or refused by name."""
+"""What versions 0.8 to 0.21 of PEFT have saved is answered as they answered it, or refused by
+name.
+"""
 
 from __future__ import annotations
 

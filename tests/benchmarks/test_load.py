@@ -1,4 +1,6 @@
-"""python -m benchmarks.load, as typed in a shell: against this server, and against stubs that misbehave."""
+"""python -m benchmarks.load, as typed in a shell: against this server, and against stubs that
+misbehave.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Script:
-    """A loop of its own, and a runtime with the adapters sentiment (an embedder) and rank (one label)."""
+    """A loop of its own, and a runtime with the adapters sentiment (an embedder) and rank (one
+    label).
+    """
 
     runtime: Runtime
     base: Path

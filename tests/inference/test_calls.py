@@ -1,4 +1,6 @@
-"""embed, classify and score called from Python give what PEFT gives; what cannot be answered says why."""
+"""embed, classify and score called from Python give what PEFT gives; what cannot be answered says
+why.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Compile the GPU's kernels for cards that are not here, as add_updates asks for them; JSON lines out.
+"""Compile the GPU's kernels for cards that are not here, as add_updates asks for them; JSON lines
+out.
 
     TRITON_INTERPRET=0 python -m tests.model.compiled_kernels 80 90:served
 

@@ -67,8 +67,9 @@ def test_half_precision_goes_through_tensor_cores_and_float32_stays_exact(
 
 
 def test_operands_come_sixteen_bytes_at_a_time_and_ahead(variants: list[dict[str, Any]]) -> None:
-    """copies: what cp.async brings while the product before is running. Single numbers are loaded for
-    addresses, ranks and rows alone (b64); y, gain and shift four at once."""
+    """copies: what cp.async brings while the product before is running. Single numbers are loaded
+    for addresses, ranks and rows alone (b64); y, gain and shift four at once.
+    """
     for v in served(variants):
         assert v["copies"] == [16], v
         assert set(v["loads"]) <= {"b64", "v4.b32"}, v

@@ -1,4 +1,6 @@
-"""The zoo's bases: tiny models whose weights are a formula of their names, the same in every library's version."""
+"""The zoo's bases: tiny models whose weights are a formula of their names, the same in every
+library's version.
+"""
 
 from __future__ import annotations
 

@@ -54,6 +54,7 @@ class Authenticate:
     loopback: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         if scope["type"] == "http":
             key = scope["state"]["key"] = self._key(Headers(scope=scope))
             scope["state"]["admin_refusal"] = partial(self._admin_refusal, scope, key)

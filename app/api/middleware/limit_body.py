@@ -24,6 +24,7 @@ class LimitBody:
     memory: BodyMemory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -28,6 +28,7 @@ class ShedLoad:
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
         if scope["type"] != "http" or not matched_of(scope).access.model:
             await self.app(scope, receive, send)
             return
