@@ -75,13 +75,9 @@ class Encoder:
         """The padding id where it takes no position of its own."""
         return self._first_position - 1 if self._first_position else None
 
-    def sentence(self, adapter: Adapter | None) -> Sentence:
-        """How texts become vectors: the adapter's own way, and the base's where it says nothing.
-
-        None, and the base's own empty adapter, are the base's way.
-        """
-        base = self.files.sentence
-        way = base if adapter is None else adapter.sentence.over(base)
+    def sentence(self, adapter: Adapter) -> Sentence:
+        """How texts become vectors: the adapter's own way, and the base's where it says nothing."""
+        way = adapter.sentence.over(self.files.sentence)
         return replace(way, max_length=min(way.max_length or self.max_length, self.max_length))
 
     @torch.inference_mode()
