@@ -70,7 +70,7 @@ def stalled(url: str, size: int) -> socket.socket:
 def test_stalled_bodies_do_not_add_up(serve: Serve, tiny_bert: Path) -> None:
     server = serve(model=str(tiny_bert), max_body_bytes=8 * MIB)
     bodies: BodyMemory = next(
-        m.kwargs["bodies"] for m in server.app.user_middleware if "bodies" in m.kwargs
+        m.kwargs["memory"] for m in server.app.user_middleware if "memory" in m.kwargs
     )
     opened = [stalled(server.url, 8 * MIB) for _ in range(24)]
     assert bodies.held <= bodies.most == 128 * MIB
