@@ -15,10 +15,9 @@ from app.api import json_text
 from app.catalog.fetch import Fetcher
 from app.catalog.install import Installer
 from app.catalog.load import make_loader
-from app.catalog.local_store import LocalStore
 from app.catalog.registry import Registry
 from app.catalog.residents import Residents
-from app.catalog.store import Store, StoreUnusable
+from app.catalog.store import Store
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer, load_tokenizer
 from app.inference.metrics import Metrics
@@ -38,14 +37,12 @@ class StartRefused(Exception):
     """The server cannot start, with the reason in words."""
 
 
-def assemble(
-    settings: Settings, metrics: Metrics, *, may_write: bool = True
-) -> tuple[Runtime, Installer]:
+def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtime, Installer]:
     """What answers, and what changes adapters; its engine is still to be started, its names loaded.
 
-    may_write: whether the store can be changed. Blocks, for seconds. Raises StartRefused.
+    Blocks, for seconds. Raises StartRefused.
     """
-    store, encoder, tokenizer = _store_and_base(settings, may_write=may_write)
+    encoder, tokenizer = _base(settings)
     engine = _engine(settings, encoder)
     engine.on_batch = metrics.batch
     loader = make_loader(engine, tokenizer)
@@ -69,21 +66,20 @@ def assemble(
     return runtime, installer
 
 
-def _store_and_base(settings: Settings, *, may_write: bool) -> tuple[Store, Encoder, TextTokenizer]:
+def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
     torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
     compiling = threading.Thread(target=_compile)  # seconds, at an installation's first start
     compiling.start()
     try:
-        store = LocalStore(settings.store, may_write=may_write)
         files = find_base(settings.model, settings.model_revision)
         encoder = load_encoder(files, device, dtype)
         tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
-    except (BaseRefused, EmbeddedBaseMissing, StoreUnusable) as error:
+    except (BaseRefused, EmbeddedBaseMissing) as error:
         raise StartRefused(str(error)) from error
     compiling.join()
-    return store, encoder, tokenizer
+    return encoder, tokenizer
 
 
 def _compile() -> None:
@@ -104,7 +100,7 @@ def _engine(settings: Settings, encoder: Encoder) -> Engine:
 
 
 def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
-    """What is looked at when /metrics is name for."""
+    """The gauges, each read when /metrics is scraped."""
     metrics.busiest.known = registry.names.__contains__
     registry.on_remove = metrics.busiest.forget
     residents = registry.residents

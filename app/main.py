@@ -29,8 +29,8 @@ from app.api.routes import adapters, health, inference, openai, tei, uploads, ve
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
 from app.catalog.collecting import collect
-from app.catalog.disk import alone
-from app.catalog.store import StoreUnusable
+from app.catalog.open_store import open_store
+from app.catalog.store import Store, StoreUnusable
 from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
 from app.inference.caller import Key
@@ -39,6 +39,17 @@ from app.settings import Settings, listed
 
 log = logging.getLogger(__name__)
 MOST_LOGGED = 20  # adapters
+# What a page of an allowed origin may read of an answer, beside what any page may.
+EXPOSED = [
+    "ETag",
+    "Retry-After",
+    "retry-after-ms",
+    "Server-Timing",
+    "X-Adapter",
+    "X-Embedding-Space",
+    "X-Request-Id",
+    "X-Shape",
+]
 ROUTES = (inference, uploads, adapters, versions, openai, tei, health)
 
 
@@ -52,11 +63,9 @@ def build(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _alone(settings.store) as may_write:
+        with _store(settings.store) as store:
             folders = await asyncio.to_thread(look_at_start, settings.adapters_dir)
-            runtime, installer = await asyncio.to_thread(
-                assemble, settings, metrics, may_write=may_write
-            )
+            runtime, installer = await asyncio.to_thread(assemble, settings, metrics, store)
             serving = Serving(runtime, installer, keyed=bool(keys), drain=drain)
             app.state.serving = serving
             async with _engine_running(serving, settings.max_forward_seconds):
@@ -98,7 +107,11 @@ def _add_middlewares(
     app.add_middleware(Identify, drain=drain)
     if origins := listed(settings.cors_origins):
         app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
         )
 
 
@@ -132,11 +145,11 @@ def _keys(settings: Settings) -> list[Key]:
 
 
 @contextlib.contextmanager
-def _alone(store: Path) -> Iterator[bool]:
-    """As disk.alone. Raises StartRefused where another server has the store."""
+def _store(place: Path) -> Iterator[Store]:
+    """As open_store. Raises StartRefused for a place that cannot be used, or that another has."""
     try:
-        with alone(store) as held:
-            yield held
+        with open_store(place) as store:
+            yield store
     except StoreUnusable as error:
         raise StartRefused(str(error)) from error
 

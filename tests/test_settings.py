@@ -77,7 +77,7 @@ def test_every_setting_and_error_is_in_the_docs() -> None:
     documented = set(re.findall(r"`BERT_LORA_([A-Z_]+)`", settings))
     assert documented == {name.upper() for name in Settings.model_fields}
     written = (ROOT / "docs/api.md").read_text(encoding="utf-8")
-    sources = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "app/api").glob("*.py"))
+    sources = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "app/api").rglob("*.py"))
     raised = set(re.findall(r'Refusal\(\s*\d+,\s*"([a-z_]+)"', sources))
     for error_type in {kind for _, kind in TABLE.values()} | set(HTTP_TYPES.values()) | raised:
         assert f"`{error_type}`" in written, error_type

@@ -29,9 +29,9 @@ class Access:
     """needs: the least key, where the server has keys ("unrestricted": one that may use every
     adapter).
 
-    model: it waits for the model: it is shed while the queue is full (load shedding), and given up
-    when its deadline is over. upload: its body is an adapter, which goes to the disk. probe: it is
-    answered while the server drains, and not counted. dialect: how its errors look.
+    model: runs the model, so load shedding and deadlines apply. upload: its body is an adapter,
+    spooled to disk. probe: answered while draining, not counted as in flight. dialect: how its
+    errors look.
     """
 
     needs: Needs = "admin key"
@@ -87,11 +87,9 @@ class Matched:
 
 
 def match(routes: Sequence[BaseRoute], scope: Scope) -> Matched:
-    """The route that the app's router will run, found by the router's own rule; else why there is
-    none.
+    """The route that the app's router will run, by the router's own rule, or a refusal.
 
-    refusal: 400 for a path with characters that cannot be printed, 404, or 405 with what is
-    allowed.
+    refusal: 400 for unprintable characters in the path, 404, or 405 with Allow.
     """
     path: str = scope["path"]
     if not path.isprintable():

@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from app.api.json_text import Most, TooMany, parse_json
-from app.api.refusal import Refusal, validation_refusal
+from app.api.refusal import MAX_FAULTS, Refusal, validation_refusal
 from app.api.serving import Serving
 
 M = TypeVar("M", bound="JsonBody")
@@ -125,7 +125,7 @@ def _checked(raw: bytearray, model: type[M], most: Most) -> M:
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         raise validation_refusal(
-            [_with_hint(fault, model) for fault in faults[:20]], error.error_count()
+            [_with_hint(fault, model) for fault in faults[:MAX_FAULTS]], error.error_count()
         ) from None
 
 

@@ -18,7 +18,8 @@ PRIORITY = "x-priority"
 
 
 async def caller_of(request: Request) -> Caller:
-    """Who sent the request. Of a route that waits for the model its body has been read before.
+    """Who sent the request. A route that waits for the model takes its body first: retries of one
+    request are told by their bodies.
 
     Raises Refusal for an unknown priority.
     """
@@ -32,7 +33,7 @@ async def caller_of(request: Request) -> Caller:
         client_of(scope),
         source,
         bulk=priority == "bulk",
-        key=hash((source, state["body_digest"])) if waits else None,
+        key=hash((source, state.get("body_digest"))) if waits else None,
         booked=state.get("booked", False),
     )
     return Caller(

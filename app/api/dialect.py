@@ -14,7 +14,7 @@ from fastapi import Response
 
 from app.api.refusal import Refusal
 
-DOOR = (400, 401, 403)  # of any route: an odd path, no key, the wrong key
+ANY_ROUTE = (400, 401, 403)  # from any route: an odd path, no key, the wrong key
 MAX_MESSAGE = 2_000  # characters
 MAX_PROBLEMS_BYTES = 40 << 10  # of a refusal's problems: a refusal has 64 KiB at most
 SCHEMA: dict[str, Any] = {
@@ -59,7 +59,7 @@ class Dialect:
         content = {"application/json": {"schema": dict(self.schema)}}
         return {
             status: {"description": "Error", "content": content}
-            for status in sorted({*DOOR, *statuses})
+            for status in sorted({*ANY_ROUTE, *statuses})
         }
 
     def answer(self, refusal: Refusal, request_id: str) -> Response:
@@ -73,7 +73,7 @@ class Dialect:
         if refusal.problems:
             problems = members["problems"] = _within_bytes(refusal.problems)
             if len(problems) < len(refusal.problems):
-                members["problem_count"] = len(refusal.problems)
+                members.setdefault("problem_count", len(refusal.problems))
         status = self.statuses.get(refusal.error_type, refusal.status)
         # json and not orjson: what a client sent, and we quote, may hold half a surrogate pair.
         body = json.dumps(self.shape(refusal, members))

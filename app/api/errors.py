@@ -19,12 +19,14 @@ from app.adapters.refusals import AdapterRejected, UploadTooLarge
 from app.api.access import dialect_of
 from app.api.refusal import Refusal, invalid, validation_refusal
 from app.api.upload_body import SourceMalformed, UnsupportedMedia
-from app.catalog.install import MergeMemoryFull, PreconditionFailed
+from app.catalog.install import PreconditionFailed
+from app.catalog.merging import MergeMemoryFull
 from app.catalog.registry import UnknownAdapter, UnknownVersion
 from app.catalog.store import StaleRevision, StoreFull, StoreUnavailable
 from app.catalog.trials import NoTrial
 from app.engine.admission import QueueFull
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
+from app.engine.queue import QueueClosed
 from app.engine.tokenizer import InputRefused
 from app.inference.errors import Ambiguous, Forbidden, Invalid, NoHead, TooManyInputs
 from app.inference.quota import QuotaExceeded
@@ -54,6 +56,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     ClientDisconnect: (499, "client_gone"),
     ForwardFailed: (500, "forward_failed"),
     OutOfMemory: (503, "out_of_memory"),
+    QueueClosed: (503, "draining"),
     DeviceLost: (503, "device_lost"),
     StoreUnavailable: (503, "store_unavailable"),
     MergeMemoryFull: (507, "merge_memory_full"),
@@ -121,6 +124,8 @@ def _with_details(refusal: Refusal, error: Exception, scope: Scope) -> Refusal:
         key = scope.get("state", {}).get("key")
         visible = error if key is None else error.among(key.may_use)
         refusal.message, refusal.more = str(visible), {"nearest": visible.nearest}
+    elif isinstance(error, ForwardFailed) and error.index is not None:
+        refusal.message = f"{dialect_of(scope).inputs}[{error.index}]: {error}"
     elif isinstance(error, NoHead):
         refusal.more = {"adapters_with_head": list(error.adapters)}
     elif isinstance(error, QueueFull | QuotaExceeded):

@@ -25,7 +25,7 @@ from app.adapters.values import Adapter
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, InputRefused, TextTokenizer, tokenize
 from app.model.delta import Layers
-from app.model.sequence import Sequence, Want, Wanted
+from app.model.sequence import Sequence, Want, Wanted, wanted_embedding
 from app.model.version import Version
 
 TOLERANCE = 1e-4  # of the largest number of a line's answer, or absolute where that is under 1
@@ -169,7 +169,7 @@ def _sequences(
             tokens = tokenize(tokenizer, [golden.input], cut, "" if logits else prompt)[0]
         except InputRefused as error:
             raise InputRefused(i, error.reason) from None
-        want = Want("logits") if logits else embedding_want(sentence)
+        want = Want("logits") if logits else wanted_embedding(sentence)
         sequences.append(Sequence(tokens.ids, tokens.types, want, version))
     if sum(len(sequence.ids) for sequence in sequences) > MOST_TOKENS:
         raise CertificateFailed(f"its certificate has over {MOST_TOKENS:,} tokens in all")
@@ -178,13 +178,3 @@ def _sequences(
 
 def _at_least(misses: int) -> str:
     return f"at least {misses}" if misses == ENOUGH_MISSES else str(misses)
-
-
-def embedding_want(sentence: Sentence) -> Want:
-    """How an embedding is made where the request says nothing more."""
-    return Want(
-        "embedding",
-        sentence.pooling or "mean",
-        sentence.normalize is not False,
-        sentence.truncate_dim,
-    )

@@ -1,4 +1,4 @@
-"""The life of adapters: PUT and a watched folder alike; delete, rollback, merge.
+"""The life of adapters: PUT and a watched folder alike; delete, rollback.
 
 receive -> unpack -> load (load.py) -> commit -> move -> point. One change at a time in this
 process, and requests in flight never wait for one; other processes are met by compare-and-swap.
@@ -28,21 +28,17 @@ from app.catalog.export import export
 from app.catalog.fetch import Fetcher, reason_of
 from app.catalog.fitting import with_fitting_trial
 from app.catalog.load import Loader, load_version, options_to_json, to_store
+from app.catalog.open_store import receiving
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, find_version, version_before
 from app.catalog.store import StaleRevision, Store, StoreUnavailable, content_version
 from app.catalog.stored_version import StoredVersion
-from app.model.lora import merge_lora, merged_bytes
 
 T = TypeVar("T")
 
 
 class PreconditionFailed(Exception):
     """If-Match or If-None-Match does not hold."""
-
-
-class MergeMemoryFull(Exception):
-    """The merged copy would go over MERGE_MEMORY_BYTES."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +125,7 @@ class Installer:
         None as well for one that is being written. Raises AdapterRejected, StoreFull,
         StoreUnavailable.
         """
-        with self.store.receiving() as tmp:
+        async with receiving(self.store) as tmp:
             folder = tmp / "adapter"
             state = await asyncio.to_thread(folder_state, source)
             await asyncio.to_thread(copy_adapter, source, folder)
@@ -258,39 +254,6 @@ class Installer:
             after = await with_fitting_trial(self.fetcher, after, version.report)
             pointer = await asyncio.to_thread(self.store.move, pointer, after)
             return self.fetcher.serve(pointer, version)
-
-    async def merge(self, name: str) -> Name:
-        """Make the adapter's own copy of the layers it changes; others go on with the base.
-
-        Raises UnknownAdapter, MergeMemoryFull.
-        """
-        async with self.changing:
-            served = self.registry.get(name)
-            version = await self.fetcher.ready(served)
-            rescales = any(lora.rescales for lora in version.adapter.layers.values())
-            if version.merged_bytes or not rescales:
-                return served
-            wrappers = self.loader.engine.encoder.wrappers
-            size = merged_bytes(wrappers, version.adapter)
-            others = self.registry.merged_bytes
-            if others + size > self.merge_memory_bytes:
-                raise MergeMemoryFull(
-                    f"merging takes {size:,} bytes beside the {others:,} of other merged adapters, "
-                    f"over MERGE_MEMORY_BYTES={self.merge_memory_bytes:,}: unmerge another first"
-                )
-            layers = await asyncio.to_thread(merge_lora, wrappers, version.adapter, version.layers)
-            self.registry.merged[name] = replace(version, layers=layers, merged_bytes=size)
-            return served
-
-    async def unmerge(self, name: str) -> Name:
-        """Drop the merged copy; batches that are running keep the one that they started with.
-
-        Raises UnknownAdapter.
-        """
-        async with self.changing:
-            served = self.registry.get(name)
-            self.registry.merged.pop(name, None)
-            return served
 
 
 async def _until_it_wins(attempt: Callable[[], Awaitable[T]]) -> T:

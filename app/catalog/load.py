@@ -33,7 +33,7 @@ from app.engine.tokenizer import Cut, TextTokenizer, tokenize
 from app.model.delta import Layers, unmerged_layers
 from app.model.encoder import Delta, Encoder, States, distance
 from app.model.sequence import Sequence, Want
-from app.model.version import Version
+from app.model.version import Version, embedding_space
 
 REPORT_FORMAT = 3  # of what is stored about a version; another one is measured again
 TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
@@ -247,8 +247,3 @@ def _report(digest: str, adapter: Adapter, delta: Delta, read: _Read, encoder: E
         certified=len(read.goldens),
         warnings=tuple(read.warnings),
     )
-
-
-def embedding_space(base: str, version: str | None) -> str:
-    """Vectors of two different spaces must not be compared. Digests of the base and the version."""
-    return base[:16] if version is None else f"{base[:16]}+{version[:16]}"

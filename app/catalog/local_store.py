@@ -189,7 +189,7 @@ class LocalStore(Store):
             return self._marks.keep({path.name for path in self._versions.iterdir()} - held)
 
     def _drop(self, version: str, marked_ns: int) -> None:
-        """A disk that refuses keeps it until the next time."""
+        """Where the disk refuses, the version stays until the next collect()."""
         refused = contextlib.suppress(OSError, StoreFull, StoreUnavailable)
         with refused, self.receiving() as tmp, self._workspace.locked():
             if self._marks.time_ns(version) == marked_ns:  # no commit has taken it away

@@ -13,6 +13,7 @@ from app.adapters.values import ProblemType
 from app.catalog.fetch import reason_of
 from app.catalog.install import How, Installed, Installer, Precondition
 from app.catalog.load import options_from_json
+from app.catalog.open_store import receiving
 from app.catalog.store import StoreUnavailable
 
 
@@ -40,7 +41,7 @@ async def relabel(
             if current != served:
                 raise _Moved
 
-        with installer.store.receiving() as tmp:
+        async with receiving(installer.store) as tmp:
             folder = tmp / "adapter"
             before = await _copy(installer, served, folder)
             options = replace(

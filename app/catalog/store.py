@@ -125,9 +125,9 @@ class Store(ABC):
 
     @abstractmethod
     def epoch(self) -> str:
-        """A value that differs after any name has moved; now and then also where none has.
+        """A change token: differs after any name has moved, and sometimes without.
 
-        Cheap: polled instead of every pointer.
+        Cheap: compared before the pointers are read.
         """
 
     @abstractmethod

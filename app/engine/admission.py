@@ -1,9 +1,9 @@
 """Which requests may wait for the model: backpressure and load shedding, by tokens.
 
-A request is admitted whole or refused at once (load shedding). A refusal says when to come again
-(backpressure), from the measured drain rate and the bookings before it. Each source keeps an even
-part of the places, so a flood sheds its own requests. Knows sizes, sources and seconds; knows no
-sequences, turns or HTTP.
+A request is admitted whole or refused at once (load shedding). A refusal says when to retry
+(backpressure): from the measured drain rate and the retries promised before it. Each source has an
+equal share of the queue, so a flood sheds its own requests. Knows sizes, sources and seconds; knows
+no sequences, turns or HTTP.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Asker:
     """Who asks, and how urgently.
 
     client: shares the model fairly with the other clients. source: its waiting tokens are counted
-    together. bulk: stands back behind interactive requests. key: the same for the same request when
-    it comes again. booked: it has come again at its time, and is admitted above the limit.
+    together. bulk: stands back behind interactive requests. key: identifies a request across
+    retries. booked: a retry at the time that its refusal named, admitted above the limit.
     """
 
     client: Hashable = None
@@ -95,10 +95,10 @@ class Admission:
         with self._lock:
             return self._of_source[source]
 
-    def shut_for(self, source: Hashable) -> bool:
-        """Whether a request of usual size would be refused.
+    def sheds(self, source: Hashable) -> bool:
+        """Whether to shed the source's next request unread: the queue is full for an average one.
 
-        A source of which nothing waits is always let through, to be read and counted.
+        A source with nothing waiting is never shed, so that its request is read and counted.
         """
         with self._lock:
             size = self._request_tokens

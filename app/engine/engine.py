@@ -8,6 +8,7 @@ sequences and threads; knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -71,7 +72,7 @@ class Engine:
         """
         self.encoder = encoder
         self.max_batch_tokens = max(max_batch_tokens, encoder.max_length)
-        self.admission = Admission(max_queue_tokens, floor_tokens=4 * max_batch_tokens)
+        self.admission = Admission(max_queue_tokens, floor_tokens=4 * self.max_batch_tokens)
         self.queue = Queue(self.admission, takers=threads)
         self.on_batch: Callable[[int, int], None] = lambda tokens, sequences: None
         self.hung = False
@@ -125,7 +126,7 @@ class Engine:
         bulk = asker.bulk or tokens_of(sequences) > self.max_batch_tokens
 
         def notify() -> None:
-            loop.call_soon_threadsafe(over.set)
+            _tell(loop, over.set)
 
         request = Request(notify, replace(asker, bulk=bulk), len(sequences))
         for index, sequence in enumerate(sequences):
@@ -155,9 +156,9 @@ class Engine:
                 result = function()
             except Exception as error:
                 self._look_for_loss(error)
-                loop.call_soon_threadsafe(settle, future.set_exception, error)
+                _tell(loop, settle, future.set_exception, error)
             else:
-                loop.call_soon_threadsafe(settle, future.set_result, result)
+                _tell(loop, settle, future.set_result, result)
 
         self.queue.put_call(run)
         return await future
@@ -286,6 +287,12 @@ def _hand_back(sequence: Sequence, row: Tensor, finished_at: float) -> bool:
         return request.fail(not_finite(sequence.index))
     sequence.row = row
     return request.finish_one(finished_at)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    """Call it on the loop, unless that has been closed meanwhile: then nobody waits any more."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
 
 
 def _notify(requests: list[Request]) -> None:

@@ -17,7 +17,11 @@ CUDA = ("CUDA error", "Triton Error [CUDA]", "CUBLAS_STATUS", "CUDNN_STATUS", "d
 
 
 class ForwardFailed(Exception):
-    """The model failed on this very input, alone as well."""
+    """The model failed on this very input, alone as well. index: which one; None: on any."""
+
+    def __init__(self, reason: str, index: int | None = None) -> None:
+        super().__init__(reason)
+        self.index = index
 
 
 class OutOfMemory(ForwardFailed):
@@ -58,10 +62,10 @@ def failure_of(index: int, error: BaseException, lost: str | None) -> ForwardFai
     if lost is not None:
         return DeviceLost(f"the device is lost ({lost}): this process is about to end")
     if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemory(f"inputs[{index}]: {SHORT_OF_MEMORY}")
-    return ForwardFailed(f"inputs[{index}]: {BUG}")
+        return OutOfMemory(SHORT_OF_MEMORY, index)
+    return ForwardFailed(BUG, index)
 
 
 def not_finite(index: int) -> NotFinite:
     """The same where the answer holds NaN or infinity."""
-    return NotFinite(f"inputs[{index}]: {NOT_FINITE}")
+    return NotFinite(NOT_FINITE, index)

@@ -15,13 +15,17 @@ from collections.abc import Callable, Collection, Hashable
 
 from app.engine.admission import Admission, Asker
 from app.engine.request import Request
-from app.engine.turns import Path, Turns
+from app.engine.turns import LineKey, Turns
 from app.model.sequence import Sequence
 
-BULK_COST = 4.0  # a waiting bulk token stands back behind this many interactive ones
+BULK_COST = 4.0  # while both wait, bulk gets one token for four interactive ones
 SMALLEST_SHARE = 256  # tokens; a backlog is cut no smaller to give every thread some
 
 Call = Callable[[], None]
+
+
+class QueueClosed(Exception):
+    """Nothing runs any more: the engine has been stopped."""
 
 
 class Queue:
@@ -47,9 +51,10 @@ class Queue:
         return self._changes
 
     def put(self, request: Request, sequences: list[Sequence]) -> None:
-        """Let all of a request's sequences wait, or none. Raises QueueFull."""
+        """Let all of a request's sequences wait, or none. Raises QueueFull; QueueClosed."""
         size = tokens_of(sequences)
         with self._ready:
+            self._refuse_closed()
             self._admission.admit(request.asker, size)
             request.waiting_tokens += size
             for sequence in sequences:
@@ -60,6 +65,7 @@ class Queue:
     def put_call(self, call: Call) -> None:
         """Have one of the model's threads run `call`, between two layers if it is busy."""
         with self._ready:
+            self._refuse_closed()
             self._calls.append(call)
             self._changes += 1
             self._ready.notify_all()
@@ -108,6 +114,10 @@ class Queue:
             self._closed = True
             self._ready.notify_all()
 
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise QueueClosed("the engine has been stopped")
+
     def _has_work(self, spare: bool) -> bool:
         if spare and not self._running:
             return False
@@ -129,11 +139,11 @@ class Queue:
             self._ready.notify_all()
         return batch, alone
 
-    def _take(self, budget: int, ahead_of: Collection[Path] = ()) -> list[Sequence]:
+    def _take(self, budget: int, ahead_of: Collection[LineKey] = ()) -> list[Sequence]:
         """Whose turn it is, up to `budget` tokens; only those before the end of all of these lines.
 
-        A flood is a source of which more waits than a batch holds. It goes ahead of nobody. Other
-        sources are not put beside it, where they would wait for the end of its long batch.
+        A flood is a source with more waiting than one batch holds. It never preempts, and is
+        batched alone: beside it others would wait for its full batch (head-of-line blocking).
         """
         self._turns.begin()
         batch: list[Sequence] = []
@@ -170,7 +180,7 @@ def tokens_of(sequences: list[Sequence]) -> int:
     return sum(len(sequence.ids) for sequence in sequences)
 
 
-def _line(sequence: Sequence) -> Path:
+def _line(sequence: Sequence) -> LineKey:
     """In which line it waits: its priority's, its adapter's, its client's."""
     asker: Asker = sequence.request.asker
     return (asker.bulk, sequence.version.digest, asker.client)

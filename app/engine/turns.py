@@ -15,7 +15,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-Path = tuple[Hashable, ...]
+LineKey = tuple[Hashable, ...]
 REMEMBERED = 4096  # lines at one fork; beyond, idle ones whose last turn is over are forgotten
 
 
@@ -53,7 +53,7 @@ class Turns(Generic[T]):
     def __bool__(self) -> bool:
         return self._root.waits
 
-    def add(self, path: Path, tokens: int, entry: T) -> None:
+    def add(self, path: LineKey, tokens: int, entry: T) -> None:
         """Put an entry at the end of its line."""
         fork = self._root
         for key in path:
@@ -68,7 +68,7 @@ class Turns(Generic[T]):
         """Begin a batch of pops: its first turn is the one that is being served."""
         self._batch += 1
 
-    def peek(self) -> tuple[Path, int, T]:
+    def peek(self) -> tuple[LineKey, int, T]:
         """The line, tokens and entry whose turn it is. Raises IndexError where nothing waits."""
         path, line = [], self._root
         while line.heap:
@@ -84,7 +84,7 @@ class Turns(Generic[T]):
         cost = 0.0 if free else tokens * self._cost.get(path[0], 1.0)
         self._take(self._root, path, cost)
 
-    def _take(self, fork: _Line[T], path: Path, cost: float) -> None:
+    def _take(self, fork: _Line[T], path: LineKey, cost: float) -> None:
         if not path:
             fork.entries.popleft()
             return
@@ -102,7 +102,7 @@ class Turns(Generic[T]):
                 alive = {k: x for k, x in fork.lines.items() if x.waits or x.end > fork.now}
                 fork.lines = alive
 
-    def ahead_of(self, path: Path) -> bool:
+    def ahead_of(self, path: LineKey) -> bool:
         """Whether the next entry's turn comes before the end of the last turn of `path`."""
         fork = self._root
         for key in path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 OTHERS = "_others"  # no adapter's name begins like this
 TWICE = 2  # as busy as the least busy one that is named, before it takes its place
-FADE_AFTER = 100  # requests for each named one, after which what has been counts half
+DECAY_AFTER = 100  # requests per named adapter, then all counts are halved
 
 
 @dataclass(eq=False)
@@ -27,12 +27,18 @@ class Busiest:
     _seen: int = 0
 
     def label(self, name: str) -> str:
-        """What a request for the adapter is counted under; and count it."""
+        """What the adapter's series are called."""
+        if name not in self._named and self.known(name) and len(self._named) < self.most:
+            self._named.add(name)
+        return name if name in self._named else OTHERS
+
+    def count(self, name: str) -> str:
+        """One more request for the adapter; what it is counted under."""
         if not self.known(name):
             return OTHERS
         self._counts[name] += 1
         self._seen += 1
-        if self._seen > FADE_AFTER * (self.most + 1):
+        if self._seen > DECAY_AFTER * (self.most + 1):
             self._fade()
         if name in self._named:
             return name

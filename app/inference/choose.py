@@ -16,7 +16,7 @@ from app.catalog.pointer import Trial
 from app.catalog.registry import SHORTEST_VERSION, Name, UnknownVersion, find_version
 from app.catalog.store import StoreUnavailable
 from app.inference.caller import Arm, Caller
-from app.inference.errors import Ambiguous, Forbidden, Invalid
+from app.inference.errors import Ambiguous, Forbidden, Invalid, TooManyInputs
 from app.inference.runtime import Runtime
 from app.model.version import Version
 
@@ -57,7 +57,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Choice:
-    """lines: one Chosen per input each; several lines only where fan_out."""
+    """lines: each a Chosen per input; several lines only in a fan-out over adapters."""
 
     lines: list[list[Chosen]]
     fan_out: bool
@@ -72,10 +72,12 @@ class Choice:
 async def choose(runtime: Runtime, caller: Caller, selection: Selection, count: int) -> Choice:
     """Resolve a selection for `count` inputs.
 
-    Raises UnknownAdapter, UnknownVersion, Forbidden; Invalid, Ambiguous where its two halves
+    Nothing is loaded for a call that is too large. Raises TooManyInputs, UnknownAdapter,
+    UnknownVersion, Forbidden; Invalid, Ambiguous where its two halves
     disagree.
     """
     names = list(dict.fromkeys(selection.adapters))
+    _refuse_too_many(runtime, count, len(names))
     if selection.per_input is None:
         chosen = [await resolve(runtime, caller, name) for name in names or [BASE]]
         choice = Choice([[c] * count for c in chosen], len(selection.adapters) > 1)
@@ -91,6 +93,15 @@ async def choose(runtime: Runtime, caller: Caller, selection: Selection, count: 
         choice = Choice([[by_name[name] for name in spelled]], False)
     caller.trace.arms = [(c.name, c.arm) for c in choice.distinct if c.arm]
     return choice
+
+
+def _refuse_too_many(runtime: Runtime, count: int, adapters: int) -> None:
+    if count * max(1, adapters) > runtime.max_inputs:
+        times = f" through {adapters} adapters" if adapters > 1 else ""
+        raise TooManyInputs(
+            f"{count} inputs{times} are over the {runtime.max_inputs} of one request "
+            "(MAX_CLIENT_BATCH): send several requests"
+        )
 
 
 async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
@@ -134,7 +145,7 @@ async def _current(runtime: Runtime, caller: Caller, entry: Name) -> Chosen:
         try:
             version = await runtime.fetcher.load_stored(trial.version)
             return Chosen(name, name, version, "canary")
-        except (AdapterRejected, StoreUnavailable) as error:
+        except (AdapterRejected, StoreUnavailable, OSError) as error:
             log.error("canary %s of %s cannot be loaded: %s", trial.version[:12], name, error)
     version = await runtime.fetcher.ready(entry)
     shadow = trial.version if drawn and trial.mode == "shadow" else None

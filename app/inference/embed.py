@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app.adapters.sentence import Pooling, Sentence
-from app.catalog.golden import embedding_want
-from app.catalog.load import embedding_space
 from app.engine.tokenizer import Input
 from app.inference.caller import Caller
 from app.inference.choose import Choice, Chosen, Selection, choose
@@ -15,7 +13,8 @@ from app.inference.errors import Invalid
 from app.inference.read import Texts
 from app.inference.run import Ran, run
 from app.inference.runtime import Runtime
-from app.model.sequence import Want
+from app.model.sequence import Want, wanted_embedding
+from app.model.version import embedding_space
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _wants(runtime: Runtime, wish: EmbedWish, choice: Choice) -> Callable[[Chose
     own = Sentence(wish.pooling, wish.normalize, truncate_dim=wish.dimensions)
 
     def want(chosen: Chosen) -> Want:
-        return embedding_want(own.over(runtime.sentence(chosen.version)))
+        return wanted_embedding(own.over(runtime.sentence(chosen.version)))
 
     wants = {chosen.stamp: want(chosen) for chosen in choice.distinct}
     return lambda chosen: wants.get(chosen.stamp) or want(chosen)

@@ -70,7 +70,7 @@ class Metrics:
 
     def request(self, route: str, adapters: Sequence[str], status: int, seconds: float) -> None:
         """One request is over. adapters: those that it asked for; none: [""]."""
-        for label in dict.fromkeys(map(self.label, adapters)):
+        for label in dict.fromkeys(map(self._count, adapters)):
             self.requests.labels(route, label, str(status)).inc()
             self.latency.labels(route, label).observe(seconds)
 
@@ -88,6 +88,9 @@ class Metrics:
     def text(self) -> bytes:
         """The Prometheus exposition format."""
         return generate_latest(self.registry)
+
+    def _count(self, name: str) -> str:
+        return name if name in NO_ADAPTERS else self.busiest.count(name)
 
     def _drop(self, name: str) -> None:
         """The adapter's series are shown no more."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 BURST_S = 1.0  # of its rate that who was quiet may take at once
-REMEMBERED = 10_000  # buckets; what is full again is forgotten beyond
+MOST_BUCKETS = 10_000  # beyond, only buckets in debt are kept
 
 
 class QuotaExceeded(Exception):
@@ -51,7 +51,7 @@ class Quotas:
             raise QuotaExceeded(worst.whose, rate, max(wait_s, 0.001))
         for c, rate in limited:
             self._remaining[c.whose] = (self._now_remaining(c.whose, rate, now) - c.tokens, now)
-        if len(self._remaining) > REMEMBERED:
+        if len(self._remaining) > MOST_BUCKETS:
             self._remaining = {k: v for k, v in self._remaining.items() if v[0] < 0}
 
     def give_back(self, charges: Sequence[Charge]) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from app.engine.admission import QueueFull
 from app.engine.engine import Answer
+from app.engine.failures import ForwardFailed
 from app.engine.tokenizer import Input, Tokens
 from app.inference.caller import Caller
 from app.inference.choose import Choice, Chosen
-from app.inference.errors import TooManyInputs
 from app.inference.quota import Charge
 from app.inference.read import Texts, read
 from app.inference.runtime import Runtime
@@ -52,10 +52,9 @@ async def run(
     """Tokenise off the loop, run everything as one request, cut the rows back into lines.
 
     Cancelling it, as a deadline does, stops the tokeniser and drops what waits.
-    Raises InputRefused, QuotaExceeded, QueueFull, ForwardFailed, TooManyInputs.
+    Raises InputRefused, QuotaExceeded, QueueFull, ForwardFailed.
     """
     caller.trace.adapters = list(dict.fromkeys(c.name for c in choice.distinct))
-    _refuse_too_many(runtime, choice, len(texts.items))
     runtime.quotas.charge(_charges(runtime, caller, choice))  # who is in debt is refused at once
     started = time.perf_counter()
     tokens = await _tokens(runtime, choice, texts)
@@ -69,6 +68,9 @@ async def run(
         answer = await _engine_run(runtime, caller, choice, tokens, want)
     except QueueFull:
         runtime.quotas.give_back(charges)
+        raise
+    except ForwardFailed as error:  # it counts sequences, line after line
+        error.index = None if error.index is None else error.index % len(texts.items)
         raise
     for name, size in counts.items():
         runtime.metrics.tokens.labels(runtime.metrics.label(name)).inc(size)
@@ -99,19 +101,10 @@ def _pairs(choice: Choice, tokens: list[list[Tokens]]) -> list[tuple[Chosen, Tok
     ]
 
 
-def _refuse_too_many(runtime: Runtime, choice: Choice, count: int) -> None:
-    if count * len(choice.lines) > runtime.max_inputs:
-        times = f" through {len(choice.lines)} adapters" if choice.fan_out else ""
-        raise TooManyInputs(
-            f"{count} inputs{times} are over the {runtime.max_inputs} of one request "
-            "(MAX_CLIENT_BATCH): send several requests"
-        )
-
-
 def _charges(
     runtime: Runtime, caller: Caller, choice: Choice, tokens: Counter[str] | None = None
 ) -> list[Charge]:
-    """What the call counts for: its key, and each of its adapters with so many tokens; None: 0."""
+    """The rate limits that the call draws on: its key's and its adapters'. tokens None: 0."""
     counts, names = tokens or Counter(), runtime.registry.names
     charges = []
     if key := caller.key:

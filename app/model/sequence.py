@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from app.adapters.sentence import Pooling
+from app.adapters.sentence import Pooling, Sentence
 from app.adapters.values import Head
 from app.model.delta import Layers
 from app.model.version import Version
@@ -31,13 +31,23 @@ class Want:
     dimensions: int | None = None
 
 
+def wanted_embedding(sentence: Sentence) -> Want:
+    """How an embedding is made where the request says nothing more."""
+    return Want(
+        "embedding",
+        sentence.pooling or "mean",
+        sentence.normalize is not False,
+        sentence.truncate_dim,
+    )
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
     """Who fills which field:
 
     Its maker: ids with their special tokens, types (token_type_ids, as many), want, and the version
     that it runs through.
-    Engine.run: request (an engine.request.Request, which this floor never reads) and index, its
+    Engine.run: request (an engine.request.Request, which this layer never reads) and index, its
     place there. So a sequence is in one call at a time.
     The engine, from the model's answer: row, float32 on the CPU, of the shape that Want says.
     """

@@ -22,3 +22,8 @@ class Version:
     adapter: Adapter
     layers: Layers
     merged_bytes: int = 0
+
+
+def embedding_space(base: str, version: str | None) -> str:
+    """Vectors of two different spaces must not be compared. Digests of the base and the version."""
+    return base[:16] if version is None else f"{base[:16]}+{version[:16]}"

@@ -126,8 +126,8 @@ def test_a_flood_leaves_others_their_part_of_the_places() -> None:
     admission = Admission(100)
     flood, other = Asker(source="flood", key=1), Asker(source="other", key=2)
     admission.admit(flood, 100)
-    assert admission.shut_for("flood")
-    assert not admission.shut_for("other")
+    assert admission.sheds("flood")
+    assert not admission.sheds("other")
     admission.admit(other, 40)
     with pytest.raises(QueueFull):
         admission.admit(other, 20)  # over a half
@@ -136,13 +136,13 @@ def test_a_flood_leaves_others_their_part_of_the_places() -> None:
     admission.leave("flood", 100)
     admission.leave("other", 40)
     assert admission.tokens == 0
-    assert not admission.shut_for("flood")
+    assert not admission.sheds("flood")
 
 
 def test_the_door_shuts_a_request_of_usual_size_before_the_queue_is_full() -> None:
     admission = Admission(1000)
     asker = Asker(source="one")
     admission.admit(asker, 950)
-    assert admission.shut_for("one")  # of some 100 tokens, as the last requests
+    assert admission.sheds("one")  # of some 100 tokens, as the last requests
     admission.leave("one", 200)
-    assert not admission.shut_for("one")
+    assert not admission.sheds("one")

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.turns import Path, Turns
+from app.engine.turns import LineKey, Turns
 
 
 def turns(**cost: float) -> Turns[str]:
@@ -90,8 +90,8 @@ def test_everything_comes_out_once_and_in_the_order_of_its_line(
     steps: list[tuple[str, str, int, bool]],
 ) -> None:
     waiting: Turns[int] = Turns({"a": 3.0})
-    put: dict[Path, list[int]] = {}
-    got: dict[Path, list[int]] = {}
+    put: dict[LineKey, list[int]] = {}
+    got: dict[LineKey, list[int]] = {}
 
     def pop() -> None:
         path, _, thing = waiting.peek()

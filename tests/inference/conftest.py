@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from app.assemble import assemble
+from app.catalog.local_store import LocalStore
 from app.inference.metrics import Metrics
 from app.inference.runtime import Runtime
 from app.settings import Settings
@@ -48,7 +49,7 @@ def script(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "rank": make_adapter(tiny_bert, folder / "adapters" / "rank", 2, labels=1),
     }
     settings = Settings(model=str(tiny_bert), store=folder / "store", max_client_batch=8)
-    runtime, installer = assemble(settings, Metrics())
+    runtime, installer = assemble(settings, Metrics(), LocalStore(settings.store))
     runtime.engine.start()
     loop = asyncio.new_event_loop()
     made = Script(runtime, tiny_bert, folders, loop)

@@ -25,9 +25,9 @@ TEXTS = SENTENCES[:4]
 SENTIMENT, RANK = Selection(["sentiment"]), Selection(["rank"])
 
 
-def key(**more: object) -> Caller:
+def key(name: str = "k", **more: object) -> Caller:
     """A caller with a key."""
-    return Caller(Key("k", b"", admin=False, **more))  # type: ignore[arg-type]
+    return Caller(Key(name, b"", admin=False, **more))  # type: ignore[arg-type]
 
 
 def test_a_script_gets_pefts_vectors(script: Script) -> None:
@@ -69,10 +69,18 @@ def test_labels_under_the_threshold_are_left_out(script: Script) -> None:
 
 
 def test_the_trace_knows_the_adapters_of_a_call_that_fails(script: Script) -> None:
-    caller = Caller()
-    with pytest.raises(TooManyInputs):
-        script.call(embed, caller, Texts(TEXTS * 3), SENTIMENT)
+    caller = key("in debt", tokens_per_s=1)
+    script.call(embed, caller, Texts(TEXTS))
+    with pytest.raises(QuotaExceeded):
+        script.call(embed, caller, Texts(TEXTS), SENTIMENT)
     assert caller.trace.adapters == ["sentiment"]
+
+
+def test_a_call_that_is_too_large_is_refused_before_any_adapter_is_looked_up(
+    script: Script,
+) -> None:
+    with pytest.raises(TooManyInputs):
+        script.call(embed, Caller(), Texts(TEXTS), Selection(["base", "nobody", "nowhere"]))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +113,7 @@ def test_a_key_meets_the_adapters_that_it_may_use_and_no_others(script: Script) 
 
 
 def test_a_key_over_its_rate_is_refused_before_its_texts_are_read(script: Script) -> None:
-    slow = key(tokens_per_s=1)
+    slow = key("slow", tokens_per_s=1)
     script.call(embed, slow, Texts(TEXTS))
     with pytest.raises(QuotaExceeded):
         script.call(embed, slow, Texts(["x" * 9], truncate=False))

@@ -58,7 +58,6 @@ SUFFIXES: dict[str, str] = {
     for suffix, part in {**method.linear, **method.embedding, **method.shared}.items()
 }
 SHARED_PARTS = frozenset(part for m in METHODS.values() for part in m.shared.values())
-TRAINED_PARTS = frozenset(part for m in METHODS.values() for part in m.linear.values())
 WRAPPERS = frozenset(m.wrapper for m in METHODS.values() if m.wrapper is not None)
 NO_LONGER = {name: why for m in METHODS.values() for name, why in m.no_longer.items()}
 

@@ -46,7 +46,7 @@ def refuse_unless_admin(request: Request) -> None:
 class Authenticate:
     """Nothing of a body is read before its key is known.
 
-    loopback: nobody outside of this machine can connect, so that without keys nobody is kept out.
+    loopback: only this machine can connect, so without keys admin routes are open to it.
     """
 
     app: ASGIApp

@@ -1,8 +1,8 @@
 """A bound for all bodies that are in memory together: each of them has its own cap, and there are
 many.
 
-Of what is left a body may take a part, so that few large ones, which stall, leave room for many
-small ones. (Dynamic thresholds for a shared buffer: Choudhury and Hahne 1998.) Knows bytes.
+A body may take a share of what is free, so that a few large stalled ones leave room for many small
+ones. (Dynamic thresholds for a shared buffer: Choudhury and Hahne 1998.) Knows bytes.
 """
 
 from __future__ import annotations

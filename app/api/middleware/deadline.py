@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import matched_of
@@ -20,13 +19,11 @@ from app.api.errors import respond
 from app.api.refusal import Refusal, invalid
 
 TIMEOUT = "x-request-timeout"
-LATE = HTTPException(504, f"not answered within the {TIMEOUT} that was asked for")
-GONE = Refusal(499, "client_gone", "the client went away")  # nobody reads this
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """The one place that knows of a request's time."""
+    """Cancels a request at its deadline or once its client is gone; nothing else does."""
 
     app: ASGIApp
 
@@ -76,7 +73,7 @@ class Deadline:
         except TimeoutError:
             if not timer.expired():
                 raise
-            await respond(GONE if body.gone else LATE, scope, receive, send)
+            await respond(_gone() if body.gone else _late(), scope, receive, send)
 
 
 @dataclass(eq=False)
@@ -103,7 +100,7 @@ class _Body:
 
 
 def _in_time(receive: Receive, end: float | None) -> Receive:
-    """receive, which raises HTTPException (504) once the time is over while a body is coming."""
+    """receive, which raises Refusal (504) once the time is over while a body is coming."""
     coming = True
 
     async def next_message() -> Message:
@@ -111,11 +108,21 @@ def _in_time(receive: Receive, end: float | None) -> Receive:
         try:
             message = await asyncio.wait_for(receive(), _left(end) if coming else None)
         except TimeoutError:
-            raise LATE from None
+            raise _late() from None
         coming = message.get("more_body", False)
         return message
 
     return receive if end is None else next_message
+
+
+def _late() -> Refusal:
+    return Refusal(
+        504, "deadline_exceeded", f"not answered within the {TIMEOUT} that was asked for"
+    )
+
+
+def _gone() -> Refusal:
+    return Refusal(499, "client_gone", "the client went away")  # nobody reads this
 
 
 def end_of(value: str | None, began: float) -> float | None:

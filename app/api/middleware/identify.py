@@ -1,6 +1,4 @@
-"""The outermost: finds the route that a request matches, and marks its answer with the request's
-id.
-"""
+"""Finds the route that a request matches, and marks its answer with the request's id."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Load shedding: while the queue is full, what comes is refused before it is parsed or tokenised.
 
 That would take time from those that were let in. A request that comes again when it was told to is
-let in. Knows the queue's door (engine/admission); knows nothing of what is asked.
+let in. Knows engine/admission; knows nothing of what is asked.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import matched_of
@@ -35,7 +36,7 @@ class ShedLoad:
         serving: Serving = scope["app"].state.serving
         admission = serving.runtime.engine.admission
         source = source_of(scope)
-        if not admission.shut_for(source):
+        if not admission.sheds(source):
             await self.app(scope, receive, send)
             return
         try:
@@ -43,7 +44,7 @@ class ShedLoad:
             key = hash((source, digest))
             if not admission.claim(key):
                 raise admission.refuse(key)
-        except (QueueFull, HTTPException, Refusal) as error:
+        except (ClientDisconnect, QueueFull, HTTPException, Refusal) as error:
             await respond(error, scope, receive, send)
             return
         scope["state"]["booked"] = True

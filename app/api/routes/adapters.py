@@ -23,6 +23,7 @@ from app.api.answer import json_answer
 from app.api.caller import Called
 from app.api.dialect import documented
 from app.api.serving import Served, Serving
+from app.catalog import merging
 from app.catalog.registry import Name
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -97,7 +98,7 @@ async def files(name: AdapterName, serving: Served) -> Response:
 async def merge(name: AdapterName, serving: Served) -> Response:
     """Give the adapter its own merged copy of the layers it targets."""
     started = time.perf_counter()
-    return _timed(await serving.installer.merge(name), serving, started)
+    return _timed(await merging.merge(serving.installer, name), serving, started)
 
 
 @router.post("/{name}/unmerge", response_class=Response, responses=ONE, dependencies=NOTHING)
@@ -105,7 +106,7 @@ async def merge(name: AdapterName, serving: Served) -> Response:
 async def unmerge(name: AdapterName, serving: Served) -> Response:
     """Drop the merged copy."""
     started = time.perf_counter()
-    return _timed(await serving.installer.unmerge(name), serving, started)
+    return _timed(await merging.unmerge(serving.installer, name), serving, started)
 
 
 def _timed(served: Name, serving: Serving, started: float) -> Response:

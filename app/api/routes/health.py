@@ -12,19 +12,19 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from app.api.access import access
+from app.api.adapter_object import Answers
 from app.api.answer import json_answer
 from app.api.caller import Called
 from app.api.dialect import documented
 from app.api.middleware.authenticate import refuse_unless_admin
 from app.api.refusal import Refusal
 from app.api.serving import Served, Serving
-from app.catalog.load import embedding_space
 from app.inference.caller import Caller
+from app.model.version import embedding_space
 
 router = APIRouter(tags=["running"])
 
 LOST = "the device is lost: this process is about to end"
-Answers = dict[int | str, dict[str, Any]]
 OBJECT: Answers = {
     200: {
         "description": "An object.",

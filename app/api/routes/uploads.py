@@ -21,6 +21,7 @@ from app.api.refusal import Refusal, invalid
 from app.api.serving import Served
 from app.api.upload_body import opened
 from app.catalog.install import How, Installed, Precondition
+from app.catalog.open_store import receiving
 from app.catalog.registry import Registry
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
@@ -151,7 +152,7 @@ async def put(
     times = Counter(parameter for parameter, _ in request.query_params.multi_items())
     if twice := next((parameter for parameter, count in times.items() if count > 1), None):
         raise invalid(twice, "is given several times")
-    with serving.installer.store.receiving() as folder:
+    async with receiving(serving.installer.store) as folder:
         body = folder / "body"
         with body.open("wb") as file:
             async for chunk in request.stream():
