@@ -69,6 +69,17 @@ def test_a_fault_in_the_forward_is_told_to_the_culprit_alone(run: Callable[..., 
     assert process.end() == 0
 
 
+def test_an_input_that_fails_is_named_as_its_client_calls_it(run: Callable[..., Process]) -> None:
+    process = run()
+    version = httpx.get(f"{process.url}/info").json()["base"]["digest"]
+    body = {"model": "base", "input": [faulty.CRASH]}
+    failed = httpx.post(f"{process.url}/v1/embeddings", json=body, timeout=60)
+    assert failed.json()["error"]["message"].startswith("input[0]: ")
+    twice = f"{process.url}/embed?adapter=base&adapter=base@{version}"
+    failed = httpx.post(twice, json={"inputs": [[2, 5, 3], faulty.CRASH]}, timeout=60)
+    assert failed.json()["error"].startswith("inputs[1]: ")
+
+
 def test_a_forward_that_hangs_is_told_and_ends_the_process(run: Callable[..., Process]) -> None:
     process = run(max_forward_seconds=2)
     threading.Thread(target=_swallow, args=(process.url, faulty.HANG), daemon=True).start()

@@ -5,13 +5,15 @@ say.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+import time
 from typing import Any
 
 import httpx
 
 from tests.conftest import Serve
-from tests.live import LiveServer
+from tests.live import LiveServer, eventually
 
 MANY = {"inputs": ["where is my card"] * 40}
 
@@ -61,3 +63,33 @@ def test_the_priority_is_interactive_or_bulk(client: httpx.Client) -> None:
     answer = client.post("/embed", json=body, headers={"X-Priority": "urgent"})
     assert answer.status_code == 422
     assert answer.json()["problems"][0]["field"] == "x-priority"
+
+
+def counted(client: httpx.Client, status: int) -> float:
+    line = f'bert_lora_requests_total{{adapter="",route="/embed",status="{status}"}} '
+    text = client.get("/metrics").text
+    return sum(float(row.removeprefix(line)) for row in text.splitlines() if row.startswith(line))
+
+
+def test_a_client_that_leaves_while_load_is_shed_is_gone_and_no_fault(
+    serve: Serve, tiny_bert: Any
+) -> None:
+    server = serve(model=str(tiny_bert), max_queue_tokens=200)
+    release = threading.Event()
+    held(server, release)
+    threads = [threading.Thread(target=server.post, args=("/embed",), kwargs=MANY) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    admission = server.app.state.serving.runtime.engine.admission
+    assert eventually(lambda: admission.tokens > 200)
+    host, port = server.url.removeprefix("http://").split(":")
+    for _ in range(5):
+        line = socket.create_connection((host, int(port)))
+        line.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        time.sleep(0.05)
+        line.close()
+    assert eventually(lambda: counted(server.client, 499) >= 5)
+    assert counted(server.client, 500) == 0
+    release.set()
+    for thread in threads:
+        thread.join(30)

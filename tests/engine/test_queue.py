@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from app.engine.admission import Admission, Asker, QueueFull
-from app.engine.queue import Queue
+from app.engine.queue import Queue, QueueClosed
 from app.engine.request import Request
 from app.model.sequence import Sequence
 from tests.engine.sequences import request_of, sized
@@ -152,3 +152,12 @@ def test_a_light_one_is_not_made_to_wait_for_the_end_of_a_floods_batch() -> None
     batches = [adapters(batch_of(queue, 1000)) for _ in range(3)]
     assert [sorted(set(batch)) for batch in batches] == [["flood"], ["light", "slight"], ["flood"]]
     assert len(batches[2]) == 100
+
+
+def test_a_queue_that_is_closed_refuses_what_would_wait_for_ever() -> None:
+    queue = queue_of()
+    queue.close()
+    with pytest.raises(QueueClosed):
+        put(queue, sized(3))
+    with pytest.raises(QueueClosed):
+        queue.put_call(lambda: None)

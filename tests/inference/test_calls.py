@@ -134,3 +134,14 @@ def test_a_call_that_is_cancelled_leaves_nothing_waiting(script: Script) -> None
 
     script.run(give_up())
     assert script.runtime.engine.admission.tokens == 0
+
+
+def test_a_loop_that_is_closed_meanwhile_stops_nobody_else(script: Script) -> None:
+    async def ask_and_leave() -> None:
+        asyncio.ensure_future(embed(script.runtime, Caller(), Texts(TEXTS * 2), SENTIMENT))
+        await asyncio.sleep(0.002)
+
+    for _ in range(10):
+        asyncio.run(ask_and_leave())
+    assert script.runtime.engine.turning
+    assert script.call(embed, Caller(), Texts(TEXTS)).ran.lines
