@@ -138,8 +138,9 @@ def test_a_call_that_is_cancelled_leaves_nothing_waiting(script: Script) -> None
 
 def test_a_loop_that_is_closed_meanwhile_stops_nobody_else(script: Script) -> None:
     async def ask_and_leave() -> None:
-        asyncio.ensure_future(embed(script.runtime, Caller(), Texts(TEXTS * 2), SENTIMENT))
-        await asyncio.sleep(0.002)
+        call = embed(script.runtime, Caller(), Texts(TEXTS * 2), SENTIMENT)
+        asking = asyncio.ensure_future(call)
+        await asyncio.wait({asking}, timeout=0.002)
 
     for _ in range(10):
         asyncio.run(ask_and_leave())
