@@ -34,20 +34,20 @@ async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]
     refused = installer.registry.refused
     again: set[str] = set()
     for name in sorted(names):
-        source, shown = adapters_dir / name, printable(name)
-        before = refused.pop(shown, None)
-        installer.registry.folder_gone.pop(shown, None)
+        source, printed = adapters_dir / name, printable(name)
+        before = refused.pop(printed, None)
+        installer.registry.folder_gone.pop(printed, None)
         try:
             if not await asyncio.to_thread(looks_like_adapter, source):
                 await _gone(installer, name)
                 continue
             if not valid_name(name):
-                raise AdapterRejected(f"{shown} is no adapter name (a-z 0-9 . _ -)")
+                raise AdapterRejected(f"{printed} is no adapter name (a-z 0-9 . _ -)")
             installed = await installer.install_folder(name, source)
         except Exception as error:  # one folder must not keep the others from being served
-            refused[shown] = reason_of(error)
-            if refused[shown] != before:
-                log.error("folder %s is not served: %s", adapters_dir / shown, refused[shown])
+            refused[printed] = reason_of(error)
+            if refused[printed] != before:
+                log.error("folder %s is not served: %s", adapters_dir / printed, refused[printed])
             if isinstance(error, (StoreFull, StoreUnavailable, OSError)):
                 again.add(name)
             continue

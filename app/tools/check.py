@@ -48,8 +48,8 @@ def _refusal_json(error: AdapterRejected) -> str:
     problems = [
         {"reason": p.reason, **({"tensor": p.tensor} if p.tensor else {})} for p in error.problems
     ]
-    said = {"error": error.message, "error_type": "adapter_rejected", "problems": problems}
-    return json.dumps(said, indent=2)
+    refusal = {"error": error.message, "error_type": "adapter_rejected", "problems": problems}
+    return json.dumps(refusal, indent=2)
 
 
 def _report(source: Path, version: StoredVersion, bench: Workbench) -> str:
@@ -66,7 +66,7 @@ def _report(source: Path, version: StoredVersion, bench: Workbench) -> str:
         f"  task {report.task}{labels}{more}; pooling {report.pooling}, "
         f"up to {report.max_length} tokens",
         f"  {tensors.in_file} tensors, {tensors.used} used, "
-        f"{len(tensors.ignored)} that repeat what is said elsewhere; {report.bytes:,} bytes",
+        f"{len(tensors.ignored)} that repeat what is refusal elsewhere; {report.bytes:,} bytes",
         f"  certificate: {report.certified} answers hold" if report.certified else "",
         *(f"  warning: {warning}" for warning in report.warnings),
         f"  the output moves by {100 * report.delta.relative:.1f} % on the probe text",
@@ -92,9 +92,9 @@ def _grid(changes: dict[str, float]) -> list[str]:
     rows: dict[str, dict[int, float]] = {}
     single: dict[str, float] = {}
     for path, share in changes.items():
-        found = NUMBERED.fullmatch(path)
-        if found:
-            rows.setdefault(found["module"], {})[int(found["layer"])] = share
+        match = NUMBERED.fullmatch(path)
+        if match:
+            rows.setdefault(match["module"], {})[int(match["layer"])] = share
         else:
             single[path] = share
     columns = 1 + max((layer for row in rows.values() for layer in row), default=-1)

@@ -40,7 +40,7 @@ class CannotExtract(Exception):
 
 @dataclass(eq=False)
 class _Extracted:
-    """What goes into the folder. left: by module, the share of its difference that is not
+    """What goes into the folder. remainders: by module, the share of its difference that is not
     captured.
     """
 
@@ -48,7 +48,7 @@ class _Extracted:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     targets: dict[str, int] = field(default_factory=dict)
     whole: list[str] = field(default_factory=list)
-    left: dict[str, float] = field(default_factory=dict)
+    remainders: dict[str, float] = field(default_factory=dict)
 
     def add(self, path: str, **parts: Tensor) -> None:
         """parts: with __ for the dots of PEFT's keys."""
@@ -77,26 +77,26 @@ def extract(checkpoint: Path, model: str | None, rank: int, output: Path) -> str
         tuned = load_encoder(files, torch.device("cpu"), torch.float32)
         _check_same(base, tuned.base, checkpoint)
         task = _task(config)
-        found = _Extracted(f"{base.prefix}." if task else "")
-        _encoder(base, tuned.base, rank, found)
-        if not found.targets:
+        adapter = _Extracted(f"{base.prefix}." if task else "")
+        _encoder(base, tuned.base, rank, adapter)
+        if not adapter.targets:
             raise CannotExtract(
                 f"no Linear and no Embedding of {checkpoint} differs from the base's: a LoRA "
                 "adapter needs one (a head, biases or norms alone are PEFT's modules_to_save)"
             )
         if task:
-            _head(head_tensors(checkpoint), found)
-            _own_pooler(base, tuned.base, found)
-        _write(output, found, config, bench.encoder.files, task, rank)
+            _head(head_tensors(checkpoint), adapter)
+            _own_pooler(base, tuned.base, adapter)
+        _write(output, adapter, config, bench.encoder.files, task, rank)
         version = bench.load(output)
         moved = _output_error(tuned, bench, version)
     report = version.report
-    lines = [f"{path:60} {100 * share:6.2f} %" for path, share in found.left.items()]
+    lines = [f"{path:60} {100 * share:6.2f} %" for path, share in adapter.remainders.items()]
     return "\n".join(
         [
             f"share of each difference that rank {rank} leaves out:",
             *lines,
-            f"{output}: {report.bytes:,} bytes, {len(found.tensors)} tensors, task {report.task}",
+            f"{output}: {report.bytes:,} bytes, {len(adapter.tensors)} tensors, task {report.task}",
             f"the output differs from the checkpoint's by {100 * moved:.2f} % on the probe text "
             f"(the adapter moves it by {100 * report.delta.relative:.2f} %)",
         ]
@@ -122,26 +122,26 @@ def _task(config: dict[str, Any]) -> str | None:
     return task_of_class((config.get("architectures") or [""])[0])
 
 
-def _encoder(base: Base, tuned: Base, rank: int, found: _Extracted) -> None:
+def _encoder(base: Base, tuned: Base, rank: int, adapter: _Extracted) -> None:
     """Every difference of the encoder. Biases go along all or none, as PEFT's bias=all has them."""
     biases = any(_differs(base, tuned, f"{path}.bias") for path in base.linears)
     for path in base.linears:
         changed = _differs(base, tuned, f"{path}.weight")
         if changed:
-            A, B = _low_rank(base, tuned, path, rank, found)
-            found.add(path, lora_A__weight=A, lora_B__weight=B)
+            A, B = _low_rank(base, tuned, path, rank, adapter)
+            adapter.add(path, lora_A__weight=A, lora_B__weight=B)
         if biases and f"{path}.bias" in tuned.tensors:
             leaf = "base_layer__bias" if changed else "bias"
-            found.add(path, **{leaf: tuned.tensors[f"{path}.bias"]})
+            adapter.add(path, **{leaf: tuned.tensors[f"{path}.bias"]})
     for path in base.norms:
         names = [n for n in (f"{path}.weight", f"{path}.bias") if n in base.tensors]
         if biases or any(_differs(base, tuned, name) for name in names):
-            found.add(path, **{n.rsplit(".", 1)[1]: tuned.tensors[n] for n in names})
-            found.whole.append(found.prefix + path)
+            adapter.add(path, **{n.rsplit(".", 1)[1]: tuned.tensors[n] for n in names})
+            adapter.whole.append(adapter.prefix + path)
     for path in base.embeddings:
         if _differs(base, tuned, f"{path}.weight"):
-            A, B = _low_rank(base, tuned, path, rank, found)
-            found.add(path, lora_embedding_A=B.T, lora_embedding_B=A.T)
+            A, B = _low_rank(base, tuned, path, rank, adapter)
+            adapter.add(path, lora_embedding_A=B.T, lora_embedding_B=A.T)
 
 
 def _differs(base: Base, tuned: Base, name: str) -> bool:
@@ -150,32 +150,32 @@ def _differs(base: Base, tuned: Base, name: str) -> bool:
 
 
 def _low_rank(
-    base: Base, tuned: Base, path: str, rank: int, found: _Extracted
+    base: Base, tuned: Base, path: str, rank: int, adapter: _Extracted
 ) -> tuple[Tensor, Tensor]:
     """A [r, in] and B [out, r] of the difference, the singular values split between the two."""
     delta = (tuned.weight(path).detach() - base.weight(path).detach()).double()
     U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
     r = min(rank, len(S))
-    found.targets[found.prefix + path] = r
-    found.left[path] = float(S[r:].norm() / S.norm())
+    adapter.targets[adapter.prefix + path] = r
+    adapter.remainders[path] = float(S[r:].norm() / S.norm())
     root = S[:r].sqrt()
     return (root[:, None] * Vh[:r]).float(), (U[:, :r] * root).float()
 
 
-def _head(head: dict[str, Tensor], found: _Extracted) -> None:
+def _head(head: dict[str, Tensor], adapter: _Extracted) -> None:
     """The checkpoint's head, whole; its modules are named as PEFT names them, by the outermost."""
     if not head:
         raise CannotExtract("the checkpoint is named a classifier, and holds no head")
-    found.tensors |= {f"{PEFT_PREFIX}{name}": tensor.float() for name, tensor in head.items()}
-    found.whole += sorted({name.split(".", 1)[0] for name in head})
+    adapter.tensors |= {f"{PEFT_PREFIX}{name}": tensor.float() for name, tensor in head.items()}
+    adapter.whole += sorted({name.split(".", 1)[0] for name in head})
 
 
-def _own_pooler(base: Base, tuned: Base, found: _Extracted) -> None:
+def _own_pooler(base: Base, tuned: Base, adapter: _Extracted) -> None:
     """The checkpoint's pooler, whole, where its head may read it and the base has none."""
     path = POOLERS.get(base.model_type)
     if path is not None and path in tuned.linears and path not in base.linears:
-        found.add(path, weight=tuned.weight(path), bias=tuned.tensors[f"{path}.bias"])
-        found.whole.append(f"{found.prefix}pooler")
+        adapter.add(path, weight=tuned.weight(path), bias=tuned.tensors[f"{path}.bias"])
+        adapter.whole.append(f"{adapter.prefix}pooler")
 
 
 def _output_error(tuned: Encoder, bench: Workbench, version: StoredVersion) -> float:
@@ -189,14 +189,14 @@ def _output_error(tuned: Encoder, bench: Workbench, version: StoredVersion) -> f
 
 def _write(
     output: Path,
-    found: _Extracted,
+    adapter: _Extracted,
     config: dict[str, Any],
     base: BaseFiles,
     task: str | None,
     rank: int,
 ) -> None:
-    ranks = {path: r for path, r in found.targets.items() if r != rank}
-    biases = any(name.endswith("base_layer.bias") for name in found.tensors)
+    ranks = {path: r for path, r in adapter.targets.items() if r != rank}
+    biases = any(name.endswith("base_layer.bias") for name in adapter.tensors)
     peft = {
         "peft_type": "LORA",
         "task_type": TASK_TYPES[task or "embed"],
@@ -206,12 +206,12 @@ def _write(
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
         "bias": "all" if biases else "none",
-        "target_modules": sorted(found.targets),
-        "modules_to_save": found.whole or None,
+        "target_modules": sorted(adapter.targets),
+        "modules_to_save": adapter.whole or None,
         "inference_mode": True,
     }
     output.mkdir(parents=True, exist_ok=True)
-    save_file(found.tensors, output / WEIGHTS, metadata={"format": "pt"})
+    save_file(adapter.tensors, output / WEIGHTS, metadata={"format": "pt"})
     (output / CONFIG).write_text(json.dumps(peft, indent=2))
     kept = {name: config[name] for name in KEPT if name in config}
     (output / MODEL_CONFIG).write_text(json.dumps(kept, indent=2))

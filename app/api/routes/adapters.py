@@ -42,13 +42,11 @@ FILES: Answers = {
 @access("any key")
 async def list_all(caller: Called, serving: Served) -> Response:
     """Every adapter that is served."""
-    names = dict(
-        serving.runtime.registry.names
-    )  # what is served now: the list is written off the loop
+    names = dict(serving.runtime.registry.names)  # as it is now: the list is written off the loop
 
     def listed() -> Response:
-        shown = caller.usable(names)
-        return json_answer([describe(names[name], serving.runtime.registry) for name in shown], {})
+        usable = caller.usable(names)
+        return json_answer([describe(names[name], serving.runtime.registry) for name in usable], {})
 
     return await asyncio.to_thread(listed)
 
