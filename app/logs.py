@@ -34,5 +34,9 @@ def log_config(form: Literal["text", "json"]) -> dict[str, Any]:
         "formatters": {"line": formatter},
         "handlers": {"err": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["err"], "level": "WARNING"},
-        "loggers": {"app": {"level": "INFO"}, "uvicorn": {"level": "INFO"}},
+        "loggers": {
+            "app": {"level": "INFO"},
+            "uvicorn": {"level": "INFO"},
+            "python_multipart": {"level": "ERROR"},  # what is wrong with a form, its client is told
+        },
     }

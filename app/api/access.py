@@ -94,7 +94,7 @@ def match(routes: Sequence[BaseRoute], scope: Scope) -> Matched:
     path: str = scope["path"]
     if not path.isprintable():
         reason = "the path holds a control character, which no path here has"
-        return Matched("unknown", refusal=Refusal(400, "malformed", reason))
+        return _unmatched(path, routes, Refusal(400, "malformed", reason))
     allowed: set[str] = set()
     for route in routes:
         matched, child = route.matches(scope)
@@ -104,10 +104,14 @@ def match(routes: Sequence[BaseRoute], scope: Scope) -> Matched:
             )
         if matched is Match.PARTIAL:
             allowed |= getattr(route, "methods", None) or set()
-    refusal = _not_allowed(scope["method"], allowed) if allowed else _not_found(path, routes)
-    return Matched(
-        "unknown", access=Access("nothing", dialect=_dialect(path, routes)), refusal=refusal
-    )
+    if allowed:
+        return _unmatched(path, routes, _not_allowed(scope["method"], allowed))
+    return _unmatched(path, routes, _not_found(path, routes))
+
+
+def _unmatched(path: str, routes: Sequence[BaseRoute], refusal: Refusal) -> Matched:
+    access = Access("nothing", dialect=_dialect(path, routes))
+    return Matched("unknown", access=access, refusal=refusal)
 
 
 def _dialect(path: str, routes: Sequence[BaseRoute]) -> Dialect:

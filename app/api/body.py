@@ -129,12 +129,17 @@ def _checked(raw: bytearray, model: type[M], most: Most) -> M:
         ) from None
 
 
+def _names(model: type[BaseModel]) -> list[str]:
+    """Its members, those first that must be there."""
+    return sorted(model.model_fields, key=lambda name: not model.model_fields[name].is_required())
+
+
 def _with_hint(fault: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """A member that the body does not have, with the one that was meant."""
     if fault["type"] != "extra_forbidden":
         return dict(fault)
     name = str(fault["loc"][-1])
     near = difflib.get_close_matches(name[:64], model.model_fields, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(model.model_fields)}"
+    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(_names(model))}"
     where = " (or ?adapter= in the query)" if name == "adapter" and near else ""
     return {**fault, "msg": f"is no member of this body{hint}{where}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 MAX_FAULTS = 20  # of a body that are told
+PLACE = re.compile(r"(\[\d+\]) ")
 
 
 @dataclass(eq=False)
@@ -37,14 +39,19 @@ def invalid(name: str, reason: str) -> Refusal:
 
 def validation_refusal(faults: Sequence[Mapping[str, Any]], count: int) -> Refusal:
     """422 with the first of pydantic's `count` faults."""
-    problems = [
-        {"field": _where(f["loc"]), "reason": f["msg"].removeprefix("Value error, ")}
-        for f in faults[:MAX_FAULTS]
-    ]
+    problems = [_problem(fault) for fault in faults[:MAX_FAULTS]]
     first = problems[0]
     more = {"problem_count": count} if count > len(problems) else {}
     message = f"{first['field']}: {first['reason']}"
     return Refusal(422, "validation", message, problems, more=more)
+
+
+def _problem(fault: Mapping[str, Any]) -> dict[str, str]:
+    """A reason that begins with a place in a list, "[3] is empty", is its field's: inputs[3]."""
+    field, reason = _where(fault["loc"]), fault["msg"].removeprefix("Value error, ")
+    if place := PLACE.match(reason):
+        return {"field": field + place[1], "reason": reason[place.end() :]}
+    return {"field": field, "reason": reason}
 
 
 def _where(loc: tuple[int | str, ...]) -> str:

@@ -33,7 +33,8 @@ def unpack_form(body: Path, content_type: str, received: Received) -> None:
     try:
         asyncio.run(form.parse())
     except MultiPartException as error:
-        raise AdapterRejected(f"the multipart body cannot be read: {error.message}") from None
+        reason = error.__cause__ or error.message
+        raise AdapterRejected(f"the multipart body cannot be read: {reason}") from None
     except ValueError as error:  # a charset that decodes no names
         raise AdapterRejected(f"the multipart body cannot be read: {error}") from None
     finally:

@@ -247,3 +247,24 @@ def test_nobody_is_led_to_the_documentations_inner_pages(keyed: LiveServer) -> N
     assert (
         "oauth2" not in keyed.client.get("/docs/oauth2-redirec").json()["error"].partition(";")[2]
     )
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/embeddings%00", "/v1/models/x%0a", "/v1"])
+def test_errors_of_a_familys_paths_are_in_its_shape_whatever_is_wrong_with_them(
+    reachable: LiveServer, path: str
+) -> None:
+    assert "message" in reachable.client.get(path).json()["error"]
+    assert isinstance(reachable.client.get(path.replace("v1", "v9")).json()["error"], str)
+
+
+def test_an_empty_text_is_named_by_its_place_in_its_clients_words(reachable: LiveServer) -> None:
+    fields = {
+        client.post(path, json=body).json()["problems"][0]["field"]
+        for client in [reachable.client]
+        for path, body in (
+            ("/embed", {"inputs": ["a", ""]}),
+            ("/v1/embeddings", {"model": "base", "input": ["a", ""]}),
+            ("/rerank", {"query": "q", "texts": ["a", ""]}),
+        )
+    }
+    assert fields == {"inputs[1]", "input[1]", "texts[1]"}

@@ -140,3 +140,18 @@ def test_json_names_a_source_and_anything_else_is_the_file_itself(tmp_path: Path
     assert opened(body, "application/json") == "hf:org/repo"
     for content_type in ("", "application/zip", "application/octet-stream", "odd"):
         assert opened(body, content_type) == body
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"--YY\r\n", "boundary"),
+        (b"--XX\r\n" + b"X: " + b"y" * 5000 + b"\r\n\r\n", "header size"),
+        (b"--XX\r\n" + b"X: y\r\n" * 9 + b"\r\n", "header count"),
+    ],
+)
+def test_what_is_wrong_with_a_form_is_told(tmp_path: Path, body: bytes, reason: str) -> None:
+    (tmp_path / "body").write_bytes(body)
+    received = Received(tmp_path / "received")
+    with pytest.raises(AdapterRejected, match=reason):
+        unpack_form(tmp_path / "body", "multipart/form-data; boundary=XX", received)

@@ -7,6 +7,7 @@ only: what changes adapters is never cut off in the midst of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class Deadline:
 
                 async def watch() -> None:
                     await body.disconnected()
-                    timer.reschedule(0)
+                    with contextlib.suppress(RuntimeError):  # its time is over as well
+                        timer.reschedule(0)
 
                 gone = asyncio.ensure_future(watch())
                 try:
