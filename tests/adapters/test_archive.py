@@ -125,6 +125,15 @@ def test_a_list_of_files_ends(tmp_path: Path, pack: type) -> None:
         b"\x1f\x8b" + bytes(40),
         b"PK\x03\x04" + bytes(40),
     ],
+    ids=[
+        "tar cut",
+        "tar without end",
+        "gzip cut",
+        "zip cut",
+        "no tar",
+        "gzip of zeros",
+        "zip of zeros",
+    ],
 )
 def test_a_damaged_archive_is_refused(tmp_path: Path, body: bytes) -> None:
     with pytest.raises(AdapterRejected):
