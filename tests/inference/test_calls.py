@@ -5,11 +5,13 @@ why.
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 import torch
 
 from app.catalog.registry import UnknownAdapter
+from app.engine.failures import ForwardFailed
 from app.engine.tokenizer import InputRefused
 from app.inference.caller import Caller, Key
 from app.inference.choose import Selection
@@ -18,6 +20,8 @@ from app.inference.embed import EmbedWish, embed
 from app.inference.errors import Ambiguous, Forbidden, Invalid, NoHead, TooManyInputs
 from app.inference.quota import QuotaExceeded
 from app.inference.read import Texts
+from app.model.encoder import Encoder
+from app.model.sequence import Sequence
 from tests.inference.conftest import Script
 from tests.oracles import FP32, SENTENCES, peft_embeddings, peft_logits, plain_embeddings
 
@@ -137,12 +141,31 @@ def test_a_call_that_is_cancelled_leaves_nothing_waiting(script: Script) -> None
 
 
 def test_a_loop_that_is_closed_meanwhile_stops_nobody_else(script: Script) -> None:
-    async def ask_and_leave() -> None:
-        call = embed(script.runtime, Caller(), Texts(TEXTS * 2), SENTIMENT)
-        asking = asyncio.ensure_future(call)
-        await asyncio.wait({asking}, timeout=0.002)
+    release = threading.Event()
 
-    for _ in range(10):
+    async def ask_and_leave() -> None:
+        call = script.runtime.engine.call(lambda: release.wait(30))
+        asking = asyncio.ensure_future(call)
+        await asyncio.wait({asking}, timeout=0.1)
+
+    for _ in range(2):  # each of the model's threads may have been ended
         asyncio.run(ask_and_leave())
-    assert script.runtime.engine.turning
+        release.set()
     assert script.call(embed, Caller(), Texts(TEXTS)).ran.lines
+    assert script.runtime.engine.turning
+
+
+def test_an_input_that_fails_through_the_second_adapter_is_named_by_its_own_place(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, run = script.runtime.engine.base, Encoder.run
+
+    def failing(self: Encoder, sequences: list[Sequence], between: object) -> list[torch.Tensor]:
+        if any(sequence.version is not base for sequence in sequences):
+            raise RuntimeError("a fault that was asked for")
+        return run(self, sequences)
+
+    monkeypatch.setattr(Encoder, "run", failing)
+    with pytest.raises(ForwardFailed) as failed:
+        script.call(embed, Caller(), Texts(TEXTS), Selection(["base", "sentiment"]))
+    assert failed.value.index in range(len(TEXTS))
