@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from app.api.access import open_pages
+from app.api.choosing import below_prefix
 from app.api.draining import Drain
 from app.api.errors import install_errors
 from app.api.key_entries import KeysRefused, keys_of, refuse_twice
@@ -50,7 +51,8 @@ EXPOSED = [
     "X-Request-Id",
     "X-Shape",
 ]
-ROUTES = (inference, uploads, adapters, versions, openai, tei, health)
+DIALECTS = (inference, openai, tei, health)  # these stand below /a/{adapter}, too
+ROUTES = (*DIALECTS, uploads, adapters, versions)
 
 
 def build(settings: Settings) -> FastAPI:
@@ -83,6 +85,8 @@ def build(settings: Settings) -> FastAPI:
     open_pages(app.routes)
     for module in ROUTES:  # not include_router: the middlewares ask the very routes that will run
         app.router.routes.extend(module.router.routes)
+    for module in DIALECTS:
+        app.router.routes.extend(below_prefix(module.router.routes))
     install_errors(app)
     _add_middlewares(app, settings, keys, metrics, drain)
     app.state.drain = drain

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     max_queue_tokens: int | None = Field(
         None, ge=1, description="Tokens that may wait; above: 429. Unset: what drains in 5 seconds."
     )
-    max_client_batch: int = Field(1024, ge=1, description="Inputs of one request; above: 413.")
+    max_client_batch: int = Field(2048, ge=1, description="Inputs of one request; above: 413.")
     max_body_bytes: int = Field(
         16 << 20, ge=1, description="Size of a request's body, uploads aside; above: 413."
     )

@@ -150,6 +150,8 @@ def matched_of(scope: Scope) -> Matched:
 
 
 def dialect_of(scope: Scope) -> Dialect:
-    """How the errors of this request's route look."""
-    matched: Matched | None = scope.get("state", {}).get("matched")
-    return NATIVE if matched is None else matched.access.dialect
+    """How the errors of this request look: as its route says, or its body."""
+    state = scope.get("state", {})
+    spoken: Dialect | None = state.get("dialect")  # a body has told which of a path's two it is
+    matched: Matched | None = state.get("matched")
+    return spoken or (NATIVE if matched is None else matched.access.dialect)

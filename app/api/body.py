@@ -9,12 +9,14 @@ import asyncio
 import codecs
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, PrivateAttr, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError, model_validator
 
+from app.api.dialect import Dialect
 from app.api.json_text import Most, TooMany, parse_json
 from app.api.refusal import MAX_FAULTS, Refusal, validation_refusal
 from app.api.serving import Serving
@@ -30,6 +32,14 @@ class JsonBody(BaseModel):
 
     _shortened: bool = PrivateAttr(default=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, members: Any) -> Any:
+        """A member that is null is one that was left out: many clients send all they know."""
+        if not isinstance(members, dict):
+            return members
+        return {name: value for name, value in members.items() if value is not None}
+
     @property
     def shortened(self) -> bool:
         """Whether a very long string of it lacks its middle."""
@@ -43,14 +53,42 @@ def body_of(model: type[M], *, optional: bool = False, strings: int = 0) -> Any:
     """
 
     async def read(request: Request) -> M | None:
-        return await _read(request, model, optional=optional, strings=strings)
+        return await _read(request, lambda _: model, optional=optional, strings=strings)
 
     return Depends(read)
 
 
-def documented_body(model: type[BaseModel], *, optional: bool = False) -> dict[str, Any]:
-    """FastAPI's `openapi_extra` for a route with such a body."""
-    content = {"application/json": {"schema": model.model_json_schema()}}
+@dataclass(frozen=True)
+class Spoken:
+    """One of the bodies that a path takes: member tells it from the others; dialect: its errors."""
+
+    member: str
+    model: type[JsonBody]
+    dialect: Dialect
+
+
+def body_by(*spoken: Spoken) -> Any:
+    """A dependency for a path that two families of clients share: the body as the model of the
+    first whose member it has, or else of the last.
+    """
+
+    async def read(request: Request) -> JsonBody | None:
+        def pick(value: Any) -> type[JsonBody]:
+            has = value if isinstance(value, dict) else {}
+            chosen = next((one for one in spoken if one.member in has), spoken[-1])
+            request.state.dialect = chosen.dialect
+            return chosen.model
+
+        return await _read(request, pick, optional=False, strings=0)
+
+    return Depends(read)
+
+
+def documented_body(*models: type[BaseModel], optional: bool = False) -> dict[str, Any]:
+    """FastAPI's `openapi_extra` for a route with such a body, or one of several."""
+    schemas = [model.model_json_schema() for model in models]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    content = {"application/json": {"schema": schema}}
     return {"requestBody": {"required": not optional, "content": content}}
 
 
@@ -65,8 +103,10 @@ async def receive_body(request: Request) -> tuple[bytearray, bytes]:
     return raw, digest.digest()
 
 
-async def _read(request: Request, model: type[M], *, optional: bool, strings: int) -> M | None:
-    """Raises Refusal (400, 413, 415, 422)."""
+async def _read(
+    request: Request, pick: Callable[[Any], type[M]], *, optional: bool, strings: int
+) -> M | None:
+    """pick: the parsed body -> its model. Raises Refusal (400, 413, 415, 422)."""
     raw, request.state.body_digest = await receive_body(request)
     if not raw and optional:
         return None
@@ -75,8 +115,8 @@ async def _read(request: Request, model: type[M], *, optional: bool, strings: in
     runtime = serving.runtime
     most = most_of(runtime.max_inputs, runtime.engine.encoder.max_length, strings)
     if len(raw) <= ON_LOOP_BYTES:
-        return _checked(raw, model, most)
-    return await asyncio.to_thread(_checked, raw, model, most)
+        return _checked(raw, pick, most)
+    return await asyncio.to_thread(_checked, raw, pick, most)
 
 
 def most_of(inputs: int, max_length: int, strings: int = 0) -> Most:
@@ -103,7 +143,7 @@ def _refuse_other_media(request: Request, *, empty: bool) -> None:
         )
 
 
-def _checked(raw: bytearray, model: type[M], most: Most) -> M:
+def _checked(raw: bytearray, pick: Callable[[Any], type[M]], most: Most) -> M:
     """Blocks. Raises Refusal."""
     if raw.startswith(codecs.BOM_UTF8):
         del raw[: len(codecs.BOM_UTF8)]
@@ -118,6 +158,7 @@ def _checked(raw: bytearray, model: type[M], most: Most) -> M:
             reason = f"the body holds half of a surrogate pair, which is no character: {error}"
             raise Refusal(422, "validation", reason) from None
         raise Refusal(400, "malformed", f"the body is not JSON: {error}") from None
+    model = pick(parsed.value)
     try:
         body = model.model_validate(parsed.value)
         body._shortened = parsed.shortened

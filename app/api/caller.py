@@ -10,6 +10,8 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from app.api.access import matched_of
+from app.api.choosing import header_adapter
+from app.api.key_entries import secret_of
 from app.api.refusal import invalid
 from app.engine.admission import Asker
 from app.inference.caller import Caller, Key
@@ -57,10 +59,11 @@ def key_of(scope: Scope) -> Key | None:
 def client_of(scope: Scope) -> Hashable:
     """Its key, what it sends as one, or its address."""
     key = key_of(scope)
-    secret = key.name if key else Headers(scope=scope).get("authorization")
+    secret = key.name if key else secret_of(Headers(scope=scope))
     return hash(secret) if secret else (scope.get("client") or ("",))[0]
 
 
 def source_of(scope: Scope) -> Hashable:
     """What can be told apart before the body is read: client, route and adapter."""
-    return hash((client_of(scope), scope["path"], scope["query_string"]))
+    header = header_adapter(Headers(scope=scope))
+    return hash((client_of(scope), scope["path"], scope["query_string"], header))

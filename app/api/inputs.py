@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from app.adapters.sentence import MAX_PROMPT_LENGTH
 from app.api.body import JsonBody
@@ -103,30 +109,20 @@ Inputs = Annotated[
 ]
 
 
+def _lower(value: Any) -> Any:
+    return value.lower() if value in ("Left", "Right") else value
+
+
 class TextsBody(JsonBody):
     """What every body of texts may say of how they are read."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     truncate: bool = Field(True, description="Cut what is too long; false: refuse it.")
-    truncation_direction: Direction = Field("right", description="Which end is cut.")
+    truncation_direction: Annotated[Direction, BeforeValidator(_lower)] = Field(
+        "right", description="Which end is cut; also spelled Left or Right."
+    )
 
     def as_texts(self, items: Sequence[Input]) -> Texts:
         """The items, to be read so."""
         return Texts(items, self.truncate, self.truncation_direction, self.shortened)
-
-
-class AdapterQuery(BaseModel):
-    """The query of a call; a misspelled parameter is refused, never ignored."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    adapter: list[str] = Field(
-        default_factory=list,
-        description="An adapter, `name@version`, or `base`; several: every input through each. "
-        "None: the plain base.",
-        examples=[["sentiment"]],
-    )
-
-
-ChosenByQuery = Annotated[AdapterQuery, Query()]

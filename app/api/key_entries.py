@@ -1,6 +1,6 @@
 """How keys are written: one an entry, with what it may do.
 
-A secret is kept as its digest only. Knows no requests.
+A secret is kept as its digest only. Knows no routes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,21 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from starlette.datastructures import Headers
+
 from app.inference.caller import Key
+
+HEADERS = ("api-key", "x-api-key")  # Azure's clients' and others', beside Authorization
+
+
+def secret_of(headers: Headers) -> str | None:
+    """The key that a request brings: `Authorization: Bearer KEY`, bare, or in another header."""
+    scheme, space, secret = headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    if scheme and not space and scheme.lower() != "bearer":
+        return scheme
+    return next((value for name in HEADERS if (value := headers.get(name))), None)
 
 
 class KeysRefused(Exception):

@@ -104,9 +104,27 @@ def _refuse_too_many(runtime: Runtime, count: int, adapters: int) -> None:
         )
 
 
+def name_of(runtime: Runtime, spelled: str) -> str:
+    """The adapter that is meant: the base's id, whole or what is behind its last slash, is `base`;
+    `base-id:adapter` is the adapter.
+    """
+    if spelled in runtime.registry.names:
+        return spelled
+    base_id = runtime.engine.encoder.files.id
+    for own in (base_id, base_id.rpartition("/")[2]):
+        if spelled == own:
+            return BASE
+        if spelled.startswith(f"{own}:"):
+            return spelled.removeprefix(f"{own}:")
+    return spelled
+
+
 async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
-    """A name, name@version or base. Raises UnknownAdapter, UnknownVersion, Forbidden."""
+    """A name, name@version, base, or the base's id. Raises UnknownAdapter, UnknownVersion,
+    Forbidden.
+    """
     name, at, prefix = spelled.partition("@")
+    name = name_of(runtime, name)
     if not caller.may_use(name):
         raise Forbidden(name)
     if name == BASE:

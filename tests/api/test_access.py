@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +41,10 @@ NEEDS = {
     ("POST", "/predict"): KEY,
     ("POST", "/rerank"): KEY,
     ("POST", "/v1/embeddings"): KEY,
+    ("POST", "/openai/v1/embeddings"): KEY,
+    ("POST", "/openai/deployments/{deployment}/embeddings"): KEY,
     ("GET", "/v1/models"): KEY,
+    ("GET", "/v1/models/{model}"): KEY,
     ("GET", "/adapters"): KEY,
     ("GET", "/adapters/{name}"): KEY,
     ("HEAD", "/adapters/{name}"): KEY,
@@ -54,6 +58,27 @@ NEEDS = {
         for verb in ("merge", "unmerge", "rollback", "canary", "shadow", "promote", "abort")
     },
 }
+BELOW = {  # the routes that stand below /a/{adapter}, too
+    ("GET", "/"),
+    ("GET", "/livez"),
+    ("HEAD", "/livez"),
+    ("GET", "/readyz"),
+    ("HEAD", "/readyz"),
+    ("GET", "/health"),
+    ("HEAD", "/health"),
+    ("GET", "/info"),
+    ("POST", "/embed"),
+    ("POST", "/classify"),
+    ("POST", "/predict"),
+    ("POST", "/rerank"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/openai/v1/embeddings"),
+    ("POST", "/openai/deployments/{deployment}/embeddings"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
+}
+NEEDS |= {(method, "/a/{adapter}" + path): NEEDS[method, path] for method, path in BELOW}
+NEEDS[("GET", "/a/{adapter}")] = OPEN
 KEYS = {"inference": "key-of-inference", "narrow": "key-for-b-alone", "admin": "key-of-an-admin"}
 UNKNOWN = {"nobody": None, "stranger": "a-key-that-nobody-gave"}
 ALLOWED = {  # with a key of each sort, on a server that has keys
@@ -62,6 +87,7 @@ ALLOWED = {  # with a key of each sort, on a server that has keys
     WHOLE: {"inference", "admin"},
     ADMIN: {"admin"},
 }
+PLACES = re.compile(r"\{(name|adapter|model|deployment)\}")  # of an adapter's name
 REFUSALS = {400, 401, 403, 404, 405}
 
 
@@ -145,7 +171,7 @@ def reachable(
 def routes_of(server: LiveServer) -> dict[tuple[str, str], str]:
     """(method, path) -> what was declared, of every route that the app runs."""
     return {
-        (method, route.path): access_of(route).needs
+        (method, route.path.replace(":path", "")): access_of(route).needs
         for route in server.app.routes
         if not isinstance(route, Mount)
         for method in route.methods
@@ -174,8 +200,9 @@ def try_all(line: Line, subtests: pytest.Subtests) -> int:
         # What an admin changes here is nobody's, so that what the others are refused is still there.
         name = "nobody-has-this" if who == "admin" else "a"
         for (method, template), needs in NEEDS.items():
-            allowed = who in ALLOWED[needs] and not (who == "narrow" and "{name}" in template)
-            path = template.replace("{name}", name)
+            narrowed = who == "narrow" and needs != OPEN and PLACES.search(template)
+            allowed = who in ALLOWED[needs] and not narrowed
+            path = PLACES.sub(name, template)
             with subtests.test(who=who, method=method, path=path):
                 for spelled in spellings(path):
                     status = line.status(method, spelled, key)
@@ -185,7 +212,9 @@ def try_all(line: Line, subtests: pytest.Subtests) -> int:
                 if allowed:
                     assert line.status(method, path, key) not in (401, 403, 405)
                 else:
-                    assert line.status(method, path, key) in (401, 403)
+                    # Azure's deployment may be the base, too: its key is asked behind the body.
+                    late = {400} if who == "narrow" and "{deployment}" in template else set()
+                    assert line.status(method, path, key) in {401, 403} | late
     return opened
 
 

@@ -88,7 +88,7 @@ def test_admin_routes_need_an_admin_key(keyed: LiveServer, method: str, path: st
 
 @pytest.mark.parametrize(("method", "path"), INFERENCE)
 def test_the_other_routes_need_any_key(keyed: LiveServer, method: str, path: str) -> None:
-    for wrong in ({}, by("unknown"), {"Authorization": KEYS["web"]}, {"Authorization": "Basic x"}):
+    for wrong in ({}, by("unknown"), {"Authorization": "nobody"}, {"Authorization": "Basic x"}):
         answer = keyed.client.request(method, path, headers=wrong)
         assert answer.status_code == 401
         error = answer.json()["error"]
@@ -102,6 +102,43 @@ def test_a_key_is_read_however_its_scheme_is_spelled(keyed: LiveServer) -> None:
     for spelled in ("bearer {}", "BEARER {}", "Bearer   {}"):
         headers = {"Authorization": spelled.format(KEYS["web"])}
         assert keyed.client.get("/info", headers=headers).status_code == 200, spelled
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Authorization", "{key}"),
+        ("Authorization", "bearer  {key}"),
+        ("api-key", "{key}"),
+        ("x-api-key", "{key}"),
+    ],
+)
+def test_a_key_is_read_wherever_its_client_puts_it(
+    keyed: LiveServer, header: str, value: str
+) -> None:
+    def status(key: str, **more: str) -> int:
+        headers = {header: value.replace("{key}", key), **more}
+        return keyed.client.post("/embed", json=TEXT, headers=headers).status_code
+
+    assert status(KEYS["web"]) == 200
+    assert status("nobody's-key") == 401
+    if header != "Authorization":  # a proxy's own word to us is no key
+        assert status(KEYS["web"], Authorization="Basic eDp5") == 200
+
+
+def test_an_adapter_of_others_is_closed_however_it_is_named(keyed: LiveServer) -> None:
+    openai = {"model": "c", "input": "x"}
+    for path, more, body in (
+        ("/embed?adapter=c", {}, TEXT),
+        ("/embed", {"X-Adapter": "c"}, TEXT),
+        ("/a/c/embed", {}, TEXT),
+        ("/a/c@12345678/embed", {}, TEXT),
+        (f"/a/{keyed.client.get('/info', headers=by('web')).json()['model_id']}:c/embed", {}, TEXT),
+        ("/v1/embeddings", {}, openai),
+        ("/openai/deployments/c/embeddings", {}, {"input": "x"}),
+    ):
+        answer = keyed.client.post(path, json=body, headers=by(NARROW) | more)
+        assert answer.status_code == 403, path
 
 
 def test_every_weight_is_read_again_for_admins_alone(keyed: LiveServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -58,21 +59,80 @@ def test_versions_dimensions_floats_and_token_ids(
     )
 
 
-def test_errors_are_the_clients_own(openai_client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError) as missing:
-        openai_client.embeddings.create(model="nobody", input="x")
-    assert missing.value.body["type"] == "adapter_not_found"  # type: ignore[index]
-    with pytest.raises(openai.UnprocessableEntityError) as empty:
-        openai_client.embeddings.create(model="a", input=[])
-    assert empty.value.body["param"] == "input"  # type: ignore[index]
-
-
 def test_models_lists_the_base_and_every_adapter(openai_client: openai.OpenAI) -> None:
     assert [m.id for m in openai_client.models.list()] == ["tiny-bert", "a", "b", "c"]
 
 
-def test_another_spelling_beside_model_is_400(served: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    ("model", "parent"),
+    [("tiny-bert", None), ("base", None), ("a", "tiny-bert"), ("tiny-bert:a", "tiny-bert")],
+)
+def test_a_model_is_retrieved_by_what_model_may_be(
+    openai_client: openai.OpenAI, model: str, parent: str | None
+) -> None:
+    got = openai_client.models.retrieve(model)
+    assert (got.id, (got.model_extra or {}).get("parent")) == (model, parent)
+    with pytest.raises(openai.NotFoundError):
+        openai_client.models.retrieve("org/nobody")
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "code", "param"),
+    [
+        ({"model": "nobody"}, openai.NotFoundError, "model_not_found", "model"),
+        ({"model": "a@00000000"}, openai.NotFoundError, "model_not_found", "model"),
+        ({"input": []}, openai.BadRequestError, "invalid_value", "input"),
+        ({"input": ""}, openai.BadRequestError, "invalid_value", "input"),
+        ({"input": ["x", ""]}, openai.BadRequestError, "invalid_value", "input[1]"),
+        ({"dimensions": 0}, openai.BadRequestError, "invalid_value", "dimensions"),
+        ({"dimensions": 100_000}, openai.BadRequestError, "invalid_value", "dimensions"),
+        ({"input": ["x"] * 2_049}, openai.BadRequestError, "array_above_max_length", None),
+        ({"extra_body": {"normalise": True}}, openai.BadRequestError, "invalid_value", "normalise"),
+        ({"extra_headers": {"X-Adapter": "b"}}, openai.BadRequestError, "malformed", None),
+    ],
+)
+def test_errors_are_the_clients_own(
+    openai_client: openai.OpenAI,
+    more: dict[str, Any],
+    kind: type[openai.APIStatusError],
+    code: str,
+    param: str | None,
+) -> None:
+    with pytest.raises(kind) as refused:
+        openai_client.embeddings.create(**{"model": "a", "input": "x", **more})
+    assert (refused.value.code, refused.value.param) == (code, param)
+    assert refused.value.type == "invalid_request_error"
+
+
+def test_members_that_are_null_are_as_if_left_out(served: httpx.Client) -> None:
+    nulls = dict.fromkeys(["encoding_format", "dimensions", "user", "normalize", "prompt"])
     body = {"model": "a", "input": "good"}
-    for query, more in (("?adapter=b", {}), ("", {"adapters": ["b"]})):
-        answer = served.post(f"/v1/embeddings{query}", json={**body, **more})
-        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "malformed")
+    with_nulls = served.post("/v1/embeddings", json={**body, **nulls}).json()
+    assert with_nulls["data"] == served.post("/v1/embeddings", json=body).json()["data"]
+
+
+def test_our_own_members_are_honoured(openai_client: openai.OpenAI, served: httpx.Client) -> None:
+    wish = {"normalize": False, "pooling": "cls", "prompt": "good ", "truncation_direction": "Left"}
+    made = openai_client.embeddings.create(model="a", input=SENTENCES, extra_body=wish)
+    expected = served.post("/embed?adapter=a", json={"inputs": SENTENCES, **wish}).json()
+    got = torch.tensor([e.embedding for e in made.data])
+    assert_close(got, torch.tensor(expected), **FP32)
+
+
+def test_as_many_inputs_as_openai_takes(openai_client: openai.OpenAI) -> None:
+    assert len(openai_client.embeddings.create(model="a", input=["x"] * 2_048).data) == 2_048
+
+
+@pytest.mark.parametrize("deployment", ["a", "tiny-bert:a"])
+def test_azures_client_as_it_is(
+    tiny_server: LiveServer, served: httpx.Client, deployment: str
+) -> None:
+    with openai.AzureOpenAI(
+        azure_endpoint=tiny_server.url, api_key="none", api_version="2024-10-21", max_retries=0
+    ) as client:
+        made = client.embeddings.create(model=deployment, input="good")
+        assert_close(
+            torch.tensor([made.data[0].embedding]), native(served, "?adapter=a", "good"), **FP32
+        )
+        with pytest.raises(openai.NotFoundError):
+            client.embeddings.create(model="nobody", input="good")

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.access import matched_of
 from app.api.errors import respond
-from app.api.key_entries import digest_of
+from app.api.key_entries import digest_of, secret_of
 from app.api.refusal import Refusal
 from app.inference.caller import Key
 
@@ -65,10 +65,10 @@ class Authenticate:
         await self.app(scope, receive, send)
 
     def _key(self, headers: Headers) -> Key | None:
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
+        secret = secret_of(headers)
+        if secret is None:
             return None
-        digest = digest_of(secret.strip())
+        digest = digest_of(secret)
         # all of them, so that the time tells nothing
         equal = [key for key in self.keys if hmac.compare_digest(key.digest, digest)]
         return equal[0] if equal else None
@@ -86,7 +86,8 @@ class Authenticate:
                 refusal = self._admin_refusal(scope, key)
             case _:
                 assert_never(matched.access.needs)
-        return refusal or _forbidden_adapter(matched.params.get("name"), key)
+        name = matched.params.get("name") or matched.params.get("adapter", "").partition("@")[0]
+        return refusal or _forbidden_adapter(name, key)
 
     def _key_refusal(self, key: Key | None) -> Refusal | None:
         if key is None and any(not k.admin for k in self.keys):
@@ -125,8 +126,8 @@ def _restricted(key: Key | None, path: str) -> Refusal | None:
     return Refusal(403, "forbidden", f"{path} shows every adapter, which this key may not")
 
 
-def _forbidden_adapter(name: str | None, key: Key | None) -> Refusal | None:
-    if key is None or name is None or key.may_use(name):
+def _forbidden_adapter(name: str, key: Key | None) -> Refusal | None:
+    if key is None or not name or key.may_use(name):
         return None
     return Refusal(403, "forbidden", f"this key may not use the adapter {name!r}")
 

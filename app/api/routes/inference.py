@@ -21,8 +21,9 @@ from app.api.answer import (
 )
 from app.api.body import body_of, documented_body
 from app.api.caller import Called
+from app.api.choosing import Selected
 from app.api.dialect import documented
-from app.api.inputs import ChosenByQuery, Inputs, Prompt, TextsBody
+from app.api.inputs import Inputs, Prompt, TextsBody
 from app.api.refusal import invalid
 from app.api.serving import Served
 from app.inference.choose import Choice, Selection
@@ -143,15 +144,15 @@ CLASSIFIED: dict[int | str, dict[str, Any]] = {
 async def embed_inputs(
     request: Request,
     body: Annotated[EmbedBody, body_of(EmbedBody)],
-    query: ChosenByQuery,
+    selected: Selected,
     caller: Called,
     serving: Served,
 ) -> Response:
     """Embeddings, each input through the adapter that was chosen for it."""
     raw = accepts_octets(request.headers.get("accept", ""))
     if raw:
-        _refuse_octets(body, query.adapter)
-    texts, selection = body.as_texts(body.inputs.items), Selection(query.adapter, body.adapters)
+        _refuse_octets(body, selected.adapters)
+    texts, selection = body.as_texts(body.inputs.items), Selection(selected.adapters, body.adapters)
     embedded = await embed(serving.runtime, caller, texts, selection, body.wish())
     headers, choice, lines = embedded_headers(embedded), embedded.ran.choice, embedded.ran.lines
     if raw:
@@ -171,12 +172,12 @@ async def embed_inputs(
 @access("any key", model=True)
 async def classify_inputs(
     body: Annotated[ClassifyBody, body_of(ClassifyBody)],
-    query: ChosenByQuery,
+    selected: Selected,
     caller: Called,
     serving: Served,
 ) -> Response:
     """Labels and scores from the heads that the chosen adapters bring along."""
-    texts, selection = body.as_texts(body.inputs.items), Selection(query.adapter, body.adapters)
+    texts, selection = body.as_texts(body.inputs.items), Selection(selected.adapters, body.adapters)
     classified = await classify(serving.runtime, caller, texts, selection, body.wish())
     choice, answers = classified.ran.choice, classified.answers
     single = [line[0] for line in answers] if body.inputs.single else answers

@@ -1,63 +1,73 @@
-"""OpenAI's shapes for the same calls: /v1/embeddings and /v1/models."""
+"""OpenAI's shapes for the same calls: /v1/embeddings and /v1/models, and Azure's paths to them."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import ConfigDict, Field
 
+from app.adapters.sentence import Pooling
 from app.api.access import access
 from app.api.answer import embedded_headers, encoded, json_answer
-from app.api.body import JsonBody, body_of, documented_body
+from app.api.body import body_of, documented_body
 from app.api.caller import Called
-from app.api.dialect import SCHEMA, Dialect
-from app.api.inputs import InputList, Inputs
-from app.api.refusal import Refusal, invalid
-from app.api.serving import Served
-from app.inference.choose import BASE, Selection
+from app.api.choosing import AdapterQuery, SelectedOne, selection_of, with_model
+from app.api.inputs import InputList, Inputs, Prompt, TextsBody
+from app.api.openai_errors import OPENAI
+from app.api.refusal import invalid
+from app.api.serving import Served, Serving
+from app.catalog.registry import Name, find_version
+from app.inference.caller import Caller
+from app.inference.choose import BASE, Selection, name_of
 from app.inference.embed import EmbedWish, embed
-from app.inference.read import Texts
+from app.inference.errors import Forbidden
 from app.inference.runtime import Runtime
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(tags=["openai"])
+ERRORS = OPENAI.documented(404, 413, 415, 429, 503)
 
 
-def _error(refusal: Refusal, members: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's error object, with our own members beside it."""
-    error = {
-        "message": members["error"],
-        "type": refusal.error_type,
-        "param": next((p["field"] for p in refusal.problems if "field" in p), None),
-        "code": refusal.error_type,
-    }
-    return {**members, "error": error}
+class AzureEmbeddingBody(TextsBody):
+    """As OpenAI's clients send it, and our own members; any other is refused by its name.
+
+    The path says what `model` says elsewhere.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["I love this film."]}]})
+
+    model: str | None = Field(None, description="Not read beside the deployment.")
+    input: Inputs
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
+    user: str | None = Field(None, description="Not read.")
+    normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
+    prompt: Prompt | None = Field(None, description="Put before each text.")
+    prompt_name: str | None = Field(None, description="One of the base's own prompts.")
+    pooling: Pooling | None = Field(None, description="How token states become one vector.")
+
+    def wish(self) -> EmbedWish:
+        """How the vectors are wanted."""
+        return EmbedWish(
+            self.normalize, self.pooling, self.dimensions, self.prompt, self.prompt_name
+        )
 
 
-ERROR = {
-    "type": "object",
-    "required": ["message", "type", "param", "code"],
-    "properties": {"message": {"type": "string"}, "type": {"type": "string"}},
-}
-OPENAI = Dialect(
-    _error, {**SCHEMA, "properties": {**SCHEMA["properties"], "error": ERROR}}, inputs="input"
-)
-
-
-class OpenAIEmbeddingBody(JsonBody):
-    """As OpenAI's clients send it; members they add beyond these are let through."""
+class OpenAIEmbeddingBody(AzureEmbeddingBody):
+    """The same, with `model`."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": "sentiment", "input": ["I love this film."]}]}
     )
 
     model: str = Field(description="base-id, adapter or base-id:adapter, each also with @version.")
-    input: Inputs
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
-    user: str | None = None
-    adapters: Any = Field(None, description="Not here: `model` chooses.", exclude=True)
+
+
+class AzureQuery(AdapterQuery):
+    """Every Azure client says which version of the interface it speaks; there is one here."""
+
+    api_version: str | None = Field(None, alias="api-version", description="Not read.")
 
 
 EMBEDDED: dict[int | str, dict[str, Any]] = {
@@ -84,30 +94,63 @@ MODELS: dict[int | str, dict[str, Any]] = {
         },
     }
 }
+MODEL: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The base, or an adapter.",
+        "content": {
+            "application/json": {"schema": {"type": "object", "required": ["id", "object"]}}
+        },
+    }
+}
 
 
 @router.post(
-    "/embeddings",
+    "/v1/embeddings",
     response_class=Response,
-    responses=EMBEDDED | OPENAI.documented(400, 404, 413, 415, 422, 429, 503),
+    responses=EMBEDDED | ERRORS,
     openapi_extra=documented_body(OpenAIEmbeddingBody),
 )
 @access("any key", model=True, dialect=OPENAI)
 async def embeddings(
-    request: Request,
     body: Annotated[OpenAIEmbeddingBody, body_of(OpenAIEmbeddingBody)],
+    selection: SelectedOne,
     caller: Called,
     serving: Served,
 ) -> Response:
     """OpenAI's embeddings call; `model` chooses the adapter."""
-    if body.adapters is not None or "adapter" in request.query_params:
-        why = "below /v1 the member model chooses the adapter, and nothing else does"
-        raise Refusal(400, "malformed", why)
+    selection = with_model(serving.runtime, selection, body.model)
+    return await _embedded(serving, caller, body, selection)
+
+
+@router.post(
+    "/openai/deployments/{deployment:path}/embeddings",
+    response_class=Response,
+    responses=EMBEDDED | ERRORS,
+    openapi_extra=documented_body(AzureEmbeddingBody),
+)
+@access("any key", model=True, dialect=OPENAI)
+async def azure_embeddings(
+    request: Request,
+    deployment: str,
+    body: Annotated[AzureEmbeddingBody, body_of(AzureEmbeddingBody)],
+    query: Annotated[AzureQuery, Query()],
+    caller: Called,
+    serving: Served,
+) -> Response:
+    """The same where Azure has it; the deployment chooses the adapter."""
+    selection = with_model(serving.runtime, selection_of(request, query.adapter), deployment)
+    return await _embedded(serving, caller, body, selection)
+
+
+router.add_api_route("/openai/v1/embeddings", embeddings, methods=["POST"], include_in_schema=False)
+
+
+async def _embedded(
+    serving: Serving, caller: Caller, body: AzureEmbeddingBody, selection: Selection
+) -> Response:
     _refuse_foreign_ids(serving.runtime, body.input)
-    texts = Texts(body.input.items, shortened=body.shortened)
-    selection = Selection([_adapter_of(serving.runtime, body.model)])
-    wish = EmbedWish(dimensions=body.dimensions)
-    embedded = await embed(serving.runtime, caller, texts, selection, wish)
+    texts = body.as_texts(body.input.items)
+    embedded = await embed(serving.runtime, caller, texts, selection, body.wish())
     vectors = encoded(embedded.ran.lines[0], body.encoding_format)
     tokens = embedded.ran.token_count
     answer = {
@@ -115,7 +158,7 @@ async def embeddings(
         "data": [
             {"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)
         ],
-        "model": body.model,
+        "model": selection.adapters[0],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return json_answer(answer, embedded_headers(embedded))
@@ -143,33 +186,55 @@ def _refuse_foreign_ids(runtime: Runtime, inputs: InputList) -> None:
             )
 
 
-def _adapter_of(runtime: Runtime, model: str) -> str:
-    """base-id -> base; base-id:adapter -> adapter; versions stay behind."""
-    base = runtime.engine.encoder.files.id
-    if model == base or model.startswith(f"{base}@"):
-        return BASE + model.removeprefix(base)
-    return model.removeprefix(f"{base}:")
-
-
-@router.get("/models", response_class=Response, responses=MODELS)
+@router.get("/v1/models", response_class=Response, responses=MODELS | ERRORS)
 @access("any key", dialect=OPENAI)
-async def models(caller: Called, serving: Served) -> Response:
-    """Every name that `model` may be."""
-    encoder, names = serving.runtime.engine.encoder, dict(serving.runtime.registry.names)
-    base = {"id": encoder.files.id, "object": "model", "created": 0, "owned_by": "base"}
+async def models(request: Request, caller: Called, serving: Served) -> Response:
+    """Every name that `model` may be; below /a/{adapter} that one alone."""
+    runtime = serving.runtime
+    chosen = request.path_params.get("adapter")
+    if chosen is not None:
+        return json_answer({"object": "list", "data": [_model(runtime, caller, chosen)]}, {})
+    names = dict(runtime.registry.names)
 
     def listed() -> Response:
-        adapters = [
-            {
-                "id": name,
-                "object": "model",
-                "created": names[name].created_unix,
-                "owned_by": "adapter",
-                "parent": encoder.files.id,
-                "version": names[name].digest,
-            }
-            for name in caller.usable(names)
-        ]
-        return json_answer({"object": "list", "data": [base, *adapters]}, {})
+        adapters = [_adapter(runtime, names[name]) for name in caller.usable(names)]
+        return json_answer({"object": "list", "data": [_base(runtime), *adapters]}, {})
 
     return await asyncio.to_thread(listed)
+
+
+@router.get("/v1/models/{model:path}", response_class=Response, responses=MODEL | ERRORS)
+@access("any key", dialect=OPENAI)
+async def model(model: str, caller: Called, serving: Served) -> Response:
+    """The base or one adapter, by any way to spell it that `model` may have in a body."""
+    return json_answer(_model(serving.runtime, caller, model), {})
+
+
+def _model(runtime: Runtime, caller: Caller, spelled: str) -> dict[str, Any]:
+    """Raises Forbidden, UnknownAdapter, UnknownVersion."""
+    spelled_name, at, version = spelled.partition("@")
+    name = name_of(runtime, spelled_name)
+    if not caller.may_use(name):
+        raise Forbidden(name)
+    if name == BASE:
+        return {**_base(runtime), "id": spelled}
+    served = runtime.registry.get(name)
+    if at:
+        find_version(name, served.pointer.history, version)
+    return {**_adapter(runtime, served), "id": spelled}
+
+
+def _base(runtime: Runtime) -> dict[str, Any]:
+    base_id = runtime.engine.encoder.files.id
+    return {"id": base_id, "object": "model", "created": 0, "owned_by": "base"}
+
+
+def _adapter(runtime: Runtime, name: Name) -> dict[str, Any]:
+    return {
+        "id": name.name,
+        "object": "model",
+        "created": name.created_unix,
+        "owned_by": "adapter",
+        "parent": runtime.engine.encoder.files.id,
+        "version": name.digest,
+    }

@@ -12,11 +12,11 @@ from app.api.access import access
 from app.api.answer import json_answer, ran_headers
 from app.api.body import body_of, documented_body
 from app.api.caller import Called
+from app.api.choosing import SelectedOne
 from app.api.dialect import NATIVE
-from app.api.inputs import ChosenByQuery, InputList, Text, TextsBody, read_inputs
+from app.api.inputs import InputList, Text, TextsBody, read_inputs
 from app.api.refusal import invalid
 from app.api.serving import Served
-from app.inference.choose import Selection
 from app.inference.classify import LabelWish, classify, score
 
 router = APIRouter(tags=["text-embeddings-inference"])
@@ -114,14 +114,13 @@ RANKED: dict[int | str, dict[str, Any]] = {
 @access("any key", model=True)
 async def predict(
     body: Annotated[PredictBody, body_of(PredictBody)],
-    query: ChosenByQuery,
+    selection: SelectedOne,
     caller: Called,
     serving: Served,
 ) -> Response:
     """Labels for texts and pairs, in TEI's shapes; one adapter."""
-    _refuse_several(query.adapter)
     texts, wish = body.as_texts(body.inputs.items), LabelWish(body.raw_scores)
-    classified = await classify(serving.runtime, caller, texts, Selection(query.adapter), wish)
+    classified = await classify(serving.runtime, caller, texts, selection, wish)
     answers = classified.answers[0]
     return json_answer(answers[0] if body.inputs.single else answers, ran_headers(classified.ran))
 
@@ -135,28 +134,20 @@ async def predict(
 @access("any key", model=True, dialect=TEXTS)
 async def rerank(
     body: Annotated[RerankBody, body_of(RerankBody)],
-    query: ChosenByQuery,
+    selection: SelectedOne,
     caller: Called,
     serving: Served,
 ) -> Response:
     """The texts by how well each answers the query: one pair each, through a head of one label."""
-    _refuse_several(query.adapter)
     if body.return_text and body.shortened:
         raise invalid("return_text", "is asked for beside a text that is too long to be given back")
     if not all(body.texts):
         raise invalid(f"texts[{body.texts.index('')}]", "is empty")
     pairs = body.as_texts([(body.query, text) for text in body.texts])
-    scored = await score(
-        serving.runtime, caller, pairs, Selection(query.adapter), raw_scores=body.raw_scores
-    )
+    scored = await score(serving.runtime, caller, pairs, selection, raw_scores=body.raw_scores)
     best = sorted(enumerate(scored.scores), key=lambda place: -place[1])
     answer = [
         {"index": i, "score": value, **({"text": body.texts[i]} if body.return_text else {})}
         for i, value in best
     ]
     return json_answer(answer, ran_headers(scored.ran))
-
-
-def _refuse_several(adapters: list[str]) -> None:
-    if len(adapters) > 1:
-        raise invalid("adapter", "is given several times; this route takes one")
