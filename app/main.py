@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.api.access import open_pages
 from app.api.choosing import below_prefix
+from app.api.document import describe
 from app.api.draining import Drain
 from app.api.errors import install_errors
 from app.api.key_entries import KeysRefused, keys_of, refuse_twice
@@ -89,6 +90,7 @@ def build(settings: Settings) -> FastAPI:
         app.router.routes.extend(below_prefix(module.router.routes))
     install_errors(app)
     _add_middlewares(app, settings, keys, metrics, drain)
+    describe(app)
     app.state.drain = drain
     return app
 

@@ -65,7 +65,9 @@ def test_every_documented_example_works_as_pasted(contract_server: LiveServer) -
     bodies = 0
     for path, item in document["paths"].items():
         content = item.get("post", {}).get("requestBody", {}).get("content", {})
-        for example in content.get("application/json", {}).get("schema", {}).get("examples", []):
+        schema = content.get("application/json", {}).get("schema", {})
+        title = schema.get("$ref", "").rpartition("/")[2]
+        for example in document["components"]["schemas"].get(title, {}).get("examples", []):
             name = NEEDS_A_HEAD.get(path)
             query = {"adapter": name} if name else {}
             url = path.replace("{deployment}", "base")

@@ -18,6 +18,7 @@ ANY_ROUTE = (400, 401, 403)  # from any route: an odd path, no key, the wrong ke
 MAX_MESSAGE = 2_000  # characters
 MAX_PROBLEMS_BYTES = 40 << 10  # of a refusal's problems: a refusal has 64 KiB at most
 SCHEMA: dict[str, Any] = {
+    "title": "Error",
     "type": "object",
     "required": ["error", "error_type", "request_id"],
     "properties": {

@@ -42,7 +42,7 @@ ERROR = {
 }
 OPENAI = Dialect(
     _error,
-    {**SCHEMA, "properties": {**SCHEMA["properties"], "error": ERROR}},
+    {**SCHEMA, "title": "OpenAIError", "properties": {**SCHEMA["properties"], "error": ERROR}},
     STATUSES,
     inputs="input",
 )
