@@ -44,7 +44,7 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
     """
     encoder, tokenizer = _base(settings)
     engine = _engine(settings, encoder)
-    engine.on_batch = metrics.batch
+    engine.on_forward = metrics.forward
     loader = make_loader(engine, tokenizer)
     budget = settings.adapter_memory_bytes
     registry = Registry(

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -27,6 +28,7 @@ from app.api.middleware.identify import Identify
 from app.api.middleware.limit_body import LimitBody
 from app.api.middleware.refuse_early import RefuseEarly
 from app.api.middleware.shed_load import ShedLoad
+from app.api.middleware.trace import BeginSpan, TraceRequests
 from app.api.routes import adapters, health, inference, openai, tei, uploads, versions
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
@@ -38,6 +40,9 @@ from app.engine.watchdog import watch_forwards
 from app.inference.caller import Key
 from app.inference.metrics import Metrics
 from app.settings import Settings, listed
+
+if TYPE_CHECKING:
+    from app.tracing import Tracing
 
 log = logging.getLogger(__name__)
 MOST_LOGGED = 20  # adapters
@@ -51,6 +56,7 @@ EXPOSED = [
     "X-Embedding-Space",
     "X-Request-Id",
     "X-Shape",
+    "traceresponse",
 ]
 DIALECTS = (inference, openai, tei, health)  # these stand below /a/{adapter}, too
 ROUTES = (*DIALECTS, uploads, adapters, versions)
@@ -62,7 +68,7 @@ def build(settings: Settings) -> FastAPI:
     The lifespan raises StartRefused.
     """
     metrics, drain = Metrics(settings.metrics_adapters), Drain()
-    keys = _keys(settings)
+    keys, tracing = _keys(settings), _tracing(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,11 +77,15 @@ def build(settings: Settings) -> FastAPI:
             runtime, installer = await asyncio.to_thread(assemble, settings, metrics, store)
             serving = Serving(runtime, installer, keyed=bool(keys), drain=drain)
             app.state.serving = serving
+            if tracing:
+                tracing.follow(runtime.engine)
             async with _engine_running(serving, settings.max_forward_seconds):
                 await serving.runtime.fetcher.load_all()
                 async with _beside(serving, settings.adapters_dir, folders):
                     log.info("serving %s", _described(serving))
                     yield
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPIOffline(
         title="bert-lora-server",
@@ -89,14 +99,19 @@ def build(settings: Settings) -> FastAPI:
     for module in DIALECTS:
         app.router.routes.extend(below_prefix(module.router.routes))
     install_errors(app)
-    _add_middlewares(app, settings, keys, metrics, drain)
+    _add_middlewares(app, settings, keys, metrics, drain, tracing.begin if tracing else None)
     describe(app)
     app.state.drain = drain
     return app
 
 
 def _add_middlewares(
-    app: FastAPI, settings: Settings, keys: list[Key], metrics: Metrics, drain: Drain
+    app: FastAPI,
+    settings: Settings,
+    keys: list[Key],
+    metrics: Metrics,
+    drain: Drain,
+    begin_span: BeginSpan | None,
 ) -> None:
     """From the innermost to the outermost."""
     app.add_middleware(ShedLoad)
@@ -110,6 +125,8 @@ def _add_middlewares(
     )
     app.add_middleware(RefuseEarly, drain=drain)
     app.add_middleware(Count, metrics=metrics, drain=drain)
+    if begin_span:
+        app.add_middleware(TraceRequests, begin=begin_span)
     app.add_middleware(Identify, drain=drain)
     if origins := listed(settings.cors_origins):
         app.add_middleware(
@@ -148,6 +165,19 @@ def _keys(settings: Settings) -> list[Key]:
         )
     except KeysRefused as error:
         raise StartRefused(f"keys: {error}") from None
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    """Raises StartRefused where it is asked for and OpenTelemetry is not installed."""
+    if not settings.tracing:
+        return None
+    try:
+        from app.tracing import Tracing
+    except ImportError as error:
+        raise StartRefused(
+            f"TRACING needs OpenTelemetry ({error}): pip install 'bert-lora-server[otel]'"
+        ) from None
+    return Tracing()
 
 
 @contextlib.contextmanager

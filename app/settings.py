@@ -114,6 +114,10 @@ class Settings(BaseSettings):
         "",
         description="Origins of pages that may ask from a browser, comma-separated; unset: none.",
     )
+    tracing: bool = Field(
+        False,
+        description="Whether spans are sent, as OpenTelemetry's own variables (OTEL_…) say where.",
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="text, or json: one object a line."
     )

@@ -37,6 +37,7 @@ async def caller_of(request: Request) -> Caller:
         bulk=priority == "bulk",
         key=hash((source, state.get("body_digest"))) if waits else None,
         booked=state.get("booked", False),
+        span=state["trace"].span,
     )
     return Caller(
         key=key_of(scope),

@@ -88,8 +88,10 @@ async def respond(error: Exception, scope: Scope, receive: Receive, send: Send) 
 
 
 def _answer(scope: Scope, error: Exception) -> Response:
-    request_id = scope.get("state", {}).get("request_id", "")
-    return dialect_of(scope).answer(refusal_of(error, scope), request_id)
+    state, refusal = scope.get("state", {}), refusal_of(error, scope)
+    if "trace" in state:
+        state["trace"].refusal = refusal.error_type
+    return dialect_of(scope).answer(refusal, state.get("request_id", ""))
 
 
 def refusal_of(error: Exception, scope: Scope) -> Refusal:

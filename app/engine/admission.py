@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.engine.bookings import Bookings
 
@@ -40,7 +40,8 @@ class Asker:
 
     client: shares the model fairly with the other clients. source: its waiting tokens are counted
     together. bulk: stands back behind interactive requests. key: identifies a request across
-    retries. booked: a retry at the time that its refusal named, admitted above the limit.
+    retries. booked: a retry at the time that its refusal named, admitted above the limit. span: as
+    tracing knows the request; nobody here reads it.
     """
 
     client: Hashable = None
@@ -48,6 +49,7 @@ class Asker:
     bulk: bool = False
     key: Hashable = None
     booked: bool = False
+    span: object = field(default=None, compare=False)
 
 
 class Admission:

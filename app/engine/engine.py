@@ -22,8 +22,9 @@ from torch import Tensor
 
 from app.engine.admission import Admission, Asker
 from app.engine.failures import failure_of, lost_its_device, not_finite
+from app.engine.forward import Forward
 from app.engine.queue import Call, Queue, tokens_of
-from app.engine.request import Request
+from app.engine.request import Request, notify_all
 from app.engine.width import Width
 from app.model.encoder import Encoder
 from app.model.machine import first_line
@@ -74,7 +75,7 @@ class Engine:
         self.max_batch_tokens = max(max_batch_tokens, encoder.max_length)
         self.admission = Admission(max_queue_tokens, floor_tokens=4 * self.max_batch_tokens)
         self.queue = Queue(self.admission, takers=threads)
-        self.on_batch: Callable[[int, int], None] = lambda tokens, sequences: None
+        self.on_forward: Callable[[Forward], None] = lambda _: None
         self.hung = False
         self.lost: str | None = None
         self._width = Width(cores, threads)
@@ -179,7 +180,7 @@ class Engine:
         del self._beats[number]
         self._width.end(spare=spare)
         self.queue.over()  # before the answers: what they bring next finds this thread free
-        _notify(requests)
+        notify_all(requests)
         return True
 
     def _do(self, work: tuple[list[Sequence], bool] | Call, number: int) -> list[Request]:
@@ -209,7 +210,7 @@ class Engine:
                 if callable(work):
                     work()
                 elif work:
-                    _notify(self._run_measured(work, lambda: None))
+                    notify_all(self._run_measured(work, lambda: None))
 
         return between
 
@@ -236,7 +237,8 @@ class Engine:
         except Exception as error:
             return self._run_in_parts(batch, between, error)
         finished_at = time.perf_counter()
-        self.on_batch(tokens_of(batch), len(batch))
+        seconds = finished_at - started
+        self.on_forward(Forward(batch, distinct.values(), self.max_batch_tokens, seconds))
         row_of = dict(zip(distinct, rows, strict=True))
         return [
             sequence.request
@@ -293,8 +295,3 @@ def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *argum
     """Call it on the loop, unless that has been closed meanwhile: then nobody waits any more."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *arguments)
-
-
-def _notify(requests: list[Request]) -> None:
-    for request in requests:
-        request.notify()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from app.engine.admission import Asker
@@ -47,3 +47,9 @@ class Request:
             first = self.error is None
             self.error = self.error or error
             return first
+
+
+def notify_all(requests: Iterable[Request]) -> None:
+    """Tell each request's waiter that it is over."""
+    for request in requests:
+        request.notify()

@@ -40,11 +40,19 @@ class Key:
 class Trace:
     """What becomes known of a call on its way, also of one that fails: metrics are counted by it.
 
-    adapters: the names it runs through. arms: of those on trial, which version answers.
+    adapters: the names it runs through. arms: of those on trial, which version answers. versions:
+    name@digest of each. tokens: of all its sequences. steps: what it did before the model ran, each
+    from and to a time of time.perf_counter(). refusal: the type of the error that it was answered
+    with. span: as tracing knows it.
     """
 
     adapters: list[str] = field(default_factory=list)
     arms: list[tuple[str, Arm]] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    tokens: int = 0
+    steps: list[tuple[str, float, float]] = field(default_factory=list)
+    refusal: str | None = None
+    span: object = None
 
 
 @dataclass(frozen=True, eq=False)

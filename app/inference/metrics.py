@@ -13,6 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from app.engine.forward import Forward
 from app.inference.busiest import Busiest
 
 NO_ADAPTERS = ("", "base")  # labels that are always shown
@@ -80,10 +81,10 @@ class Metrics:
         self.trial_requests.labels(label, arm, str(status)).inc()
         self.trial_latency.labels(label, arm).observe(seconds)
 
-    def batch(self, tokens: int, sequences: int) -> None:
+    def forward(self, forward: Forward) -> None:
         """One forward pass is over."""
-        self.batch_tokens.observe(tokens)
-        self.batch_sequences.inc(sequences)
+        self.batch_tokens.observe(forward.tokens)
+        self.batch_sequences.inc(len(forward.batch))
 
     def text(self) -> bytes:
         """The Prometheus exposition format."""

@@ -54,14 +54,18 @@ async def run(
     Cancelling it, as a deadline does, stops the tokeniser and drops what waits.
     Raises InputRefused, QuotaExceeded, QueueFull, ForwardFailed.
     """
-    caller.trace.adapters = list(dict.fromkeys(c.name for c in choice.distinct))
+    trace, distinct = caller.trace, choice.distinct
+    trace.adapters = list(dict.fromkeys(c.name for c in distinct))
+    trace.versions = [c.stamp for c in distinct]
     runtime.quotas.charge(_charges(runtime, caller, choice))  # who is in debt is refused at once
     started = time.perf_counter()
     tokens = await _tokens(runtime, choice, texts)
-    tokenize_s = time.perf_counter() - started
+    queued = time.perf_counter()
+    trace.steps.append(("tokenize", started, queued))
     counts: Counter[str] = Counter()
     for chosen, sequence in _pairs(choice, tokens):
         counts[chosen.name] += len(sequence.ids)
+    trace.tokens = counts.total()
     charges = _charges(runtime, caller, choice, counts)
     runtime.quotas.charge(charges)
     try:
@@ -72,12 +76,13 @@ async def run(
     except ForwardFailed as error:  # it counts sequences, line after line
         error.index = None if error.index is None else error.index % len(texts.items)
         raise
+    trace.steps.append(("queue", queued, queued + answer.queue_s))
     for name, size in counts.items():
         runtime.metrics.tokens.labels(runtime.metrics.label(name)).inc(size)
     count = len(texts.items)
     lines = [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))]
     shadow(runtime, Answered(choice, texts, want, lines))
-    return Ran(choice, lines, tokens, tokenize_s, answer.queue_s, answer.inference_s)
+    return Ran(choice, lines, tokens, queued - started, answer.queue_s, answer.inference_s)
 
 
 async def _engine_run(
