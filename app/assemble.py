@@ -20,8 +20,10 @@ from app.catalog.residents import Residents
 from app.catalog.store import Store
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer, load_tokenizer
+from app.inference.gateway import Gateway
 from app.inference.metrics import Metrics
 from app.inference.runtime import Runtime
+from app.inference.watched import watch
 from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
@@ -44,8 +46,8 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
     """
     encoder, tokenizer = _base(settings)
     engine = _engine(settings, encoder)
-    engine.on_forward = metrics.forward
-    loader = make_loader(engine, tokenizer)
+    engine.on_forward = metrics.forwards.observe
+    loader = make_loader(engine, tokenizer, metrics.loads.observe)
     budget = settings.adapter_memory_bytes
     registry = Registry(
         Residents(machine.free_memory(encoder.device) // 2 if budget is None else budget)
@@ -61,8 +63,10 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
         settings.keep_versions,
         Sources(tuple(map(Path, listed(settings.source_dirs))), settings.allow_hub),
     )
-    _show(metrics, engine, registry)
     runtime = Runtime(engine, tokenizer, registry, fetcher, metrics, settings.max_client_batch)
+    watch(runtime)
+    if settings.gateway_metrics:
+        metrics.registry.register(Gateway(runtime))
     return runtime, installer
 
 
@@ -96,27 +100,6 @@ def _engine(settings: Settings, encoder: Encoder) -> Engine:
         settings.max_queue_tokens,
         threads=min(CPU_BATCHES, cores) if on_cpu else 1,
         cores=cores,
-    )
-
-
-def _show(metrics: Metrics, engine: Engine, registry: Registry) -> None:
-    """The gauges, each read when /metrics is scraped."""
-    metrics.busiest.known = registry.names.__contains__
-    registry.on_remove = metrics.busiest.forget
-    residents = registry.residents
-    metrics.watch("bert_lora_queue_tokens", "Tokens waiting.", lambda: engine.admission.tokens)
-    metrics.watch("bert_lora_adapters", "Adapters served.", lambda: len(registry.names))
-    metrics.watch("bert_lora_resident_adapters", "Versions in memory.", lambda: len(residents))
-    metrics.watch("bert_lora_resident_bytes", "Memory of those.", lambda: residents.bytes)
-    metrics.watch("bert_lora_adapter_hits", "Found in memory.", lambda: residents.hits)
-    metrics.watch("bert_lora_adapter_misses", "Loaded for a request.", lambda: residents.misses)
-    metrics.watch(
-        "bert_lora_slow_paths",
-        "Parts that go a slower way on this machine; /info says why.",
-        lambda: len(engine.encoder.slow_paths),
-    )
-    metrics.watch(
-        "bert_lora_merged_bytes", "Memory of merged copies.", lambda: registry.merged_bytes
     )
 
 

@@ -29,7 +29,9 @@ from app.api.middleware.limit_body import LimitBody
 from app.api.middleware.refuse_early import RefuseEarly
 from app.api.middleware.shed_load import ShedLoad
 from app.api.middleware.trace import BeginSpan, TraceRequests
+from app.api.reasons import reasons
 from app.api.routes import adapters, health, inference, openai, tei, uploads, versions
+from app.api.routes.health import ready_row
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
 from app.catalog.collecting import collect
@@ -39,6 +41,7 @@ from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
 from app.inference.caller import Key
 from app.inference.metrics import Metrics
+from app.inference.watched import Watched
 from app.settings import Settings, listed
 
 if TYPE_CHECKING:
@@ -79,6 +82,7 @@ def build(settings: Settings) -> FastAPI:
             app.state.serving = serving
             if tracing:
                 tracing.follow(runtime.engine)
+            metrics.registry.register(Watched([ready_row(serving)]))
             async with _engine_running(serving, settings.max_forward_seconds):
                 await serving.runtime.fetcher.load_all()
                 async with _beside(serving, settings.adapters_dir, folders):
@@ -96,12 +100,14 @@ def build(settings: Settings) -> FastAPI:
     open_pages(app.routes)
     for module in ROUTES:  # not include_router: the middlewares ask the very routes that will run
         app.router.routes.extend(module.router.routes)
+    for path, reason in reasons(app.routes):
+        metrics.refusals.labels(path, reason)
     for module in DIALECTS:
         app.router.routes.extend(below_prefix(module.router.routes))
     install_errors(app)
     _add_middlewares(app, settings, keys, metrics, drain, tracing.begin if tracing else None)
     describe(app)
-    app.state.drain = drain
+    app.state.drain, app.state.metrics = drain, metrics
     return app
 
 

@@ -104,6 +104,10 @@ class Settings(BaseSettings):
     metrics_adapters: int = Field(
         200, ge=0, description="The busiest adapters, which /metrics names; the rest are one."
     )
+    gateway_metrics: bool = Field(
+        False,
+        description="Whether /metrics also has what Kubernetes' inference gateway reads (vllm:…).",
+    )
     source_dirs: str = Field(
         "", description='Folders that PUT {"source": "/folder"} may read below, comma-separated.'
     )

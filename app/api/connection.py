@@ -12,6 +12,7 @@ import socket
 from asyncio import TimerHandle, Transport
 from typing import Any, cast
 
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 64 << 10
@@ -194,6 +195,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(431, "headers_too_large", f"headers over {HEAD_BYTES:,} bytes: send fewer")
 
     def _refuse(self, status: int, error_type: str, message: str) -> None:
+        app = cast(FastAPI, self.config.app)
+        app.state.metrics.refusals.labels("unknown", error_type).inc()
         body = json.dumps({"error": message, "error_type": error_type, "request_id": ""}).encode()
         head = (
             f"HTTP/1.1 {status} {PHRASES[status]}\r\ncontent-type: application/json\r\n"

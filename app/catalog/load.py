@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,24 +40,42 @@ from app.model.version import Version, embedding_space
 
 REPORT_FORMAT = 3  # of what is stored about a version; another one is measured again
 TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
+OnLoad = Callable[[float, Exception | None], None]
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
+
+
+def _unheard(_: float, __: Exception | None) -> None:
+    """Nobody counts loads."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loader:
     """What every version is loaded with. probe_ids: the text that measures what an adapter does;
-    probe_states: the base's own on it."""
+    probe_states: the base's own on it. on_load: told the seconds of each load, and what it raised.
+    """
 
     engine: Engine
     tokenizer: TextTokenizer
     probe_ids: list[int]
     probe_states: States
+    on_load: OnLoad
 
 
-def make_loader(engine: Engine, tokenizer: TextTokenizer) -> Loader:
+def make_loader(engine: Engine, tokenizer: TextTokenizer, on_load: OnLoad = _unheard) -> Loader:
     """Runs the base once. Blocks."""
     ids = tokenize(tokenizer, [PROBE], Cut(engine.encoder.max_length))[0].ids
-    return Loader(engine, tokenizer, ids, engine.encoder.states(ids))
+    return Loader(engine, tokenizer, ids, engine.encoder.states(ids), on_load)
+
+
+@contextmanager
+def _told(on_load: OnLoad) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    except Exception as error:
+        on_load(time.perf_counter() - started, error)
+        raise
+    on_load(time.perf_counter() - started, None)
 
 
 async def load_version(
@@ -73,18 +94,19 @@ async def load_version(
     certify=False: its certificate has held in this process.
     Raises AdapterRejected; CertificateFailed, which is one, where its golden.jsonl does not hold.
     """
-    engine, encoder = loader.engine, loader.engine.encoder
-    read = await asyncio.to_thread(_read, folder, options, encoder)
-    adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
-    layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
-    if report is None:
-        delta = await engine.call(lambda: _delta(loader, changed_tokens(read.adapter), layers))
-        _refuse_no_effect(delta, read.adapter, encoder, allow_noop)
-        await _refuse_overflow(loader, adapter, layers)
-        report = _report(digest, adapter, delta, read, encoder)
-    if certify and read.goldens:
-        await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
-    return StoredVersion(digest, adapter, layers, report=report)
+    with _told(loader.on_load):
+        engine, encoder = loader.engine, loader.engine.encoder
+        read = await asyncio.to_thread(_read, folder, options, encoder)
+        adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
+        layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
+        if report is None:
+            delta = await engine.call(lambda: _delta(loader, changed_tokens(read.adapter), layers))
+            _refuse_no_effect(delta, read.adapter, encoder, allow_noop)
+            await _refuse_overflow(loader, adapter, layers)
+            report = _report(digest, adapter, delta, read, encoder)
+        if certify and read.goldens:
+            await verify(engine, loader.tokenizer, adapter, layers, read.goldens)
+        return StoredVersion(digest, adapter, layers, report=report)
 
 
 def _delta(loader: Loader, more_ids: list[int], layers: Layers) -> Delta:

@@ -51,6 +51,11 @@ class LocalNames:
             stems = (e.name.removesuffix(LIVE) for e in entries if e.name.endswith(LIVE))
             return heapq.nsmallest(PAGE, (s for s in stems if s > after and valid_name(s)))
 
+    def tombstones(self) -> int:
+        """As store.Store.tombstones."""
+        with disk_errors(), os.scandir(self._folder) as entries:
+            return sum(entry.name.endswith(GONE) for entry in entries)
+
     def look(self, name: str, seen: Pointer | None = None) -> Pointer:
         """As store.Store.look."""
         try:

@@ -175,6 +175,10 @@ class LocalStore(Store):
         """As Store.epoch."""
         return self._names.epoch()
 
+    def tombstones(self) -> int:
+        """As Store.tombstones."""
+        return self._names.tombstones()
+
     def collect(self, older_than_s: float) -> bool:
         """As Store.collect."""
         if not self._workspace.may_write:

@@ -68,6 +68,12 @@ class Name:
         """The same in seconds."""
         return int(datetime.fromisoformat(self.created).timestamp())
 
+    @property
+    def versions(self) -> set[str]:
+        """Those that its requests run through: its own, and its trial's."""
+        trial = self.pointer.trial
+        return {self.digest, *([trial.version] if trial else [])}
+
 
 @dataclass
 class Registry:
@@ -94,7 +100,7 @@ class Registry:
         """Make the name answer with its version from now on."""
         before = self.names.get(name.name)
         self.broken.pop(name.name, None)
-        for digest in _used(name):
+        for digest in name.versions:
             self._pointed[digest] += 1
             self._old.pop(digest, None)
         self.names[name.name] = name
@@ -117,7 +123,7 @@ class Registry:
             self.on_remove(name)
 
     def _leave(self, before: Name) -> None:
-        for digest in _used(before):
+        for digest in before.versions:
             self._pointed[digest] -= 1
             if not self._pointed[digest]:
                 del self._pointed[digest]
@@ -153,12 +159,6 @@ class Registry:
     def merged_bytes(self) -> int:
         """Of all merged copies."""
         return sum(version.merged_bytes for version in tuple(self.merged.values()))
-
-
-def _used(name: Name) -> list[str]:
-    """The versions that the name's requests run through."""
-    trial = name.pointer.trial
-    return [name.digest, *([trial.version] if trial else [])]
 
 
 def find_version(name: str, history: Sequence[Entry], prefix: str) -> str:

@@ -15,7 +15,8 @@ from app.catalog.stored_version import StoredVersion
 class Residents:
     """budget_bytes: of all versions together; the one put last stays whatever its size.
 
-    bytes: of those that are in memory. hits, misses: of requests, since the start.
+    bytes: of those that are in memory. Since the start: hits, misses of requests; evictions,
+    versions that fell out for want of room.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -23,6 +24,7 @@ class Residents:
         self.bytes = 0
         self.hits = 0
         self.misses = 0
+        self.evictions = 0
         self._versions: OrderedDict[str, StoredVersion] = OrderedDict()
 
     def __contains__(self, digest: str) -> bool:
@@ -53,6 +55,7 @@ class Residents:
         self.bytes += version.adapter.resident_bytes
         while self.bytes > self.budget_bytes and len(self._versions) > 1:
             self.drop(next(iter(self._versions)))
+            self.evictions += 1
 
     def drop(self, digest: str) -> None:
         """Let it go, if it is in memory."""

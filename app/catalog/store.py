@@ -149,3 +149,7 @@ class Store(ABC):
     @abstractmethod
     def set_aside_versions(self) -> list[str]:
         """What has been set aside and not been looked after since."""
+
+    @abstractmethod
+    def tombstones(self) -> int:
+        """How many deleted names it remembers."""

@@ -52,8 +52,9 @@ class Abandoned(Exception):
 class Engine:
     """The model and its threads. start() and stop() frame their life; run() is safe from the loop.
 
-    hung: a forward has stood still for too long; the watchdog alone sets it. lost: the error that
-    ended the device's context. max_batch_tokens shrinks where the device is short of memory.
+    requests: those that wait or run, with their sequences. hung: a forward has stood still for too
+    long; the watchdog alone sets it. lost: the error that ended the device's context.
+    max_batch_tokens shrinks where the device is short of memory.
 
     The threads share these without a lock: each is set whole, and only a GPU, which has one thread,
     is ever lost or short of memory.
@@ -76,6 +77,7 @@ class Engine:
         self.admission = Admission(max_queue_tokens, floor_tokens=4 * self.max_batch_tokens)
         self.queue = Queue(self.admission, takers=threads)
         self.on_forward: Callable[[Forward], None] = lambda _: None
+        self.requests: dict[Request, list[Sequence]] = {}  # changed on the event loop only
         self.hung = False
         self.lost: str | None = None
         self._width = Width(cores, threads)
@@ -133,9 +135,11 @@ class Engine:
         for index, sequence in enumerate(sequences):
             sequence.request, sequence.index = request, index
         self.queue.put(request, sequences)
+        self.requests[request] = sequences
         try:
             await over.wait()
         finally:
+            del self.requests[request]
             self.queue.cancel(request)
         if request.error is not None:
             raise request.error
@@ -172,8 +176,7 @@ class Engine:
     def _step(self, number: int) -> bool:
         """Schedule, run, hand back. Returns False once the queue is closed and empty."""
         spare = number > 0
-        work = self.queue.take(self.max_batch_tokens, spare=spare)
-        if work is None:
+        if (work := self.queue.take(self.max_batch_tokens, spare=spare)) is None:
             return False
         self._beats[number] = next(self._ticks)
         requests = self._do(work, number)
@@ -229,7 +232,8 @@ class Engine:
         distinct: dict[Hashable, Sequence] = {}
         for sequence in batch:
             sequence.request.started_at = sequence.request.started_at or started
-            distinct.setdefault(_identity(sequence), sequence)
+            distinct.setdefault(sequence.identity, sequence)
+        self.encoder.take_update_s()  # of what was no batch
         try:
             rows = self.encoder.run(list(distinct.values()), between)
         except Abandoned:
@@ -237,13 +241,13 @@ class Engine:
         except Exception as error:
             return self._run_in_parts(batch, between, error)
         finished_at = time.perf_counter()
-        seconds = finished_at - started
-        self.on_forward(Forward(batch, distinct.values(), self.max_batch_tokens, seconds))
+        times = finished_at - started, self.encoder.take_update_s()
+        self.on_forward(Forward(batch, distinct.values(), self.max_batch_tokens, *times))
         row_of = dict(zip(distinct, rows, strict=True))
         return [
             sequence.request
             for sequence in batch
-            if _hand_back(sequence, row_of[_identity(sequence)], finished_at)
+            if _hand_back(sequence, row_of[sequence.identity], finished_at)
         ]
 
     def _run_in_parts(
@@ -275,11 +279,6 @@ class Engine:
         """The watchdog ends a process whose device is lost."""
         if self.lost is None and lost_its_device(error, self._wait_for_device):
             self.lost = first_line(error)
-
-
-def _identity(sequence: Sequence) -> Hashable:
-    """Alike for sequences of one batch whose rows are alike."""
-    return (tuple(sequence.ids), tuple(sequence.types), sequence.want, id(sequence.version))
 
 
 def _hand_back(sequence: Sequence, row: Tensor, finished_at: float) -> bool:

@@ -14,13 +14,15 @@ class Forward:
     """batch: the sequences that it answered. distinct: those that it computed; equal ones are once.
 
     budget: tokens that a batch may have. seconds: from its begin to its end, with what went ahead
-    of it between two layers.
+    of it between two layers. update_s: of that, the adapters' low-rank updates; 0 on a GPU, which
+    computes them later than it is told to.
     """
 
     batch: Collection[Sequence]
     distinct: Collection[Sequence]
     budget: int
     seconds: float
+    update_s: float
 
     @property
     def tokens(self) -> int:
@@ -32,3 +34,9 @@ class Forward:
         """How many versions took part, the base aside."""
         versions = {s.version.digest for s in self.distinct if s.layers is not BASE_LAYERS}
         return len(versions)
+
+    @property
+    def padding(self) -> int:
+        """Tokens that a padded batch of what it computed would have had beside the real ones."""
+        lengths = [len(sequence.ids) for sequence in self.distinct]
+        return max(lengths) * len(lengths) - sum(lengths)

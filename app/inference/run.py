@@ -77,6 +77,7 @@ async def run(
         error.index = None if error.index is None else error.index % len(texts.items)
         raise
     trace.steps.append(("queue", queued, queued + answer.queue_s))
+    runtime.metrics.ran(queued - started, answer.queue_s)
     for name, size in counts.items():
         runtime.metrics.tokens.labels(runtime.metrics.label(name)).inc(size)
     count = len(texts.items)

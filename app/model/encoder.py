@@ -117,6 +117,10 @@ class Encoder:
         with self.route.run(segments(sequences, [1] * len(sequences))):
             return torch.tanh(self._pooler(rows))  # type: ignore[misc]
 
+    def take_update_s(self) -> float:
+        """Seconds of low-rank updates in this thread's runs since the last call; 0 on a GPU."""
+        return self.route.take_update_s()
+
     @torch.inference_mode()
     def states(self, ids: Iterable[int], layers: Layers = BASE_LAYERS) -> States:
         """One text's hidden states, through an adapter's layers or the plain base."""

@@ -6,6 +6,7 @@ Knows modules and segments; knows no names of adapters. The base's weights are o
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,19 +25,33 @@ def _go_on() -> None:
     """Nothing to do between two layers."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Pass:
-    """One forward: who sits on which rows. between: called before every Linear, and may raise."""
+    """One forward: who sits on which rows. between: called before every Linear, and may raise.
+
+    update_s: seconds of its updates so far.
+    """
 
     segments: Sequence[Segment] = ()
     updates: Updates = NO_UPDATES
     between: Callable[[], None] = _go_on
+    update_s: float = 0.0
+
+    def update(self, y: Tensor, x: Tensor, path: str, number: int) -> None:
+        """As add_delta, and the time that it takes: on a CPU; a GPU computes later."""
+        if not self.updates.segments:
+            return
+        started = time.perf_counter()
+        add_delta(y, x, self.updates, path, number)
+        if y.device.type == "cpu":
+            self.update_s += time.perf_counter() - started
 
 
 class Route(threading.local):
     """The forward that each thread is running. kernels_on: see delta.gather."""
 
     running = Pass()
+    update_s = 0.0
 
     def __init__(self, kernels_on: torch.device | None = CPU) -> None:
         self.kernels_on = kernels_on
@@ -52,7 +67,13 @@ class Route(threading.local):
         try:
             yield
         finally:
+            self.update_s += self.running.update_s
             self.running = before
+
+    def take_update_s(self) -> float:
+        """Seconds of updates in this thread's forwards that have ended since the last call."""
+        update_s, self.update_s = self.update_s, 0.0
+        return update_s
 
 
 class LinearWithLoRA(nn.Module):
@@ -75,7 +96,7 @@ class LinearWithLoRA(nn.Module):
         running.between()
         rows = x.reshape(-1, x.shape[-1])
         y = self._products(rows, running.segments)
-        add_delta(y, rows, running.updates, self.path, self.number)
+        running.update(y, rows, self.path, self.number)
         return y.view(*x.shape[:-1], -1)
 
     def _products(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:

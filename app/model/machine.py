@@ -49,6 +49,14 @@ def free_memory(device: torch.device) -> int:
     return min(free, limit - used)
 
 
+def memory_limit() -> int:
+    """Bytes that this process may have: its container's limit, or the machine's memory."""
+    try:
+        return int((CGROUP / "memory.max").read_text())
+    except (OSError, ValueError):  # no cgroup, or no limit ("max")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def first_line(error: BaseException) -> str:
     """An error's message, without the page of advice and traces that torch and compilers add."""
     message = str(error).strip()

@@ -5,6 +5,7 @@ Knows what the model reads and what it gives; knows no texts, clients or threads
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,3 +70,8 @@ class Sequence:
     def head(self) -> Head | None:
         """Its version's head, which logits come from."""
         return self.version.adapter.head
+
+    @property
+    def identity(self) -> Hashable:
+        """Alike for sequences of one batch whose rows are alike."""
+        return (tuple(self.ids), tuple(self.types), self.want, id(self.version))

@@ -54,10 +54,10 @@ def test_what_falls_out_of_memory_comes_back_with_the_same_answers(
         assert embed(small, name) == wanted[name]
         assert len(resident(small)) <= 2
     assert metric(small, "bert_lora_resident_bytes") <= 2 * size + 1
-    assert metric(small, "bert_lora_adapter_misses") >= len(many)
-    before = metric(small, "bert_lora_adapter_hits")
+    assert metric(small, "bert_lora_adapter_misses_total") >= len(many)
+    before = metric(small, "bert_lora_adapter_hits_total")
     embed(small, "a0")
-    assert metric(small, "bert_lora_adapter_hits") == before + 1
+    assert metric(small, "bert_lora_adapter_hits_total") == before + 1
     for name, report in reports.items():
         shown = small.client.get(f"/adapters/{name}").json()
         assert shown["delta"] == report["delta"]

@@ -25,6 +25,9 @@ class FailingEncoder:
 
     max_length = 100
 
+    def take_update_s(self) -> float:
+        return 0.0
+
     def run(self, sequences: list[Sequence], between: object) -> list[torch.Tensor]:
         if any(13 in s.ids for s in sequences):
             raise RuntimeError("unlucky")
@@ -64,7 +67,7 @@ def test_a_call_runs_on_the_models_thread_and_its_error_comes_back() -> None:
     asyncio.run(run())
 
 
-class SlowEncoder:
+class SlowEncoder(FailingEncoder):
     """Gives each sequence its length, over three layers; notes what ran in which order."""
 
     max_length = 1000
@@ -208,7 +211,7 @@ def test_a_device_is_lost_where_it_answers_no_more_after_an_error(error: Excepti
     assert not lost_its_device(ValueError("unlucky"), dead)
 
 
-class PoisonedEncoder:
+class PoisonedEncoder(FailingEncoder):
     """Fails for ever once it has seen token 13; counts what is tried."""
 
     max_length = 100

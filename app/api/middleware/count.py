@@ -1,4 +1,4 @@
-"""Counts every request: its route, adapters, status and latency, and how many are being
+"""Counts every request: its route, adapters, status, refusal and latency, and how many are being
 answered.
 """
 
@@ -41,7 +41,7 @@ class Count:
         try:
             await self.app(scope, receive, watched_send)
         except Exception:
-            status = 500  # answered further outside
+            status, scope["state"]["trace"].refusal = 500, "internal"  # answered further outside
             raise
         finally:
             self.drain.in_flight -= counts
@@ -51,6 +51,7 @@ class Count:
         state = scope["state"]
         seconds = time.perf_counter() - state["began"]
         trace: Trace = state["trace"]
-        self.metrics.request(state["matched"].path, trace.adapters or [""], status, seconds)
+        route, adapters = state["matched"].path, trace.adapters or [""]
+        self.metrics.request(route, adapters, status, seconds, trace.refusal)
         for adapter, arm in trace.arms:
             self.metrics.trial(adapter, arm, status, seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -19,7 +18,9 @@ from app.api.dialect import documented
 from app.api.middleware.authenticate import refuse_unless_admin
 from app.api.refusal import Refusal
 from app.api.serving import Served, Serving
+from app.inference.build import own_version
 from app.inference.caller import Caller
+from app.inference.watched import Row
 from app.model.version import embedding_space
 
 router = APIRouter(tags=["running"])
@@ -103,6 +104,19 @@ def _check(serving: Serving) -> None:
         raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
 
 
+def ready_row(serving: Serving) -> Row:
+    """/readyz's answer, for /metrics."""
+
+    def ready() -> bool:
+        try:
+            _check(serving)
+        except Refusal:
+            return False
+        return True
+
+    return Row("gauge", "bert_lora_ready", "Whether /readyz answers 200.", ready)
+
+
 @router.get("/metrics", response_class=Response, responses=METRICS)
 @access("unrestricted key", probe=True)
 async def metrics(serving: Served) -> Response:
@@ -123,7 +137,7 @@ async def info(request: Request, caller: Called, serving: Served, verify: bool =
         base |= {"digest_now": now, "intact": now == encoder.digest}
     files = encoder.files
     answer = {
-        "version": _own_version(),
+        "version": own_version(),
         "model_id": files.id,
         "model_type": encoder.base.model_type,
         "model_dtype": str(encoder.dtype).removeprefix("torch."),
@@ -146,10 +160,3 @@ async def info(request: Request, caller: Called, serving: Served, verify: bool =
         "merged_bytes": registry.merged_bytes,
     }
     return json_answer(answer, {})
-
-
-def _own_version() -> str:
-    try:
-        return version("bert-lora-server")
-    except PackageNotFoundError:
-        return "source"
