@@ -96,6 +96,10 @@ class Updates:
     plan: Plan | None = None
     touched: Sequence[bool] = ()
 
+    def touch(self, number: int) -> bool:
+        """Whether any of them may be of this Linear."""
+        return self.touched[number] if self.touched else bool(self.segments)
+
 
 NO_UPDATES = Updates()
 
@@ -133,7 +137,7 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) ->
     Raises RuntimeError (torch) where A or B does not fit the layer.
     Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
     """
-    if updates.touched and not updates.touched[number]:
+    if not updates.touch(number):
         return y
     if updates.plan is not None:
         from app.model import kernel_cuda

@@ -39,11 +39,11 @@ class Pass:
 
     def update(self, y: Tensor, x: Tensor, path: str, number: int) -> None:
         """As add_delta, and the time that it takes: on a CPU; a GPU computes later."""
-        if not self.updates.segments:
+        if not self.updates.touch(number):
             return
         started = time.perf_counter()
         add_delta(y, x, self.updates, path, number)
-        if y.device.type == "cpu":
+        if not y.is_cuda:
             self.update_s += time.perf_counter() - started
 
 
