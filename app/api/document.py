@@ -24,7 +24,11 @@ SCHEMES = {
     },
     "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
-ANY_KEY: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}, {}]  # {}: a server without keys asks for none
+ANY_KEY: list[dict[str, list[str]]] = [
+    {"bearer": []},
+    {"header": []},
+    {},
+]  # {}: a server without keys asks for none
 TAGS = {
     "inference": "Embeddings and labels, each input through the adapter of its choice.",
     "adapters": "Adapters come, go, are versioned, tried and merged while traffic flows.",

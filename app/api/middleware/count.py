@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import matched_of
+from app.api.choosing import PREFIX
 from app.api.draining import Drain
 from app.inference.caller import Trace
 from app.inference.metrics import Metrics
@@ -51,7 +52,10 @@ class Count:
         state = scope["state"]
         seconds = time.perf_counter() - state["began"]
         trace: Trace = state["trace"]
-        route, adapters = state["matched"].path, trace.adapters or [""]
+        route = (
+            state["matched"].path.removeprefix(PREFIX) or "/"
+        )  # the same route, whatever the way
+        adapters = trace.adapters or [""]
         self.metrics.request(route, adapters, status, seconds, trace.refusal)
         for adapter, arm in trace.arms:
             self.metrics.trial(adapter, arm, status, seconds)
