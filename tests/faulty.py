@@ -1,7 +1,7 @@
 """The server with a model that fails when it is asked to: `python -m tests.faulty serve`.
 
-Sequences of certain token ids make the forward raise, run out of memory, or hang; all else is the
-server as it is.
+Sequences of certain token ids make the forward raise, run out of memory, hang or take SLOW_S; all
+else is the server as it is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from app.model.sequence import Sequence
 CRASH = [2, 11, 11, 12, 3]
 NO_MEMORY = [2, 12, 12, 11, 3]
 HANG = [2, 13, 12, 13, 3]
+SLOW, SLOW_S = [2, 13, 13, 12, 3], 6
 POISON = [2, 12, 13, 11, 3]  # as a kernel that writes where it may not: for ever
 POISONED = "CUDA error: an illegal memory access was encountered"
 
@@ -36,6 +37,8 @@ def run(
         raise torch.AcceleratorError(f"{POISONED}\nCompile with `TORCH_USE_CUDA_DSA`")
     if HANG in asked:
         threading.Event().wait()
+    if SLOW in asked:
+        threading.Event().wait(SLOW_S)
     if CRASH in asked:
         raise RuntimeError("a fault that was asked for")
     if NO_MEMORY in asked:
