@@ -76,7 +76,7 @@ def access_of(route: BaseRoute) -> Access:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """The route of a request. path: the route's own, with {name}; params: what stands in its
+    """The route of a request. path: the route's own, as documented; params: what stands in its
     place.
     """
 
@@ -99,9 +99,8 @@ def match(routes: Sequence[BaseRoute], scope: Scope) -> Matched:
     for route in routes:
         matched, child = route.matches(scope)
         if matched is Match.FULL:
-            return Matched(
-                getattr(route, "path", "unknown"), child.get("path_params", {}), access_of(route)
-            )
+            path_format = getattr(route, "path_format", "unknown")
+            return Matched(path_format, child.get("path_params", {}), access_of(route))
         if matched is Match.PARTIAL:
             allowed |= getattr(route, "methods", None) or set()
     if allowed:

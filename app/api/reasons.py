@@ -29,6 +29,6 @@ def reasons(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, str]]:
     for route in routes:
         if isinstance(route, APIRoute):
             declared = {status for status in route.responses if isinstance(status, int)}
-            yield route.path, "internal"
+            yield route.path_format, "internal"
             for status in declared | (MODEL_STATUSES if access_of(route).model else set()):
-                yield from ((route.path, kind) for kind in types[status])
+                yield from ((route.path_format, kind) for kind in types[status])
