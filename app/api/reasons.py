@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 from app.api.access import access_of
 from app.api.errors import HTTP_TYPES, TABLE
 
+KEY_STATUSES = {401, 403}
 MODEL_STATUSES = {429, 499, 500, 503, 504}
 NO_ROUTE = "unknown"  # of what matches none, or is refused before its path is known
 NO_ROUTES_TYPES = ("not_found", "method_not_allowed", "malformed", "too_slow", "overloaded")
@@ -28,7 +29,10 @@ def reasons(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, str]]:
         yield NO_ROUTE, kind
     for route in routes:
         if isinstance(route, APIRoute):
+            access = access_of(route)
             declared = {status for status in route.responses if isinstance(status, int)}
+            declared |= MODEL_STATUSES if access.model else set()
+            declared |= KEY_STATUSES if access.needs != "nothing" else set()
             yield route.path_format, "internal"
-            for status in declared | (MODEL_STATUSES if access_of(route).model else set()):
+            for status in declared:
                 yield from ((route.path_format, kind) for kind in types[status])
