@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: serve test test-quick check bench soak sbom audit lock clean
+.PHONY: serve test test-quick test-clients check bench soak sbom audit lock lock-clients clean
 
 serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
@@ -39,6 +39,31 @@ bench: $(VENV)/developed
 # Ten minutes of everything at once, kills included, every answer compared with PEFT's.
 soak: $(VENV)/developed
 	$(VENV)/bin/python -m tests.soak --seconds 600
+
+# Real client libraries against a running server, in environments of their own: the newest of each, and what was the
+# newest a year ago.
+test-clients: $(VENV)/served build/clients/newest/ready build/clients/year_ago/ready
+	for age in newest year_ago; do \
+		SERVER_PYTHON=$(CURDIR)/$(VENV)/bin/python build/clients/$$age/bin/python -m pytest \
+			-c tests/clients/pytest.ini --rootdir tests/clients --confcutdir tests/clients tests/clients || exit 1; \
+	done
+
+build/clients/%/ready: tests/clients/%.txt
+	$(PYTHON) -m venv build/clients/$*
+	build/clients/$*/bin/pip --disable-pip-version-check install torch==2.13.0 \
+		$(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+	build/clients/$*/bin/pip --disable-pip-version-check install --no-deps -r tests/clients/$*.txt
+	@touch $@
+
+# torch is installed before, by pip, as everywhere. infinity-client asks for an old httpx and runs with any.
+build/clients/override.txt:
+	mkdir -p build/clients && echo 'httpx>=0.28' > $@
+COMPILE_CLIENTS = build/tools/bin/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --upgrade \
+	--override build/clients/override.txt
+lock-clients: build/tools/ready build/clients/override.txt
+	$(COMPILE_CLIENTS) tests/clients/newest.in -o tests/clients/newest.txt
+	$(COMPILE_CLIENTS) tests/clients/clients.in -o tests/clients/year_ago.txt --exclude-newer $$(date -d '1 year ago' +%F)
+	sed -i -E '/^(torch|triton|nvidia-.*|cuda-.*)==/d' tests/clients/newest.txt tests/clients/year_ago.txt
 
 # What the image installs, pinned with hashes. gpu.lock is all of it; cpu.lock leaves torch and CUDA to
 # PyTorch's own index, which has the CPU build.
