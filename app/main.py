@@ -27,7 +27,19 @@ from app.api.middleware.identify import Identify
 from app.api.middleware.limit_body import LimitBody
 from app.api.middleware.refuse_early import RefuseEarly
 from app.api.middleware.shed_load import ShedLoad
-from app.api.routes import adapters, health, inference, openai, tei, uploads, versions
+from app.api.routes import (
+    adapters,
+    health,
+    inference,
+    kserve,
+    openai,
+    tei,
+    uploads,
+    versions,
+    vllm,
+    vllm_adapters,
+    vllm_tokens,
+)
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
 from app.catalog.collecting import collect
@@ -52,8 +64,8 @@ EXPOSED = [
     "X-Request-Id",
     "X-Shape",
 ]
-DIALECTS = (inference, openai, tei, health)  # these stand below /a/{adapter}, too
-ROUTES = (*DIALECTS, uploads, adapters, versions)
+DIALECTS = (inference, openai, tei, vllm, vllm_tokens, kserve, health)  # below /a/{adapter}, too
+ROUTES = (*DIALECTS, uploads, vllm_adapters, adapters, versions)
 
 
 def build(settings: Settings) -> FastAPI:

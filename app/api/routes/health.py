@@ -63,7 +63,7 @@ async def livez(serving: Served) -> Response:
 @access("nothing", probe=True)
 async def readyz(caller: Called, serving: Served, verbose: bool = False) -> Response:
     """The base is loaded and the loop turns; names that could not be loaded are listed."""
-    _check(serving)
+    check_ready(serving)
     answer: dict[str, Any] = {"status": "ready"}
     if not serving.keyed or caller.key is not None:
         registry = serving.runtime.registry
@@ -88,11 +88,12 @@ def _usable(caller: Caller, reasons: Mapping[str, str]) -> dict[str, str]:
 @access("nothing", probe=True)
 async def health(serving: Served) -> Response:
     """As /readyz, for TEI's clients."""
-    _check(serving)
+    check_ready(serving)
     return json_answer({"status": "ok"}, {})
 
 
-def _check(serving: Serving) -> None:
+def check_ready(serving: Serving) -> None:
+    """Raises Refusal (503)."""
     if serving.drain.leaving:
         raise Refusal(503, "draining", "this server is about to end")
     if serving.runtime.engine.hung:
@@ -101,6 +102,13 @@ def _check(serving: Serving) -> None:
         raise Refusal(503, "not_ready", f"{LOST} ({serving.runtime.engine.lost})")
     if not serving.runtime.engine.turning:
         raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
+
+
+@router.get("/version", response_class=Response, responses=OBJECT)
+@access("any key")
+async def own_version_alone() -> Response:
+    """This server's version, where vLLM's clients look for it."""
+    return json_answer({"version": own_version()}, {})
 
 
 @router.get("/metrics", response_class=Response, responses=METRICS)
@@ -123,7 +131,7 @@ async def info(request: Request, caller: Called, serving: Served, verify: bool =
         base |= {"digest_now": now, "intact": now == encoder.digest}
     files = encoder.files
     answer = {
-        "version": _own_version(),
+        "version": own_version(),
         "model_id": files.id,
         "model_type": encoder.base.model_type,
         "model_dtype": str(encoder.dtype).removeprefix("torch."),
@@ -148,7 +156,8 @@ async def info(request: Request, caller: Called, serving: Served, verify: bool =
     return json_answer(answer, {})
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """Of the package that is installed, or `source`."""
     try:
         return version("bert-lora-server")
     except PackageNotFoundError:
