@@ -106,7 +106,7 @@ def check_ready(serving: Serving) -> None:
 
 @router.get("/version", response_class=Response, responses=OBJECT)
 @access("any key")
-async def own_version_alone() -> Response:
+async def server_version() -> Response:
     """This server's version, where vLLM's clients look for it."""
     return json_answer({"version": own_version()}, {})
 

@@ -32,6 +32,15 @@ router = APIRouter(prefix="/v2", tags=["kserve"])
 KSERVE = replace(NATIVE, statuses={"validation": 400, "no_head": 400}, inputs="inputs[0].data")
 PROBED = OBJECT | KSERVE.documented(503)
 ANSWERS = OBJECT | KSERVE.documented(404)
+INDEX: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A list of names with their versions.",
+        "content": {
+            "application/json": {"schema": {"type": "array", "items": {"type": "object"}}},
+        },
+    },
+    **KSERVE.documented(),
+}
 INFERRED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Tensors: in JSON, or as bytes behind it.",
@@ -72,7 +81,7 @@ class Tensor:
 
 @router.get("", response_class=Response, responses=ANSWERS)
 @access("any key", dialect=KSERVE)
-async def server() -> Response:
+async def server_metadata() -> Response:
     """The server's name, version and extensions."""
     answer = {
         "name": "bert-lora-server",
@@ -84,7 +93,7 @@ async def server() -> Response:
 
 @router.get("/health/live", response_class=Response, responses=PROBED)
 @access("nothing", probe=True, dialect=KSERVE)
-async def live(serving: Served) -> Response:
+async def server_live(serving: Served) -> Response:
     """As /livez."""
     await livez(serving)
     return json_answer({"live": True}, {})
@@ -92,15 +101,15 @@ async def live(serving: Served) -> Response:
 
 @router.get("/health/ready", response_class=Response, responses=PROBED)
 @access("nothing", probe=True, dialect=KSERVE)
-async def ready(serving: Served) -> Response:
+async def server_ready(serving: Served) -> Response:
     """As /readyz."""
     check_ready(serving)
     return json_answer({"ready": True}, {})
 
 
-@router.post("/repository/index", response_class=Response, responses=ANSWERS)
+@router.post("/repository/index", response_class=Response, responses=INDEX)
 @access("any key", dialect=KSERVE)
-async def index(caller: Called, serving: Served) -> Response:
+async def repository_index(caller: Called, serving: Served) -> Response:
     """Every name that {model} may be."""
     runtime = serving.runtime
     names = dict(runtime.registry.names)
@@ -117,7 +126,7 @@ async def index(caller: Called, serving: Served) -> Response:
     openapi_extra=documented_body(InferBody),
 )
 @access("any key", model=True, dialect=KSERVE)
-async def infer_version(
+async def version_infer(
     model: str,
     version: str,
     inference: Annotated[Inference, Depends(read_inference)],
@@ -126,7 +135,7 @@ async def infer_version(
     serving: Served,
 ) -> Response:
     """The same, through one version of the model."""
-    return await infer(f"{model}@{version}", inference, selection, caller, serving)
+    return await model_infer(f"{model}@{version}", inference, selection, caller, serving)
 
 
 @router.post(
@@ -136,7 +145,7 @@ async def infer_version(
     openapi_extra=documented_body(InferBody),
 )
 @access("any key", model=True, dialect=KSERVE)
-async def infer(
+async def model_infer(
     model: str,
     inference: Annotated[Inference, Depends(read_inference)],
     selection: SelectedOne,
@@ -243,12 +252,12 @@ async def model_ready(model: str, caller: Called, serving: Served) -> Response:
 @access("any key", dialect=KSERVE)
 async def version_metadata(model: str, version: str, caller: Called, serving: Served) -> Response:
     """The same, of one version."""
-    return await metadata(f"{model}@{version}", caller, serving)
+    return await model_metadata(f"{model}@{version}", caller, serving)
 
 
 @router.get("/models/{model:path}", response_class=Response, responses=ANSWERS)
 @access("any key", dialect=KSERVE)
-async def metadata(model: str, caller: Called, serving: Served) -> Response:
+async def model_metadata(model: str, caller: Called, serving: Served) -> Response:
     """What the base or an adapter takes and gives."""
     runtime = serving.runtime
     chosen = await resolve(runtime, caller, model)

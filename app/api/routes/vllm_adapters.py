@@ -59,7 +59,7 @@ class UnloadBody(NamedBody):
     openapi_extra=documented_body(LoadBody),
 )
 @access("admin key", dialect=OPENAI)
-async def load(
+async def load_lora_adapter(
     body: Annotated[LoadBody, body_of(LoadBody)], caller: Called, serving: Served
 ) -> Response:
     """Load an adapter from a folder of this server, or from the hub; it is stored like a PUT's."""
@@ -91,7 +91,9 @@ async def load(
     openapi_extra=documented_body(UnloadBody),
 )
 @access("admin key", dialect=OPENAI)
-async def unload(body: Annotated[UnloadBody, body_of(UnloadBody)], serving: Served) -> Response:
+async def unload_lora_adapter(
+    body: Annotated[UnloadBody, body_of(UnloadBody)], serving: Served
+) -> Response:
     """Stop serving the name, as DELETE does."""
     name = _name(body)
     await serving.installer.remove(name, lambda _: None)
