@@ -26,6 +26,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 NEEDS_A_HEAD = {"/classify": "sentiment", "/predict": "sentiment", "/rerank": "ranker"}
+PLACES = {"{deployment}": "base", "{model}": "sentiment"}
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,10 @@ def test_every_documented_example_works_as_pasted(contract_server: LiveServer) -
         for example in document["components"]["schemas"].get(title, {}).get("examples", []):
             name = NEEDS_A_HEAD.get(path)
             query = {"adapter": name} if name else {}
-            url = path.replace("{deployment}", "base")
+            version = contract_server.client.get("/adapters/sentiment").json()["version"]
+            url = path.replace("{version}", version)
+            for place, value in PLACES.items():
+                url = url.replace(place, value)
             answer = contract_server.client.post(url, params=query, json=example)
             assert answer.status_code == 200, (path, answer.text)
             bodies += 1

@@ -115,8 +115,8 @@ async def _read(
     runtime = serving.runtime
     most = most_of(runtime.max_inputs, runtime.engine.encoder.max_length, strings)
     if len(raw) <= ON_LOOP_BYTES:
-        return _checked(raw, pick, most)
-    return await asyncio.to_thread(_checked, raw, pick, most)
+        return checked_json(raw, pick, most)
+    return await asyncio.to_thread(checked_json, raw, pick, most)
 
 
 def most_of(inputs: int, max_length: int, strings: int = 0) -> Most:
@@ -143,8 +143,8 @@ def _refuse_other_media(request: Request, *, empty: bool) -> None:
         )
 
 
-def _checked(raw: bytearray, pick: Callable[[Any], type[M]], most: Most) -> M:
-    """Blocks. Raises Refusal."""
+def checked_json(raw: bytearray, pick: Callable[[Any], type[M]], most: Most) -> M:
+    """A JSON text as the model that `pick` names for its value. Blocks. Raises Refusal."""
     if raw.startswith(codecs.BOM_UTF8):
         del raw[: len(codecs.BOM_UTF8)]
     try:

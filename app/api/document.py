@@ -32,6 +32,8 @@ ANY_KEY: list[dict[str, list[str]]] = [
 TAGS = {
     "inference": "Embeddings and labels, each input through the adapter of its choice.",
     "adapters": "Adapters come, go, are versioned, tried and merged while traffic flows.",
+    "vllm": "vLLM's own calls, with OpenAI's errors.",
+    "kserve": "The open inference protocol, as KServe and Triton speak it.",
     "running": "Probes, metrics and what the server is.",
 }
 REFS = "#/components/schemas/"
@@ -132,7 +134,9 @@ def _named(schema: Any, schemas: dict[str, Schema]) -> Any:
         return schema
     definitions = schema.get("$defs", {})
     for title, definition in definitions.items():
-        _keep(title, _named(definition, schemas), schemas)
+        named = _named(definition, schemas)
+        if named != {"$ref": REFS + title}:  # else it has a title of its own, and is kept
+            _keep(title, named, schemas)
     inner = {key: _named(value, schemas) for key, value in schema.items() if key != "$defs"}
     if (reference := inner.get("$ref", "")) and str(reference).startswith("#/$defs/"):
         inner["$ref"] = REFS + reference.removeprefix("#/$defs/")

@@ -119,7 +119,7 @@ def tokenize(
     truncate=False.
     """
     texts = [_texts(i, value, prompt) for i, value in enumerate(inputs)]
-    room = cut.max_length - tokenizer.single.specials
+    room = max(0, cut.max_length - tokenizer.single.specials)
     flat = [text for parts in texts for text in parts]
     encoded = iter(encode(tokenizer.backend, flat, room, cut.direction, check))
     parts_of = [[Part(text, next(encoded)) for text in parts] for parts in texts]
@@ -145,7 +145,7 @@ def _finish(tokenizer: TextTokenizer, i: int, parts: list[Part], cut: Cut) -> To
     """Cut, then add the special tokens. A pair is cut as transformers' longest_first does."""
     pair = len(parts) > 1
     template = tokenizer.pair if pair else tokenizer.single
-    room = cut.max_length - template.specials
+    room = max(0, cut.max_length - template.specials)  # special tokens stay in any case
     lengths = [len(part.encoded.ids) for part in parts]
     if sum(lengths) > room:
         if not cut.truncate:
@@ -155,7 +155,7 @@ def _finish(tokenizer: TextTokenizer, i: int, parts: list[Part], cut: Cut) -> To
                 i,
                 f"{count} tokens, over the {cut.max_length} that fit: send truncate=true, or less",
             )
-        lengths = _longest_first(tokenizer.backend, parts, room) if pair else [max(0, room)]
+        lengths = _longest_first(tokenizer.backend, parts, room) if pair else [room]
     stay = [
         slice(n) if cut.direction == "right" else slice(max(0, len(p.encoded.ids) - n), None)
         for p, n in zip(parts, lengths, strict=True)

@@ -69,13 +69,17 @@ class Choice:
         return list(by_stamp.values())
 
 
-async def choose(runtime: Runtime, caller: Caller, selection: Selection, count: int) -> Choice:
-    """Resolve a selection for `count` inputs.
+async def choose(
+    runtime: Runtime, caller: Caller, selection: Selection | Choice, count: int
+) -> Choice:
+    """Resolve a selection for `count` inputs; a choice that was made before stands.
 
     Nothing is loaded for a call that is too large. Raises TooManyInputs, UnknownAdapter,
     UnknownVersion, Forbidden; Invalid, Ambiguous where its two halves
     disagree.
     """
+    if isinstance(selection, Choice):
+        return selection
     names = list(dict.fromkeys(selection.adapters))
     _refuse_too_many(runtime, count, len(names))
     if selection.per_input is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from app.adapters.values import Adapter, Scores
 from app.engine.tokenizer import Input, InputRefused, Tokens
 from app.inference.caller import Caller
-from app.inference.choose import BASE, Chosen, Selection, choose
+from app.inference.choose import BASE, Choice, Chosen, Selection, choose
 from app.inference.errors import Invalid, NoHead
 from app.inference.read import Texts
 from app.inference.run import Ran, run
@@ -57,11 +57,23 @@ class Scored:
     scores: list[float]
 
 
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """rows[i]: of input i in the order of the head's labels, fp32: [L], or [n, L] of its n tokens.
+
+    adapter: the one that has the head.
+    """
+
+    ran: Ran
+    rows: list[Tensor]
+    adapter: Adapter
+
+
 async def classify(
     runtime: Runtime,
     caller: Caller,
     texts: Texts,
-    selection: Selection = Selection(),  # noqa: B008 - frozen
+    selection: Selection | Choice = Selection(),  # noqa: B008 - frozen
     wish: LabelWish = LabelWish(),
 ) -> Classified:
     """Labels from the heads that the chosen adapters bring along.
@@ -82,7 +94,7 @@ async def score(
     runtime: Runtime,
     caller: Caller,
     texts: Texts,
-    selection: Selection = Selection(),  # noqa: B008 - frozen
+    selection: Selection | Choice = Selection(),  # noqa: B008 - frozen
     *,
     raw_scores: bool = False,
 ) -> Scored:
@@ -98,6 +110,19 @@ async def score(
     ran = await run(runtime, caller, choice, texts, lambda _: LOGITS)
     activation: Scores = "none" if raw_scores else "sigmoid"
     return Scored(ran, [float(scores(logits, activation)[0]) for logits in ran.lines[0]])
+
+
+async def head_scores(
+    runtime: Runtime, caller: Caller, texts: Texts, choice: Choice, *, raw_scores: bool = False
+) -> HeadScores:
+    """What the one chosen adapter's head says of all its labels, by its own activation.
+
+    Raises NoHead; and what run raises.
+    """
+    adapter = _with_head(runtime, caller, choice.lines[0][0])
+    ran = await run(runtime, caller, choice, texts, lambda _: LOGITS)
+    activation: Scores = "none" if raw_scores else adapter.scores
+    return HeadScores(ran, [scores(logits, activation) for logits in ran.lines[0]], adapter)
 
 
 def _with_head(runtime: Runtime, caller: Caller, chosen: Chosen) -> Adapter:

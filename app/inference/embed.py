@@ -40,7 +40,7 @@ async def embed(
     runtime: Runtime,
     caller: Caller,
     texts: Texts,
-    selection: Selection = Selection(),  # noqa: B008 - frozen
+    selection: Selection | Choice = Selection(),  # noqa: B008 - frozen
     wish: EmbedWish = EmbedWish(),
 ) -> Embedded:
     """Vectors, each input through the adapter that was chosen for it.

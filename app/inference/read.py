@@ -17,6 +17,7 @@ class Texts:
 
     truncate: cut what is too long, at the end that direction names; else it is refused. shortened:
     the middle of a very long text was left out already. prompt: what goes before each, by adapter.
+    max_tokens: what is too long, special tokens counted; None, or over it: what the adapter takes.
     """
 
     items: Sequence[Input]
@@ -24,6 +25,7 @@ class Texts:
     direction: Direction = "right"
     shortened: bool = False
     prompt: Callable[[Chosen], str] = lambda _: ""
+    max_tokens: int | None = None
 
 
 def read(
@@ -34,7 +36,7 @@ def read(
     check: called between parts of the work; what it raises ends it. Raises InputRefused.
     """
     ways = {
-        c.stamp: (runtime.sentence(c.version).max_length or 0, texts.prompt(c))
+        c.stamp: (_max_length(runtime, c, texts.max_tokens), texts.prompt(c))
         for c in choice.distinct
     }
     lines = [[ways[c.stamp] for c in line] for line in choice.lines]
@@ -49,3 +51,8 @@ def read(
             raise InputRefused(places[error.index], error.reason) from None
         tokens |= {(*way, i): row for i, row in zip(places, rows, strict=True)}
     return [[tokens[(*way, i)] for i, way in enumerate(line)] for line in lines]
+
+
+def _max_length(runtime: Runtime, chosen: Chosen, max_tokens: int | None) -> int:
+    own = runtime.sentence(chosen.version).max_length or 0
+    return own if max_tokens is None else min(own, max_tokens)

@@ -35,6 +35,7 @@ NEEDS = {
     ("GET", "/openapi.json"): OPEN,
     ("HEAD", "/openapi.json"): OPEN,
     ("GET", "/info"): KEY,
+    ("GET", "/version"): KEY,
     ("GET", "/metrics"): WHOLE,
     ("POST", "/embed"): KEY,
     ("POST", "/classify"): KEY,
@@ -45,6 +46,23 @@ NEEDS = {
     ("POST", "/openai/deployments/{deployment}/embeddings"): KEY,
     ("GET", "/v1/models"): KEY,
     ("GET", "/v1/models/{model}"): KEY,
+    ("POST", "/score"): KEY,
+    ("POST", "/v1/score"): KEY,
+    ("POST", "/pooling"): KEY,
+    ("POST", "/tokenize"): KEY,
+    ("POST", "/detokenize"): KEY,
+    ("POST", "/v1/load_lora_adapter"): ADMIN,
+    ("POST", "/v1/unload_lora_adapter"): ADMIN,
+    ("GET", "/v2"): KEY,
+    ("GET", "/v2/health/live"): OPEN,
+    ("GET", "/v2/health/ready"): OPEN,
+    ("POST", "/v2/repository/index"): KEY,
+    ("GET", "/v2/models/{model}"): KEY,
+    ("GET", "/v2/models/{model}/ready"): KEY,
+    ("POST", "/v2/models/{model}/infer"): KEY,
+    ("GET", "/v2/models/{model}/versions/{version}"): KEY,
+    ("GET", "/v2/models/{model}/versions/{version}/ready"): KEY,
+    ("POST", "/v2/models/{model}/versions/{version}/infer"): KEY,
     ("GET", "/adapters"): KEY,
     ("GET", "/adapters/{name}"): KEY,
     ("HEAD", "/adapters/{name}"): KEY,
@@ -76,6 +94,22 @@ BELOW = {  # the routes that stand below /a/{adapter}, too
     ("POST", "/openai/deployments/{deployment}/embeddings"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
+    ("GET", "/version"),
+    ("POST", "/score"),
+    ("POST", "/v1/score"),
+    ("POST", "/pooling"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("GET", "/v2"),
+    ("GET", "/v2/health/live"),
+    ("GET", "/v2/health/ready"),
+    ("POST", "/v2/repository/index"),
+    ("GET", "/v2/models/{model}"),
+    ("GET", "/v2/models/{model}/ready"),
+    ("POST", "/v2/models/{model}/infer"),
+    ("GET", "/v2/models/{model}/versions/{version}"),
+    ("GET", "/v2/models/{model}/versions/{version}/ready"),
+    ("POST", "/v2/models/{model}/versions/{version}/infer"),
 }
 NEEDS |= {(method, "/a/{adapter}" + path): NEEDS[method, path] for method, path in BELOW}
 NEEDS[("GET", "/a/{adapter}")] = OPEN
@@ -212,8 +246,9 @@ def try_all(line: Line, subtests: pytest.Subtests) -> int:
                 if allowed:
                     assert line.status(method, path, key) not in (401, 403, 405)
                 else:
-                    # Azure's deployment may be the base, too: its key is asked behind the body.
-                    late = {400} if who == "narrow" and "{deployment}" in template else set()
+                    # These may be the base, too: the key is asked behind the body.
+                    behind = "{deployment}" in template or "/infer" in template
+                    late = {400} if who == "narrow" and behind else set()
                     assert line.status(method, path, key) in {401, 403} | late
     return opened
 

@@ -64,7 +64,7 @@ async def livez(serving: Served) -> Response:
 @access("nothing", probe=True)
 async def readyz(caller: Called, serving: Served, verbose: bool = False) -> Response:
     """The base is loaded and the loop turns; names that could not be loaded are listed."""
-    _check(serving)
+    check_ready(serving)
     answer: dict[str, Any] = {"status": "ready"}
     if not serving.keyed or caller.key is not None:
         registry = serving.runtime.registry
@@ -89,11 +89,12 @@ def _usable(caller: Caller, reasons: Mapping[str, str]) -> dict[str, str]:
 @access("nothing", probe=True)
 async def health(serving: Served) -> Response:
     """As /readyz, for TEI's clients."""
-    _check(serving)
+    check_ready(serving)
     return json_answer({"status": "ok"}, {})
 
 
-def _check(serving: Serving) -> None:
+def check_ready(serving: Serving) -> None:
+    """Raises Refusal (503)."""
     if serving.drain.leaving:
         raise Refusal(503, "draining", "this server is about to end")
     if serving.runtime.engine.hung:
@@ -109,12 +110,19 @@ def ready_row(serving: Serving) -> Row:
 
     def ready() -> bool:
         try:
-            _check(serving)
+            check_ready(serving)
         except Refusal:
             return False
         return True
 
     return Row("gauge", "bert_lora_ready", "Whether /readyz answers 200.", ready)
+
+
+@router.get("/version", response_class=Response, responses=OBJECT)
+@access("any key")
+async def server_version() -> Response:
+    """This server's version, where vLLM's clients look for it."""
+    return json_answer({"version": own_version()}, {})
 
 
 @router.get("/metrics", response_class=Response, responses=METRICS)

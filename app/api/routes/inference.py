@@ -1,4 +1,4 @@
-"""POST /embed and POST /classify."""
+"""POST /embed and POST /classify; the latter is vLLM's, too, told by its `input`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from app.api.answer import (
     octets,
     ran_headers,
 )
-from app.api.body import body_of, documented_body
+from app.api.body import Spoken, body_by, body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import Selected
-from app.api.dialect import documented
+from app.api.dialect import NATIVE, documented
 from app.api.inputs import Inputs, Prompt, TextsBody
+from app.api.openai_errors import OPENAI
 from app.api.refusal import invalid
+from app.api.routes.vllm import ClassifyInputBody, classified_input
 from app.api.serving import Served
 from app.inference.choose import Choice, Selection
 from app.inference.classify import LabelWish, classify
@@ -167,16 +169,22 @@ async def embed_inputs(
     "/classify",
     response_class=Response,
     responses=CLASSIFIED | ERRORS,
-    openapi_extra=documented_body(ClassifyBody),
+    openapi_extra=documented_body(ClassifyBody, ClassifyInputBody),
 )
 @access("any key", model=True)
 async def classify_inputs(
-    body: Annotated[ClassifyBody, body_of(ClassifyBody)],
+    request: Request,
+    body: Annotated[
+        ClassifyBody | ClassifyInputBody,
+        body_by(Spoken("input", ClassifyInputBody, OPENAI), Spoken("inputs", ClassifyBody, NATIVE)),
+    ],
     selected: Selected,
     caller: Called,
     serving: Served,
 ) -> Response:
     """Labels and scores from the heads that the chosen adapters bring along."""
+    if isinstance(body, ClassifyInputBody):
+        return await classified_input(request, body, selected, caller, serving)
     texts, selection = body.as_texts(body.inputs.items), Selection(selected.adapters, body.adapters)
     classified = await classify(serving.runtime, caller, texts, selection, body.wish())
     choice, answers = classified.ran.choice, classified.answers

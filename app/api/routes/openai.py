@@ -14,10 +14,11 @@ from app.api.answer import embedded_headers, encoded, json_answer
 from app.api.body import body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import AdapterQuery, SelectedOne, selection_of, with_model
-from app.api.inputs import InputList, Inputs, Prompt, TextsBody
+from app.api.inputs import InputList, Inputs, Prompt
 from app.api.openai_errors import OPENAI
 from app.api.refusal import invalid
 from app.api.serving import Served, Serving
+from app.api.vllm_members import VllmMembers
 from app.catalog.registry import Name, find_version
 from app.inference.caller import Caller
 from app.inference.choose import BASE, Selection, name_of
@@ -29,8 +30,8 @@ router = APIRouter(tags=["openai"])
 ERRORS = OPENAI.documented(404, 413, 415, 429, 503)
 
 
-class AzureEmbeddingBody(TextsBody):
-    """As OpenAI's clients send it, and our own members; any other is refused by its name.
+class AzureEmbeddingBody(VllmMembers):
+    """As OpenAI's clients send it, our own members and vLLM's; any other is refused by its name.
 
     The path says what `model` says elsewhere.
     """
@@ -41,7 +42,6 @@ class AzureEmbeddingBody(TextsBody):
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
-    user: str | None = Field(None, description="Not read.")
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
     prompt: Prompt | None = Field(None, description="Put before each text.")
     prompt_name: str | None = Field(None, description="One of the base's own prompts.")
