@@ -26,7 +26,18 @@ from app.api.middleware.identify import Identify
 from app.api.middleware.limit_body import LimitBody
 from app.api.middleware.refuse_early import RefuseEarly
 from app.api.middleware.shed_load import ShedLoad
-from app.api.routes import adapters, health, inference, openai, tei, uploads, versions
+from app.api.routes import (
+    adapters,
+    cohere,
+    health,
+    inference,
+    infinity,
+    openai,
+    rerank,
+    tei,
+    uploads,
+    versions,
+)
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
 from app.catalog.collecting import collect
@@ -51,7 +62,15 @@ EXPOSED = [
     "X-Request-Id",
     "X-Shape",
 ]
-DIALECTS = (inference, openai, tei, health)  # these stand below /a/{adapter}, too
+DIALECTS = (
+    inference,
+    openai,
+    tei,
+    rerank,
+    cohere,
+    infinity,
+    health,
+)  # these stand below /a/{adapter}, too
 ROUTES = (*DIALECTS, uploads, adapters, versions)
 
 
