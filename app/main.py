@@ -30,19 +30,7 @@ from app.api.middleware.refuse_early import RefuseEarly
 from app.api.middleware.shed_load import ShedLoad
 from app.api.middleware.trace import BeginSpan, TraceRequests
 from app.api.reasons import reasons
-from app.api.routes import (
-    adapters,
-    health,
-    inference,
-    kserve,
-    openai,
-    tei,
-    uploads,
-    versions,
-    vllm,
-    vllm_adapters,
-    vllm_tokens,
-)
+from app.api.routes import DIALECTS, ROUTES
 from app.api.routes.health import ready_row
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
@@ -73,8 +61,6 @@ EXPOSED = [
     "X-Shape",
     "traceresponse",
 ]
-DIALECTS = (inference, openai, tei, vllm, vllm_tokens, kserve, health)  # below /a/{adapter}, too
-ROUTES = (*DIALECTS, uploads, vllm_adapters, adapters, versions)
 
 
 def build(settings: Settings) -> FastAPI:

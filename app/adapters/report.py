@@ -66,6 +66,11 @@ class Report:
     certified: int = 0
     warnings: tuple[str, ...] = field(default=())
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it scores a pair: its head has exactly one label."""
+        return self.has_head and self.task == "classify" and len(self.labels) == 1
+
     def to_json(self) -> dict[str, Any]:
         """The members that HTTP promises, in their order; nothing is copied that need not be."""
         scaling = [{k: v for k, v in vars(s).items() if v is not None} for s in self.scaling]

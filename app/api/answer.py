@@ -15,6 +15,7 @@ from torch import Tensor
 from app.inference.embed import Embedded
 from app.inference.run import Ran
 
+Encoding = Literal["float", "base64", "binary", "ubinary"]
 OCTETS = "application/octet-stream"
 LINE_BYTES = 1_700  # of a list in a header; an answer has two of them, and 4 KiB for its head
 ROOM_FOR_COUNT = 20
@@ -63,13 +64,24 @@ def embedded_headers(embedded: Embedded) -> dict[str, str]:
     return ran_headers(embedded.ran) | {"X-Embedding-Space": header_list(embedded.spaces)}
 
 
-def encoded(rows: Sequence[Tensor], encoding: Literal["float", "base64"]) -> list[Any]:
-    """Vectors as JSON's numbers or as base64 strings."""
+def packed_bits(rows: Sequence[Tensor], *, signed: bool) -> list[Any]:
+    """One bit for each number, 1 where it is over 0, eight to a byte, the first one its highest.
+
+    signed: each byte less 128, as Cohere and sentence-transformers have it.
+    """
+    packed = [np.packbits(row.numpy() > 0) for row in rows]
+    return [(p.astype(np.int16) - 128).astype(np.int8) if signed else p for p in packed]
+
+
+def encoded(rows: Sequence[Tensor], encoding: Encoding) -> list[Any]:
+    """Vectors as JSON's numbers, as base64 strings, or as packed bits."""
     match encoding:
         case "float":
             return float_lists(rows)
         case "base64":
             return base64_strings(rows)
+        case "binary" | "ubinary":
+            return packed_bits(rows, signed=encoding == "binary")
         case _:
             assert_never(encoding)
 

@@ -81,8 +81,8 @@ class Registry:
 
     broken: stored names; refused: folders of ADAPTERS_DIR, as last seen. merged: by name, the
     version with a merged copy; names of the same bytes are merged each on its own. folder_gone:
-    names that are served on although their folder is gone, with the reason. on_remove: told the
-    name that is served no more.
+    names that are served on although their folder is gone, with the reason. rankers: the names that
+    rerank. on_remove: told the name that is served no more.
     """
 
     residents: Residents
@@ -91,6 +91,7 @@ class Registry:
     refused: dict[str, str] = field(default_factory=dict)
     merged: dict[str, StoredVersion] = field(default_factory=dict)
     folder_gone: dict[str, str] = field(default_factory=dict)
+    rankers: set[str] = field(default_factory=set)
     nearest: Nearest = field(default_factory=Nearest)
     on_remove: Callable[[str], None] = lambda _: None
     _pointed: Counter[str] = field(default_factory=Counter)
@@ -104,6 +105,7 @@ class Registry:
             self._pointed[digest] += 1
             self._old.pop(digest, None)
         self.names[name.name] = name
+        (self.rankers.add if name.report.ranks else self.rankers.discard)(name.name)
         if before is None:
             self.nearest.add(name.name)
         if before is None or before.digest != name.digest:
@@ -116,6 +118,7 @@ class Registry:
         self.broken.pop(name, None)
         self.folder_gone.pop(name, None)
         self.merged.pop(name, None)
+        self.rankers.discard(name)
         before = self.names.pop(name, None)
         if before is not None:
             self._leave(before)

@@ -16,6 +16,7 @@ from app.engine.tokenizer import Input, InputRefused, Tokens
 from app.inference.caller import Caller
 from app.inference.choose import BASE, Choice, Chosen, Selection, choose
 from app.inference.errors import Invalid, NoHead
+from app.inference.rankers import MOST_NAMED, choose_ranker
 from app.inference.read import Texts
 from app.inference.run import Ran, run
 from app.inference.runtime import Runtime
@@ -23,7 +24,6 @@ from app.inference.words import Strategy, word_groups
 from app.model.head import scores
 from app.model.sequence import Want
 
-MOST_NAMED = 50  # adapters of a refusal
 LOGITS = Want("logits")
 
 
@@ -55,6 +55,10 @@ class Scored:
 
     ran: Ran
     scores: list[float]
+
+    def best(self, count: int | None = None) -> list[tuple[int, float]]:
+        """(input, score) of the `count` best, or of all; best first, equal ones in their order."""
+        return sorted(enumerate(self.scores), key=lambda place: -place[1])[:count]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +104,10 @@ async def score(
 ) -> Scored:
     """One number for each input, from a head of one label: its sigmoid, or the logit itself.
 
-    Raises NoHead, Invalid; and what choose and run raise.
+    Where nothing is chosen, the only adapter that has such a head answers. Raises NoHead, Invalid;
+    and what choose_ranker and run raise.
     """
-    choice = await choose(runtime, caller, selection, len(texts.items))
+    choice = await choose_ranker(runtime, caller, selection, len(texts.items))
     for chosen in choice.distinct:
         adapter = _with_head(runtime, caller, chosen)
         if adapter.task != "classify" or len(adapter.labels) != 1:

@@ -19,13 +19,18 @@ from app.model.version import embedding_space
 
 @dataclass(frozen=True)
 class EmbedWish:
-    """How the vectors are wanted. None: as the adapter says, or else the base's own files."""
+    """How the vectors are wanted. None: as the adapter says, or else the base's own files.
+
+    purposes: names that the prompt for what the vectors are for may have; where the adapter has
+    none of them, its default prompt stands.
+    """
 
     normalize: bool | None = None
     pooling: Pooling | None = None
     dimensions: int | None = None
     prompt: str | None = None
     prompt_name: str | None = None
+    purposes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +102,9 @@ def _prompt(runtime: Runtime, wish: EmbedWish, chosen: Chosen) -> str:
     if wish.prompt is not None:
         return wish.prompt
     sentence = runtime.sentence(chosen.version)
-    prompts, name = sentence.prompts or {}, wish.prompt_name or sentence.default_prompt
+    prompts = sentence.prompts or {}
+    purpose = next((name for name in wish.purposes if name in prompts), None)
+    name = wish.prompt_name or purpose or sentence.default_prompt
     if name is None:
         return ""
     if name not in prompts:

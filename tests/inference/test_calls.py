@@ -116,6 +116,23 @@ def test_a_key_meets_the_adapters_that_it_may_use_and_no_others(script: Script) 
     assert refused.value.adapters == []
 
 
+def test_where_nothing_is_chosen_a_key_gets_the_only_adapter_of_its_own_that_reranks(
+    script: Script,
+) -> None:
+    chosen = script.call(score, key(adapters=("r*",)), Texts(TEXTS)).ran.choice.distinct
+    assert [c.name for c in chosen] == ["rank"]
+    with pytest.raises(NoHead) as refused:
+        script.call(score, key(adapters=("sentiment",)), Texts(TEXTS))
+    assert refused.value.adapters == []
+
+
+def test_a_key_is_told_no_ranker_that_it_may_not_use(script: Script) -> None:
+    for adapters, told in ((("x", "sentiment"), []), (("x", "rank"), ["rank"])):
+        with pytest.raises(UnknownAdapter) as refused:
+            script.call(score, key(adapters=adapters), Texts(TEXTS), Selection(["x"]))
+        assert refused.value.nearest == told
+
+
 def test_a_key_over_its_rate_is_refused_before_its_texts_are_read(script: Script) -> None:
     slow = key("slow", tokens_per_s=1)
     script.call(embed, slow, Texts(TEXTS))

@@ -14,7 +14,8 @@ from app.api.answer import embedded_headers, encoded, json_answer
 from app.api.body import body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import AdapterQuery, SelectedOne, selection_of, with_model
-from app.api.inputs import InputList, Inputs, Prompt
+from app.api.inputs import InputList, Prompt
+from app.api.jina_members import InputsOrObjects, JinaMembers
 from app.api.openai_errors import OPENAI
 from app.api.refusal import invalid
 from app.api.serving import Served, Serving
@@ -30,8 +31,8 @@ router = APIRouter(tags=["openai"])
 ERRORS = OPENAI.documented(404, 413, 415, 429, 503)
 
 
-class AzureEmbeddingBody(VllmMembers):
-    """As OpenAI's clients send it, our own members and vLLM's; any other is refused by its name.
+class AzureEmbeddingBody(JinaMembers, VllmMembers):
+    """As OpenAI's clients send it, our own members, Jina's and vLLM's; any other is refused.
 
     The path says what `model` says elsewhere.
     """
@@ -39,7 +40,7 @@ class AzureEmbeddingBody(VllmMembers):
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["I love this film."]}]})
 
     model: str | None = Field(None, description="Not read beside the deployment.")
-    input: Inputs
+    input: InputsOrObjects
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
@@ -49,9 +50,8 @@ class AzureEmbeddingBody(VllmMembers):
 
     def wish(self) -> EmbedWish:
         """How the vectors are wanted."""
-        return EmbedWish(
-            self.normalize, self.pooling, self.dimensions, self.prompt, self.prompt_name
-        )
+        normalize = self.normalized if self.normalize is None else self.normalize
+        return EmbedWish(normalize, self.pooling, self.dimensions, self.prompt, self.prompt_name)
 
 
 class OpenAIEmbeddingBody(AzureEmbeddingBody):
@@ -151,7 +151,7 @@ async def _embedded(
     _refuse_foreign_ids(serving.runtime, body.input)
     texts = body.as_texts(body.input.items)
     embedded = await embed(serving.runtime, caller, texts, selection, body.wish())
-    vectors = encoded(embedded.ran.lines[0], body.encoding_format)
+    vectors = encoded(embedded.ran.lines[0], body.embedding_type or body.encoding_format)
     tokens = embedded.ran.token_count
     answer = {
         "object": "list",

@@ -1,4 +1,6 @@
-"""text-embeddings-inference's shapes for classifying heads: POST /predict and POST /rerank."""
+"""text-embeddings-inference's shapes for classifying heads: POST /predict, and its half of POST
+/rerank (routes/rerank.py).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from app.api.choosing import SelectedOne
 from app.api.dialect import NATIVE
 from app.api.inputs import InputList, Text, TextsBody, read_inputs
 from app.api.refusal import invalid
-from app.api.serving import Served
+from app.api.serving import Served, Serving
+from app.inference.caller import Caller
+from app.inference.choose import Selection
 from app.inference.classify import LabelWish, classify, score
 
 router = APIRouter(tags=["text-embeddings-inference"])
@@ -92,16 +96,14 @@ PREDICTED: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"schema": {"type": "array"}}},
     }
 }
-RANKED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Every text's place and score, best first.",
-        "content": {
-            "application/json": {
-                "schema": {"type": "array"},
-                "example": [{"index": 0, "score": 0.98}],
-            }
-        },
-    }
+RANKING: dict[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["index", "score"],
+        "properties": {"index": {"type": "integer"}, "score": {"type": "number"}},
+    },
+    "example": [{"index": 0, "score": 0.98}],
 }
 
 
@@ -125,18 +127,8 @@ async def predict(
     return json_answer(answers[0] if body.inputs.single else answers, ran_headers(classified.ran))
 
 
-@router.post(
-    "/rerank",
-    response_class=Response,
-    responses=RANKED | ERRORS,
-    openapi_extra=documented_body(RerankBody),
-)
-@access("any key", model=True, dialect=TEXTS)
 async def rerank(
-    body: Annotated[RerankBody, body_of(RerankBody)],
-    selection: SelectedOne,
-    caller: Called,
-    serving: Served,
+    body: RerankBody, selection: Selection, caller: Caller, serving: Serving
 ) -> Response:
     """The texts by how well each answers the query: one pair each, through a head of one label."""
     if body.return_text and body.shortened:
@@ -145,9 +137,8 @@ async def rerank(
         raise invalid(f"texts[{body.texts.index('')}]", "is empty")
     pairs = body.as_texts([(body.query, text) for text in body.texts])
     scored = await score(serving.runtime, caller, pairs, selection, raw_scores=body.raw_scores)
-    best = sorted(enumerate(scored.scores), key=lambda place: -place[1])
     answer = [
         {"index": i, "score": value, **({"text": body.texts[i]} if body.return_text else {})}
-        for i, value in best
+        for i, value in scored.best()
     ]
     return json_answer(answer, ran_headers(scored.ran))
