@@ -23,6 +23,7 @@ COHERE = Dialect(
     _error,
     {
         **OPENAI.schema,
+        "title": "CohereError",
         "required": [*OPENAI.schema["required"], "message"],
         "properties": {**OPENAI.schema["properties"], "message": _TEXT, "detail": _TEXT},
     },

@@ -62,10 +62,14 @@ def _document(app: FastAPI) -> Schema:
         tags=tags,
     )
     schemas: dict[str, Schema] = {}
+    ids: set[str] = set()
     for route in routes:
         for method in route.methods or ():
             operation = document["paths"][route.path_format][method.lower()]
             _tell(operation, route, method)
+            if operation["operationId"] in ids:  # one function on several paths
+                operation["operationId"] += f"_{route.path.split('/')[1]}"
+            ids.add(operation["operationId"])
             _name_shared(operation, schemas)
     document["components"] = {"schemas": dict(sorted(schemas.items())), "securitySchemes": SCHEMES}
     return document

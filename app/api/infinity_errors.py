@@ -35,7 +35,11 @@ def _error(refusal: Refusal, members: dict[str, Any]) -> dict[str, Any]:
 
 INFINITY = Dialect(
     _error,
-    {**OPENAI.schema, "properties": {**OPENAI.schema["properties"], "detail": DETAIL}},
+    {
+        **OPENAI.schema,
+        "title": "InfinityError",
+        "properties": {**OPENAI.schema["properties"], "detail": DETAIL},
+    },
     STATUSES,
     inputs="input",
 )

@@ -19,7 +19,7 @@ from app.inference.read import Texts
 SEARCH_UNIT = 100  # documents, as Cohere counts
 
 
-class RerankBody(TextsBody):
+class DocumentsBody(TextsBody):
     """Any other member is refused by its name."""
 
     model_config = ConfigDict(

@@ -16,7 +16,7 @@ MOST_NAMED = 50  # adapters of a refusal
 async def choose_ranker(
     runtime: Runtime, caller: Caller, selection: Selection | Choice, count: int
 ) -> Choice:
-    """As choose(), which a choice has gone through; of an empty selection the only adapter with a head of one label.
+    """As choose(); of an empty selection the only adapter with a head of one label.
 
     Many clients that rerank cannot name an adapter, others name a model of their own. Raises NoHead
     where nothing is chosen and not exactly one adapter could be; UnknownAdapter with those that

@@ -50,7 +50,7 @@ class InfinityBody(JsonBody):
         return with_model(runtime, selection, None if self.model == UNNAMED else self.model)
 
 
-class EmbeddingsBody(InfinityBody):
+class InfinityEmbeddingsBody(InfinityBody):
     """As Infinity's client sends it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["I love this film."]}]})
@@ -62,7 +62,7 @@ class EmbeddingsBody(InfinityBody):
     user: str | None = Field(None, description="Not read.")
 
 
-class ClassifyBody(InfinityBody):
+class InfinityClassifyBody(InfinityBody):
     """As Infinity's client sends it."""
 
     model_config = ConfigDict(
@@ -73,7 +73,7 @@ class ClassifyBody(InfinityBody):
     raw_scores: bool = Field(False, description="Logits, without the activation.")
 
 
-class RerankBody(InfinityBody):
+class InfinityRerankBody(InfinityBody):
     """As Infinity's client sends it."""
 
     model_config = ConfigDict(
@@ -109,11 +109,11 @@ RESULT = {"relevance_score": 0.98, "index": 0, "document": None}
     "/embeddings",
     response_class=Response,
     responses=_answered({"object": "list", "data": [VECTOR], **META}) | ERRORS,
-    openapi_extra=documented_body(EmbeddingsBody),
+    openapi_extra=documented_body(InfinityEmbeddingsBody),
 )
 @access("any key", model=True, dialect=INFINITY)
-async def embeddings(
-    body: Annotated[EmbeddingsBody, body_of(EmbeddingsBody)],
+async def infinity_embeddings(
+    body: Annotated[InfinityEmbeddingsBody, body_of(InfinityEmbeddingsBody)],
     selection: SelectedOne,
     caller: Called,
     serving: Served,
@@ -133,11 +133,11 @@ async def embeddings(
     "/classify",
     response_class=Response,
     responses=_answered({"object": "classify", "data": [LABELS], **META}) | ERRORS,
-    openapi_extra=documented_body(ClassifyBody),
+    openapi_extra=documented_body(InfinityClassifyBody),
 )
 @access("any key", model=True, dialect=INFINITY)
 async def classify_texts(
-    body: Annotated[ClassifyBody, body_of(ClassifyBody)],
+    body: Annotated[InfinityClassifyBody, body_of(InfinityClassifyBody)],
     selection: SelectedOne,
     caller: Called,
     serving: Served,
@@ -156,11 +156,11 @@ async def classify_texts(
     "/rerank",
     response_class=Response,
     responses=_answered({"object": "rerank", "results": [RESULT], **META}) | ERRORS,
-    openapi_extra=documented_body(RerankBody),
+    openapi_extra=documented_body(InfinityRerankBody),
 )
 @access("any key", model=True, dialect=DOCUMENTS)
-async def rerank(
-    body: Annotated[RerankBody, body_of(RerankBody)],
+async def infinity_rerank(
+    body: Annotated[InfinityRerankBody, body_of(InfinityRerankBody)],
     selection: SelectedOne,
     caller: Called,
     serving: Served,
@@ -191,7 +191,7 @@ async def rerank(
     responses=_answered({"object": "list", "data": []}) | INFINITY.documented(),
 )
 @access("any key", dialect=INFINITY)
-async def models(caller: Called, serving: Served) -> Response:
+async def infinity_models(caller: Called, serving: Served) -> Response:
     """Every name that `model` may be, with what it can do."""
     runtime = serving.runtime
     names = dict(runtime.registry.names)
@@ -213,7 +213,7 @@ async def models(caller: Called, serving: Served) -> Response:
     responses=_answered({"unix": 1_700_000_000.5}) | INFINITY.documented(503),
 )
 @access("nothing", probe=True, dialect=INFINITY)
-async def health(caller: Called, serving: Served) -> Response:
+async def infinity_health(caller: Called, serving: Served) -> Response:
     """As /readyz, with the time in place of what it tells."""
     await readyz(caller, serving)
     return json_answer({"unix": time.time()}, {})

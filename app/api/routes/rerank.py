@@ -14,7 +14,7 @@ from app.api.body import Spoken, body_by, body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import SelectedOne, with_model
 from app.api.cohere_errors import DOCUMENTS
-from app.api.rerank_body import RerankBody
+from app.api.rerank_body import DocumentsBody
 from app.api.routes import tei
 from app.api.serving import Served, Serving
 from app.inference.caller import Caller
@@ -75,14 +75,14 @@ EITHER = _documented(
     "/rerank",
     response_class=Response,
     responses=EITHER,
-    openapi_extra=documented_body(tei.RerankBody, RerankBody),
+    openapi_extra=documented_body(tei.RerankBody, DocumentsBody),
 )
 @access("any key", model=True, dialect=tei.TEXTS)
 async def rerank_either(
     body: Annotated[
-        RerankBody | tei.RerankBody,
+        DocumentsBody | tei.RerankBody,
         body_by(
-            Spoken("documents", RerankBody, DOCUMENTS),
+            Spoken("documents", DocumentsBody, DOCUMENTS),
             Spoken("texts", tei.RerankBody, tei.TEXTS),
         ),
     ],
@@ -91,7 +91,7 @@ async def rerank_either(
     serving: Served,
 ) -> Response:
     """`documents` as below; `texts` as text-embeddings-inference has it."""
-    if isinstance(body, RerankBody):
+    if isinstance(body, DocumentsBody):
         return await _ranked(serving, caller, body, selection, "1")
     return await tei.rerank(body, selection, caller, serving)
 
@@ -100,18 +100,18 @@ async def rerank_either(
     "/v1/rerank",
     response_class=Response,
     responses=RANKED,
-    openapi_extra=documented_body(RerankBody),
+    openapi_extra=documented_body(DocumentsBody),
 )
 @router.post(
     "/v2/rerank",
     response_class=Response,
     responses=RANKED,
-    openapi_extra=documented_body(RerankBody),
+    openapi_extra=documented_body(DocumentsBody),
 )
 @access("any key", model=True, dialect=DOCUMENTS)
 async def rerank(
     request: Request,
-    body: Annotated[RerankBody, body_of(RerankBody)],
+    body: Annotated[DocumentsBody, body_of(DocumentsBody)],
     selection: SelectedOne,
     caller: Called,
     serving: Served,
@@ -122,7 +122,7 @@ async def rerank(
 
 
 async def _ranked(
-    serving: Serving, caller: Caller, body: RerankBody, selection: Selection, api_version: str
+    serving: Serving, caller: Caller, body: DocumentsBody, selection: Selection, api_version: str
 ) -> Response:
     runtime = serving.runtime
     selection = with_model(runtime, selection, body.model)
