@@ -28,7 +28,9 @@ async def _name(name: str) -> str:
 async def _no_parameters(request: Request) -> None:
     """Of a route that takes none: one that somebody believes in is refused, and nothing is done."""
     for name in request.query_params:
-        raise invalid(name, "is no parameter of this route")
+        refusal = invalid(name, "is no parameter of this route")
+        refusal.for_log = "the query has a parameter that is none of this route"
+        raise refusal
 
 
 NOTHING = [Depends(_no_parameters)]

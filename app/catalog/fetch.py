@@ -137,7 +137,8 @@ class Fetcher:
                 return
             self.registry.remove(pointer.name)
             self.registry.broken[pointer.name] = reason_of(error)
-            log.error("adapter %s is stored but not served: %s", pointer.name, reason_of(error))
+            why = {"name": pointer.name, "reason": reason_of(error)}
+            log.error("adapter %(name)s is stored but not served: %(reason)s", why)
             return
         if self.registry.names.get(pointer.name) is before:
             self.serve(pointer, version)

@@ -97,7 +97,8 @@ class LocalNames:
             return self._read(name)
         except PointerDamaged as damaged:
             path, why = damaged.args
-            log.error("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)
+            where = {"path": str(path), "reason": why}
+            log.error("%(path)s is damaged (%(reason)s): set aside as %(path)s.damaged", where)
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.damaged"))
             return Pointer(name)
@@ -154,7 +155,8 @@ class LocalNames:
                 same = stamp is not None and name in before and before[name][0] == stamp
                 self._held[name] = before[name] if same else (stamp, self._read(name).versions)
             except (PointerDamaged, StoreUnavailable):
-                log.warning("the name %s cannot be read: no version is removed", name)
+                unread = {"name": name}
+                log.warning("the name %(name)s cannot be read: no version is removed", unread)
                 return None
         return set().union(*(versions for _, versions in self._held.values()))
 
@@ -164,7 +166,8 @@ class LocalNames:
         latest = time.time_ns() - SETTLED_NS
         for path in self._folder.iterdir():
             if path.suffix == ".damaged":
-                log.warning("until somebody takes %s away, no version is removed", path)
+                where = {"path": str(path)}
+                log.warning("until somebody takes %(path)s away, no version is removed", where)
                 return None
             if path.suffix == LIVE and valid_name(path.stem):
                 with contextlib.suppress(FileNotFoundError):

@@ -38,7 +38,7 @@ class BaseFiles:
 
 
 def find_base(model: str | None, revision: str | None) -> BaseFiles:
-    """The base's files, downloaded (with a progress bar) where they have to be.
+    """The base's files, downloaded where they have to be.
 
     model: a folder, a hub id, which revision pins, or None: the embedded one.
     Raises BaseRefused, EmbeddedBaseMissing.

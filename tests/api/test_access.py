@@ -34,6 +34,7 @@ NEEDS = {
     ("GET", "/redoc"): OPEN,
     ("GET", "/openapi.json"): OPEN,
     ("HEAD", "/openapi.json"): OPEN,
+    ("GET", "/audit"): ADMIN,
     ("GET", "/info"): KEY,
     ("GET", "/version"): KEY,
     ("GET", "/metrics"): WHOLE,

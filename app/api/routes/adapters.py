@@ -70,10 +70,10 @@ async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     responses=documented(404, 412, 422, 507),
     dependencies=NOTHING,
 )
-@access("admin key")
-async def delete(request: Request, name: AdapterName, serving: Served) -> Response:
+@access("admin key", changes="delete")
+async def delete(request: Request, name: AdapterName, caller: Called, serving: Served) -> Response:
     """Stop serving the name; requests in flight finish on their version."""
-    await serving.installer.remove(name, precondition(request))
+    await serving.installer.remove(name, precondition(request), caller.change)
     return Response(status_code=204)
 
 
@@ -92,19 +92,19 @@ async def files(name: AdapterName, serving: Served) -> Response:
 @router.post(
     "/{name}/merge", response_class=Response, responses=ONE | documented(507), dependencies=NOTHING
 )
-@access("admin key")
-async def merge(name: AdapterName, serving: Served) -> Response:
+@access("admin key", changes="merge")
+async def merge(name: AdapterName, caller: Called, serving: Served) -> Response:
     """Give the adapter its own merged copy of the layers it targets."""
     started = time.perf_counter()
-    return _timed(await merging.merge(serving.installer, name), serving, started)
+    return _timed(await merging.merge(serving.installer, name, caller.change), serving, started)
 
 
 @router.post("/{name}/unmerge", response_class=Response, responses=ONE, dependencies=NOTHING)
-@access("admin key")
-async def unmerge(name: AdapterName, serving: Served) -> Response:
+@access("admin key", changes="unmerge")
+async def unmerge(name: AdapterName, caller: Called, serving: Served) -> Response:
     """Drop the merged copy."""
     started = time.perf_counter()
-    return _timed(await merging.unmerge(serving.installer, name), serving, started)
+    return _timed(await merging.unmerge(serving.installer, name, caller.change), serving, started)
 
 
 def _timed(served: Name, serving: Serving, started: float) -> Response:
