@@ -113,7 +113,7 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, where: str
 def _config(form: Form) -> dict[str, Any]:
     """For logging.config.dictConfig."""
     formatter = {"()": JsonLines if form == "json" else TextLines}
-    ours = {"level": "WARNING", "handlers": [], "propagate": True}
+    ours: dict[str, Any] = {"handlers": [], "propagate": True}  # theirs write as they please
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -122,8 +122,8 @@ def _config(form: Form) -> dict[str, Any]:
         "root": {"handlers": ["err"], "level": "WARNING"},
         "loggers": {
             "app": {"level": "INFO"},
-            "transformers": ours,  # their own handlers write as they please
-            "huggingface_hub": ours,
+            "transformers": {**ours, "level": "WARNING"},
+            "huggingface_hub": {**ours, "level": "ERROR"},  # warns of URLs, which clients may name
             "python_multipart": {"level": "ERROR"},  # what is wrong with a form, its client is told
         },
     }

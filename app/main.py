@@ -39,6 +39,7 @@ from app.api.routes import (
     inference,
     kserve,
     openai,
+    root,
     tei,
     uploads,
     versions,
@@ -76,7 +77,7 @@ EXPOSED = [
     "X-Shape",
     "traceresponse",
 ]
-DIALECTS = (inference, openai, tei, vllm, vllm_tokens, kserve, health)  # below /a/{adapter}, too
+DIALECTS = (inference, openai, tei, vllm, vllm_tokens, kserve, health, root)  # below /a/{adapter}
 ROUTES = (*DIALECTS, uploads, vllm_adapters, adapters, versions, audit)
 
 

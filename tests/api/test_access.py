@@ -23,6 +23,7 @@ from tests.oracles import files_of
 OPEN, KEY, WHOLE, ADMIN = "nothing", "any key", "unrestricted key", "admin key"
 NEEDS = {
     ("GET", "/"): OPEN,
+    ("HEAD", "/"): OPEN,
     ("GET", "/livez"): OPEN,
     ("HEAD", "/livez"): OPEN,
     ("GET", "/readyz"): OPEN,
