@@ -68,6 +68,7 @@ log = logging.getLogger(__name__)
 # What a page of an allowed origin may read of an answer, beside what any page may.
 EXPOSED = [
     "ETag",
+    "Link",
     "Retry-After",
     "retry-after-ms",
     "Server-Timing",
@@ -75,6 +76,7 @@ EXPOSED = [
     "X-Embedding-Space",
     "X-Request-Id",
     "X-Shape",
+    "X-Total-Count",
     "traceresponse",
 ]
 DIALECTS = (inference, openai, tei, vllm, vllm_tokens, kserve, health, root)  # below /a/{adapter}

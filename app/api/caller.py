@@ -90,6 +90,9 @@ def address_of(scope: Scope) -> str | None:
 
 
 def adapter_of(scope: Scope) -> str | None:
-    """The adapter that the path names, for logs; None for what is no adapter's name."""
+    """The adapter that the path names, for logs; None for what is no name, and for one that is not
+    served where a stranger asks: it may be anything.
+    """
     name = matched_of(scope).params.get("name", "")
-    return name if valid_name(name) else None
+    known = name in scope["app"].state.serving.runtime.registry.names
+    return name if known or (valid_name(name) and scope["state"].get("admitted")) else None

@@ -18,6 +18,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
+
 from app.catalog.disk import disk_errors, fsync
 from app.catalog.pointer import NewerPointer, Pointer, deleted, from_json, to_json, valid_name
 from app.catalog.store import StaleRevision, StoreUnavailable
@@ -80,9 +82,7 @@ class LocalNames:
     def _read_file(self, name: str, path: Path) -> Pointer | None:
         try:
             with disk_errors(), contextlib.suppress(FileNotFoundError):
-                if path.is_dir():
-                    raise ValueError("it is a folder")
-                return from_json(name, json.loads(path.read_bytes()))
+                return from_json(name, orjson.loads(_content(path)))
         except NewerPointer as newer:
             raise StoreUnavailable(
                 f"{path} {newer}: a newer server has written it, and it is left as it is"
@@ -175,3 +175,10 @@ class LocalNames:
                     settled = stat.st_mtime_ns < latest
                     files[path.stem] = (stat.st_ino, stat.st_mtime_ns) if settled else None
         return files
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise ValueError("it is a folder") from None

@@ -25,6 +25,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import orjson
+
 from app.catalog.disk import disk_errors, fsync
 from app.catalog.local_audit import LocalAudit
 from app.catalog.local_names import UNREADABLE, LocalNames
@@ -216,4 +218,4 @@ class LocalStore(Store):
 
 
 def _read_json(path: Path) -> Json:
-    return dict(json.loads(path.read_text()))
+    return dict(orjson.loads(path.read_bytes()))

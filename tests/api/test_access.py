@@ -81,6 +81,7 @@ NEEDS = {
 BELOW = {  # the routes that stand below /a/{adapter}, too
     ("GET", "/"),
     ("GET", "/livez"),
+    ("HEAD", "/"),
     ("HEAD", "/livez"),
     ("GET", "/readyz"),
     ("HEAD", "/readyz"),
@@ -114,7 +115,7 @@ BELOW = {  # the routes that stand below /a/{adapter}, too
     ("POST", "/v2/models/{model}/versions/{version}/infer"),
 }
 NEEDS |= {(method, "/a/{adapter}" + path): NEEDS[method, path] for method, path in BELOW}
-NEEDS[("GET", "/a/{adapter}")] = OPEN
+NEEDS |= {(method, "/a/{adapter}"): OPEN for method in ("GET", "HEAD")}
 KEYS = {"inference": "key-of-inference", "narrow": "key-for-b-alone", "admin": "key-of-an-admin"}
 UNKNOWN = {"nobody": None, "stranger": "a-key-that-nobody-gave"}
 ALLOWED = {  # with a key of each sort, on a server that has keys

@@ -208,8 +208,12 @@ def test_every_route_that_admins_change_with_is_recorded(server: LiveServer) -> 
 
 
 def test_each_refused_change_is_one_line_with_its_type_and_reason(
-    server: LiveServer, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
+    server: LiveServer,
+    folders: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
+    subtests: pytest.Subtests,
 ) -> None:
+    put(server, "some", folders["a"])
     for method, path, access in changing(server):
         for who, kind in (({}, "unauthenticated"), (by("web"), "forbidden")):
             with subtests.test(action=access.changes, kind=kind):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -28,7 +29,8 @@ from tests.oracles import files_of
 
 MARK = "Planted-MARK"
 TEXT = f"{MARK} a text 'of' \"somebody\"\nelse"
-KEYS = {"admin": "s3cret-of-an-admin", "web": "s3cret-of-the-web"}
+PLACES = re.compile(r"\{[^}]+\}")  # of a name in a path
+KEYS = {"admin": "S3cret-of-an-admin", "web": "S3cret-of-the-web"}
 
 
 def lines(log: Path) -> list[dict[str, Any]]:
@@ -258,7 +260,7 @@ def plant(client: httpx.Client, method: str, template: str) -> None:
         auth = {"Authorization": f"Bearer {key}"} if key else {}
         headers = auth | more.pop("headers", {})
         with contextlib.suppress(httpx.TransportError):  # refused before it has sent all
-            client.request(method, template.replace("{name}", name), headers=headers, **more)
+            client.request(method, PLACES.sub(lambda _: name, template), headers=headers, **more)
 
     for name in ("a", f"{MARK}%0aINFO forged", KEYS["web"]):
         for key in (KEYS["admin"], KEYS["web"], f"{MARK}-key", None):

@@ -36,7 +36,7 @@ class RecordChanges:
             await self.app(scope, receive, send)
             return
         state = scope["state"]
-        change = Change(action, adapter_of(scope), None, address_of(scope), state["request_id"])
+        change = Change(action, None, None, address_of(scope), state["request_id"])
         state["change"] = change
         recorded = False
 
@@ -60,7 +60,7 @@ class RecordChanges:
     async def _record(self, scope: Scope, change: Change) -> None:
         state = scope["state"]
         serving: Serving = scope["app"].state.serving
-        change.by = name_of(scope)
+        change.by, change.name = name_of(scope), change.name or adapter_of(scope)
         audited = state.get("admitted", False) or self._kept(change.by)
         error = state["trace"].refusal, state.get("reason")
         store = serving.installer.store
