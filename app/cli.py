@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from app.logs import set_up
 from app.settings import PREFIX, Settings, SettingsRefused, read_settings
 
 T = TypeVar("T")
+log = logging.getLogger("app")
 cli = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -29,8 +32,13 @@ def _serve(**flags: Any) -> None:
     try:
         settings = read_settings(flags)
     except SettingsRefused as error:
-        typer.echo(f"bert-lora: {error}", err=True)
+        if _wants_json(flags):
+            set_up("json")
+            log.critical("cannot start: %(reason)s", {"reason": str(error)})
+        else:
+            typer.echo(f"bert-lora: {error}", err=True)
         raise typer.Exit(2) from None
+    set_up(settings.log_format)
     for caught in (signal.SIGTERM, signal.SIGINT):  # until it serves
         signal.signal(caught, lambda *_: sys.exit(0))
     gc.disable()  # nothing that an import makes is garbage: looking takes a tenth of the start
@@ -40,10 +48,16 @@ def _serve(**flags: Any) -> None:
     try:
         serve(settings)
     except StartRefused as error:
-        logging.getLogger("app").critical("cannot start: %s", error)
+        log.critical("cannot start: %(reason)s", {"reason": str(error)})
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _wants_json(flags: Mapping[str, Any]) -> bool:
+    """Of settings that could not be read."""
+    form = flags.get("log_format") or os.environ.get(f"{PREFIX}LOG_FORMAT", "")
+    return str(form) == "json"
 
 
 def _flag(name: str) -> inspect.Parameter:

@@ -20,12 +20,14 @@ from app.api.document import describe
 from app.api.draining import Drain
 from app.api.errors import install_errors
 from app.api.key_entries import KeysRefused, keys_of, refuse_twice
-from app.api.middleware.authenticate import Authenticate, is_loopback
+from app.api.middleware.access_log import AccessLog
+from app.api.middleware.authenticate import Authenticate, is_loopback, who_may_change
 from app.api.middleware.body_memory import body_memory
 from app.api.middleware.count import Count
 from app.api.middleware.deadline import Deadline
 from app.api.middleware.identify import Identify
 from app.api.middleware.limit_body import LimitBody
+from app.api.middleware.record_changes import RecordChanges
 from app.api.middleware.refuse_early import RefuseEarly
 from app.api.middleware.shed_load import ShedLoad
 from app.api.middleware.trace import BeginSpan, TraceRequests
@@ -43,15 +45,16 @@ from app.inference.caller import Key
 from app.inference.metrics import Metrics
 from app.inference.watched import Watched
 from app.settings import Settings, listed
+from app.start_log import served_line
 
 if TYPE_CHECKING:
     from app.tracing import Tracing
 
 log = logging.getLogger(__name__)
-MOST_LOGGED = 20  # adapters
 # What a page of an allowed origin may read of an answer, beside what any page may.
 EXPOSED = [
     "ETag",
+    "Link",
     "Retry-After",
     "retry-after-ms",
     "Server-Timing",
@@ -59,6 +62,7 @@ EXPOSED = [
     "X-Embedding-Space",
     "X-Request-Id",
     "X-Shape",
+    "X-Total-Count",
     "traceresponse",
 ]
 
@@ -84,7 +88,7 @@ def build(settings: Settings) -> FastAPI:
             async with _engine_running(serving, settings.max_forward_seconds):
                 await serving.runtime.fetcher.load_all()
                 async with _beside(serving, settings.adapters_dir, folders):
-                    log.info("serving %s", _described(serving))
+                    log.info(*served_line(serving))
                     yield
         if tracing:
             await asyncio.to_thread(tracing.close)
@@ -106,6 +110,8 @@ def build(settings: Settings) -> FastAPI:
     _add_middlewares(app, settings, keys, metrics, drain, tracing.begin if tracing else None)
     describe(app)
     app.state.drain, app.state.metrics = drain, metrics
+    app.state.needs_key = any(not key.admin for key in keys)
+    app.state.who_may_change = who_may_change(keys, settings.host)
     return app
 
 
@@ -128,7 +134,10 @@ def _add_middlewares(
         memory=body_memory(settings.max_body_bytes),
     )
     app.add_middleware(RefuseEarly, drain=drain)
+    app.add_middleware(RecordChanges)
     app.add_middleware(Count, metrics=metrics, drain=drain)
+    if settings.access_log:
+        app.add_middleware(AccessLog)
     if begin_span:
         app.add_middleware(TraceRequests, begin=begin_span)
     app.add_middleware(Identify, drain=drain)
@@ -215,11 +224,3 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
 def _say_if_failed(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("a part of the server has stopped: start it again", exc_info=error)
-
-
-def _described(serving: Serving) -> str:
-    """The base and the first adapters, for the log."""
-    encoder, names = serving.runtime.engine.encoder, sorted(serving.runtime.registry.names)
-    base = f"{encoder.files.id} ({encoder.base.model_type}, {encoder.device}, {encoder.dtype})"
-    more = ", …" if len(names) > MOST_LOGGED else ""
-    return f"{base} with {len(names)} adapters: {', '.join(names[:MOST_LOGGED])}{more}"

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import logging.config
 import socket
 
+import transformers
 import uvicorn
 from fastapi import FastAPI
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from app.api.connection import BoundedProtocol, listen
 from app.api.draining import Server
 from app.assemble import StartRefused
-from app.logs import log_config
+from app.logs import set_up
 from app.main import build
 from app.model import machine
 from app.settings import Settings
+from app.start_log import url_of, where_to_begin
 
 log = logging.getLogger(__name__)
 LAST_WORDS_S = 2  # for answers on their way out, and what the deadline cut off
@@ -29,7 +31,9 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what is being answered then is finished. Raises
     StartRefused.
     """
-    logging.config.dictConfig(log_config(settings.log_format))
+    set_up(settings.log_format)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bars()
     machine.keep_memory()
     sockets = _listen(settings)  # before what takes seconds, and answered after it
     app = build(settings)
@@ -78,7 +82,8 @@ async def _serve(app: FastAPI, server: Server, sockets: list[socket.socket]) -> 
                 listening.listen(BACKLOG)  # two that bound at once learn of each other here
             except OSError as error:
                 raise _cannot_listen(host, port, error) from None
-            log.info("listening on http://%s:%d", host, port)
+        for line, members in where_to_begin(app.state, url_of(sockets[0])):
+            log.info(line, members)
         try:
             await server.serve(sockets)
         finally:

@@ -122,6 +122,9 @@ class Settings(BaseSettings):
         False,
         description="Whether spans are sent, as OpenTelemetry's own variables (OTEL_…) say where.",
     )
+    access_log: bool = Field(
+        False, description="Whether each request is a line in the log; never what it sent."
+    )
     log_format: Literal["text", "json"] = Field(
         "text", description="text, or json: one object a line."
     )

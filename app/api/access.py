@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from app.api.dialect import NATIVE, Dialect
 from app.api.refusal import Refusal
+from app.catalog.change import Action
 
 Needs = Literal["nothing", "any key", "unrestricted key", "admin key"]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -29,12 +30,14 @@ class Access:
     """needs: the least key, where the server has keys ("unrestricted": one that may use every
     adapter).
 
-    model: runs the model, so load shedding and deadlines apply. upload: its body is an adapter,
-    spooled to disk. probe: answered while draining, not counted as in flight. dialect: how its
-    errors look.
+    changes: what it does to a name, which is logged and audited, done or refused
+    (record_changes.py). model: runs the model, so load shedding and deadlines apply. upload: its
+    body is an adapter, spooled to disk. probe: answered while draining, not counted as in flight.
+    dialect: how its errors look.
     """
 
     needs: Needs = "admin key"
+    changes: Action | None = None
     model: bool = False
     upload: bool = False
     probe: bool = False
@@ -48,6 +51,7 @@ OPEN = Access("nothing")
 def access(
     needs: Needs,
     *,
+    changes: Action | None = None,
     model: bool = False,
     upload: bool = False,
     probe: bool = False,
@@ -56,7 +60,8 @@ def access(
     """A route's access: stands between the route's decorator and its function."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
-        endpoint.access = Access(needs, model, upload, probe, dialect)  # type: ignore[attr-defined]
+        declared = Access(needs, changes, model, upload, probe, dialect)
+        endpoint.access = declared  # type: ignore[attr-defined]
         return endpoint
 
     return declare

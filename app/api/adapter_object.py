@@ -28,7 +28,9 @@ async def _name(name: str) -> str:
 async def _no_parameters(request: Request) -> None:
     """Of a route that takes none: one that somebody believes in is refused, and nothing is done."""
     for name in request.query_params:
-        raise invalid(name, "is no parameter of this route")
+        refusal = invalid(name, "is no parameter of this route")
+        refusal.for_log = "the query has a parameter that is none of this route"
+        raise refusal
 
 
 NOTHING = [Depends(_no_parameters)]
@@ -66,9 +68,14 @@ def describe(served: Name, registry: Registry) -> dict[str, Any]:
         "tokens_per_s": served.pointer.tokens_per_s,
         "trial": asdict(served.pointer.trial) if served.pointer.trial else None,
         "merged": served.name in registry.merged,
-        "resident": served.name in registry.merged or served.digest in registry.residents,
+        "resident": is_resident(served, registry),
         "created": served.created,
     }
+
+
+def is_resident(served: Name, registry: Registry) -> bool:
+    """Whether its version is in memory, merged or not."""
+    return served.name in registry.merged or served.digest in registry.residents
 
 
 def etag(digest: str) -> str:

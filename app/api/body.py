@@ -135,7 +135,7 @@ def _refuse_other_media(request: Request, *, empty: bool) -> None:
     if empty:
         raise Refusal(400, "malformed", "the body is empty: send JSON")
     if media != "application/json" and not media.endswith("+json"):
-        hint = f"not {media:.80}" if media else "and say so"
+        hint = f"not {media!r:.80}" if media else "and say so"
         raise Refusal(
             415,
             "unsupported_media_type",

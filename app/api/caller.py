@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Hashable
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from app.api.access import matched_of
 from app.api.choosing import header_adapter
 from app.api.key_entries import secret_of
 from app.api.refusal import invalid
+from app.catalog.change import Change
+from app.catalog.pointer import valid_name
 from app.engine.admission import Asker
 from app.inference.caller import Caller, Key
 
@@ -45,6 +48,7 @@ async def caller_of(request: Request) -> Caller:
         address=request.client.host if request.client else "",
         labels=request.headers,
         trace=state["trace"],
+        change=state.get("change") or Change(),
     )
 
 
@@ -68,3 +72,27 @@ def source_of(scope: Scope) -> Hashable:
     """What can be told apart before the body is read: client, route and adapter."""
     header = header_adapter(Headers(scope=scope))
     return hash((client_of(scope), scope["path"], scope["query_string"], header))
+
+
+def name_of(scope: Scope) -> str | None:
+    """The name of its key, for logs; None: it has none, or was refused before one was asked for."""
+    key: Key | None = scope["state"].get("key")
+    return key.name if key else None
+
+
+def address_of(scope: Scope) -> str | None:
+    """Where it came from, for logs: an address and nothing else, whatever a proxy's header says."""
+    host = str((scope.get("client") or ("",))[0])
+    try:
+        return str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        return None
+
+
+def adapter_of(scope: Scope) -> str | None:
+    """The adapter that the path names, for logs; None for what is no name, and for one that is not
+    served where a stranger asks: it may be anything.
+    """
+    name = matched_of(scope).params.get("name", "")
+    known = name in scope["app"].state.serving.runtime.registry.names
+    return name if known or (valid_name(name) and scope["state"].get("admitted")) else None

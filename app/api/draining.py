@@ -67,14 +67,16 @@ class Server(uvicorn.Server):
             self.force_exit = self.should_exit = True
             return
         after = f" after {self.delay_s:g} s" if self.delay_s else ""
-        log.info("draining%s: %d requests in flight", after, self.drain.in_flight)
+        what = {"after": after, "in_flight": self.drain.in_flight}
+        log.info("draining%(after)s: %(in_flight)d requests in flight", what)
         self.drain.begin(self.delay_s, self.at_most_s)
 
     async def on_tick(self, counter: int) -> bool:
         """Of uvicorn, ten times a second: whether to leave."""
         if self.drain.draining and (self.drain.too_late or not self._answering):
             if self.drain.in_flight:
-                log.warning("%d requests are cut off at the deadline", self.drain.in_flight)
+                cut_off = {"in_flight": self.drain.in_flight}
+                log.warning("%(in_flight)d requests are cut off at the deadline", cut_off)
             return True
         return await super().on_tick(counter)
 

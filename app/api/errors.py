@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from app.adapters.receiving.source import SourceForbidden
 from app.adapters.refusals import AdapterRejected, UploadTooLarge
 from app.api.access import dialect_of
+from app.api.for_log import reason_of
 from app.api.refusal import Refusal, invalid, validation_refusal
 from app.api.upload_body import SourceMalformed, UnsupportedMedia
 from app.catalog.install import PreconditionFailed
@@ -91,6 +92,7 @@ def _answer(scope: Scope, error: Exception) -> Response:
     state, refusal = scope.get("state", {}), refusal_of(error, scope)
     if "trace" in state:
         state["trace"].refusal = refusal.error_type
+        state["reason"] = reason_of(error, refusal)
     return dialect_of(scope).answer(refusal, state.get("request_id", ""))
 
 

@@ -10,12 +10,16 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 MAX_FAULTS = 20  # of a body that are told
+MAX_FAULTS_LOGGED = 3
 PLACE = re.compile(r"(\[\d+\]) ")
 
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """problems: [{"field" or "tensor", "reason"}]; more: further members of the answer."""
+    """problems: [{"field" or "tensor", "reason"}]; more: further members of the answer.
+
+    for_log: what the log says where the message would name what the client has named.
+    """
 
     status: int
     error_type: str
@@ -23,6 +27,7 @@ class Refusal(Exception):
     problems: list[dict[str, str]] = field(default_factory=list)
     headers: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
+    for_log: str = ""
 
 
 class BodyTooLarge(HTTPException):
@@ -43,7 +48,14 @@ def validation_refusal(faults: Sequence[Mapping[str, Any]], count: int) -> Refus
     first = problems[0]
     more = {"problem_count": count} if count > len(problems) else {}
     message = f"{first['field']}: {first['reason']}"
-    return Refusal(422, "validation", message, problems, more=more)
+    kinds = "; ".join(f"{_of_ours(fault)}: {fault['type']}" for fault in faults[:MAX_FAULTS_LOGGED])
+    return Refusal(422, "validation", message, problems, more=more, for_log=kinds)
+
+
+def _of_ours(fault: Mapping[str, Any]) -> str:
+    """("body", "labels", 3) -> labels. A member that is not ours is nameless."""
+    parts = _within(fault["loc"])
+    return str(parts[0]) if parts and fault["type"] != "extra_forbidden" else "the request"
 
 
 def _problem(fault: Mapping[str, Any]) -> dict[str, str]:
@@ -56,6 +68,9 @@ def _problem(fault: Mapping[str, Any]) -> dict[str, str]:
 
 def _where(loc: tuple[int | str, ...]) -> str:
     """("body", "inputs", 3) -> inputs[3]."""
-    parts = loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc
-    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts)
+    text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in _within(loc))
     return text.lstrip(".") or str(loc[0] if loc else "body")
+
+
+def _within(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc

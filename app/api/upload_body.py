@@ -36,7 +36,7 @@ def opened(body: Path, content_type: str) -> Upload:
     """
     media_type = content_type.split(";", maxsplit=1)[0].strip().lower()
     if media_type.startswith(NO_ADAPTERS):
-        raise UnsupportedMedia(f"an adapter does not come as {media_type}: {TAKEN}")
+        raise UnsupportedMedia(f"an adapter does not come as {media_type!r:.80}: {TAKEN}")
     opener = OPENERS.get(media_type)
     return body if opener is None else opener(body, content_type)
 

@@ -32,7 +32,7 @@ def disk_errors() -> Iterator[None]:
                 f"the store takes no more ({error.strerror}): make room on its disk"
             ) from None
         what = "is read-only" if error.errno in READ_ONLY else "fails"
-        log.error("the store's disk: %s", error)
+        log.error("the store's disk: %(error)s", {"error": str(error)})
         raise StoreUnavailable(
             f"the store's disk {what} ({error.strerror}); what it holds is served, and nothing "
             "can be changed until that is mended"

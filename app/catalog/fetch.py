@@ -25,7 +25,7 @@ from app.catalog.store import Json, Store, StoreFull, StoreUnavailable, VersionD
 from app.catalog.stored_version import StoredVersion
 
 log = logging.getLogger(__name__)
-EAGER_S = 3.0  # of loading before the port opens; the rest is loaded while serving
+EAGER_S = 1.5  # before the port opens; the rest is loaded while serving
 
 
 @dataclass(eq=False)
@@ -65,6 +65,7 @@ class Fetcher:
     def _read_names(self) -> tuple[list[tuple[Pointer, Report | None]], dict[str, str]]:
         """Every name with its version's report, and why others cannot be read. Blocks."""
         pointers, broken = [], {}
+        reports: dict[str, Report | None] = {}  # of a version that many names point at, once
         for name in self.store.every_name():
             try:
                 pointer = self.store.look(name)
@@ -72,7 +73,9 @@ class Fetcher:
                 broken[name] = reason_of(error)
                 continue
             if pointer.version is not None:
-                pointers.append((pointer, self._stored_report(pointer.version)))
+                if pointer.version not in reports:
+                    reports[pointer.version] = self._stored_report(pointer.version)
+                pointers.append((pointer, reports[pointer.version]))
             elif not pointer.revision:
                 broken[name] = "what was stored about the name is damaged: PUT it again"
         return pointers, broken
@@ -137,7 +140,8 @@ class Fetcher:
                 return
             self.registry.remove(pointer.name)
             self.registry.broken[pointer.name] = reason_of(error)
-            log.error("adapter %s is stored but not served: %s", pointer.name, reason_of(error))
+            why = {"name": pointer.name, "reason": reason_of(error)}
+            log.error("adapter %(name)s is stored but not served: %(reason)s", why)
             return
         if self.registry.names.get(pointer.name) is before:
             self.serve(pointer, version)

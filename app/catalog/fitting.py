@@ -35,5 +35,6 @@ async def with_fitting_trial(fetcher: Fetcher, after: Pointer, report: Report) -
             return after
     except (AdapterRejected, StoreUnavailable):
         pass
-    log.warning("the %s of %s is over: it does not fit", after.trial.mode, after.name)
+    over = {"mode": after.trial.mode, "name": after.name}
+    log.warning("the %(mode)s of %(name)s is over: it does not fit", over)
     return replace(after, trial=None)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from app.adapters.files import looks_like_adapter, printable
 from app.adapters.refusals import AdapterRejected
+from app.catalog.change import Change, audit, say_together, write_down
 from app.catalog.fetch import reason_of
 from app.catalog.install import Installer
 from app.catalog.pointer import deleted, valid_name
@@ -25,13 +26,17 @@ SERVED_ON = (
 )
 
 
-async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]) -> set[str]:
+async def sync_folders(
+    installer: Installer, adapters_dir: Path, names: set[str], *, at_start: bool = False
+) -> set[str]:
     """Serve each of these folders of ADAPTERS_DIR whose content is new, as if it had been PUT.
 
     A name whose folder is gone is gone, too, unless a client has put anything by that name. Returns
-    the folders that a failing or full disk refused: they are to be tried again.
+    the folders that a failing or full disk refused: they are to be tried again. at_start: one line
+    in the log for all that are new.
     """
     refused = installer.registry.refused
+    new: list[Change] = []
     again: set[str] = set()
     for name in sorted(names):
         source, printed = adapters_dir / name, printable(name)
@@ -43,16 +48,22 @@ async def sync_folders(installer: Installer, adapters_dir: Path, names: set[str]
                 continue
             if not valid_name(name):
                 raise AdapterRejected(f"{printed} is no adapter name (a-z 0-9 . _ -)")
-            installed = await installer.install_folder(name, source)
+            change = Change("folder", name)
+            await installer.install_folder(name, source, change)
         except Exception as error:  # one folder must not keep the others from being served
             refused[printed] = reason_of(error)
             if refused[printed] != before:
-                log.error("folder %s is not served: %s", adapters_dir / printed, refused[printed])
+                why = {"folder": str(adapters_dir / printed), "reason": refused[printed]}
+                log.error("folder %(folder)s is not served: %(reason)s", why)
             if isinstance(error, (StoreFull, StoreUnavailable, OSError)):
                 again.add(name)
             continue
-        if installed is not None:
-            log.info("folder %s is served as %s", source, installed.report.version[:12])
+        if change.done:
+            new.append(change)
+            write = audit if at_start else write_down
+            await asyncio.to_thread(write, installer.store, change)
+    if at_start:
+        say_together(new)
     return again
 
 
@@ -64,11 +75,12 @@ async def _gone(installer: Installer, name: str) -> None:
             return
         if pointer.has_clients_changes:
             installer.registry.folder_gone[name] = SERVED_ON
-            log.warning("adapter %s: %s", name, SERVED_ON)
+            log.warning("adapter %(name)s: %(reason)s", {"name": name, "reason": SERVED_ON})
             return
-        await asyncio.to_thread(store.move, pointer, replace(deleted(pointer), folder=None))
+        change = Change("folder_gone", name, before=pointer.version)
+        await installer.move(pointer, replace(deleted(pointer), folder=None), change)
         installer.registry.remove(name)
-        log.info("adapter %s is gone with its folder", name)
+        await asyncio.to_thread(write_down, store, change)
 
 
 def from_folders(registry: Registry) -> set[str]:

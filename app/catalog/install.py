@@ -24,6 +24,7 @@ from app.adapters.receiving.source import Sources, fetch_source
 from app.adapters.recipe import Options
 from app.adapters.refusals import AdapterRejected
 from app.adapters.report import Report
+from app.catalog.change import Change
 from app.catalog.export import export
 from app.catalog.fetch import Fetcher, reason_of
 from app.catalog.fitting import with_fitting_trial
@@ -60,7 +61,7 @@ def _always(_: str | None) -> None:
 
 @dataclass(frozen=True)
 class How:
-    """What a PUT asks for beside the files, and who asks.
+    """What a PUT asks for beside the files. change: who asks, and what becomes of it.
 
     path: which of the upload's folders; None: the one that has weights. tokens_per_s: what it may
     be asked for, 0: any; None: as before. stage: hold the version beside the current one.
@@ -72,7 +73,7 @@ class How:
     stage: bool = False
     dry_run: bool = False
     precondition: Precondition = _always
-    by: str | None = None
+    change: Change = field(default_factory=Change)
     path: str | None = None
 
 
@@ -119,7 +120,7 @@ class Installer:
         warnings = (*installed.report.warnings, *left_aside(other_files))
         return replace(installed, report=replace(installed.report, warnings=warnings))
 
-    async def install_folder(self, name: str, source: Path) -> Installed | None:
+    async def install_folder(self, name: str, source: Path, change: Change) -> Installed | None:
         """A folder of ADAPTERS_DIR becomes the name's version when its content is new; else None.
 
         None as well for one that is being written. Raises AdapterRejected, StoreFull,
@@ -135,7 +136,7 @@ class Installer:
             pointer = await asyncio.to_thread(self.store.look, name)
             if pointer.folder == content:
                 return None
-            return await self.install(name, folder, content, How())
+            return await self.install(name, folder, content, How(change=change))
 
     async def install(self, name: str, folder: Path, content: str | None, how: How) -> Installed:
         """A folder of adapter files becomes the name's version, as `how` says.
@@ -147,7 +148,9 @@ class Installer:
         options = options_to_json(how.options)
         digest = await asyncio.to_thread(content_version, folder, options)
         async with self.changing:
-            how.precondition((await asyncio.to_thread(self.store.look, name)).version)
+            current = (await asyncio.to_thread(self.store.look, name)).version
+            how.change.of(name, current, digest)
+            how.precondition(current)
             if how.stage:
                 self.registry.get(name)
             version = await load_version(
@@ -164,6 +167,7 @@ class Installer:
     ) -> Installed:
         """Move the name to a committed version. Raises StaleRevision, PreconditionFailed."""
         before = await asyncio.to_thread(self.store.look, name)
+        how.change.of(name, before.version, version.digest)
         how.precondition(before.version)
         served = self.registry.names.get(name)
         unchanged = served is not None and before.version == version.digest == served.digest
@@ -172,7 +176,7 @@ class Installer:
             after = await with_fitting_trial(self.fetcher, after, version.report)
         if served is not None and after == before:
             return Installed(version.report, served, unchanged=True)
-        pointer = await asyncio.to_thread(self.store.move, before, after)
+        pointer = await self.move(before, after, how.change)
         if how.stage and served is not None:
             return Installed(version.report, self.fetcher.point(pointer, served.report))
         served = self.fetcher.serve(pointer, version)
@@ -185,7 +189,7 @@ class Installer:
 
         What a folder brought and a client puts again is the client's.
         """
-        entry = Entry(digest, now(), how.by, "folder" if content else "put")
+        entry = Entry(digest, now(), how.change.by, "folder" if content else "put")
         if how.stage:
             after = staged(before, replace(entry, how="stage"), self.keep_versions)
         elif unchanged and before.from_folder == (content is not None):
@@ -195,23 +199,31 @@ class Installer:
         limit = before.tokens_per_s if how.tokens_per_s is None else how.tokens_per_s or None
         return replace(after, folder=content or before.folder, tokens_per_s=limit)
 
-    async def remove(self, name: str, precondition: Precondition) -> None:
+    async def move(self, before: Pointer, after: Pointer, change: Change) -> Pointer:
+        """As Store.move, off the event loop; the change has been made then."""
+        pointer = await asyncio.to_thread(self.store.move, before, after)
+        change.done = True
+        return pointer
+
+    async def remove(self, name: str, precondition: Precondition, change: Change) -> None:
         """The name is gone at once; requests in flight finish on their version.
 
         Raises UnknownAdapter, PreconditionFailed, StoreFull, StoreUnavailable.
         """
         async with self.changing:
-            await _until_it_wins(partial(self._bury, name, precondition))
+            await _until_it_wins(partial(self._bury, name, precondition, change))
+            change.done = True
             self.registry.remove(name)
 
-    async def _bury(self, name: str, precondition: Precondition) -> None:
+    async def _bury(self, name: str, precondition: Precondition, change: Change) -> None:
         """Leave a tombstone in the store. Raises StaleRevision, and as remove()."""
         pointer = await asyncio.to_thread(self.store.look, name)
+        change.of(name, pointer.version, None)
         if pointer.version is None and name not in self.registry.broken:
             self.registry.get(name)
         precondition(pointer.version)
         if pointer.version is not None:
-            await asyncio.to_thread(self.store.move, pointer, deleted(pointer))
+            await self.move(pointer, deleted(pointer), change)
 
     async def files(self, name: str) -> tuple[str, bytes]:
         """The version that is served, and a tar of its folder.
@@ -231,7 +243,7 @@ class Installer:
         return version.digest, tar
 
     async def rollback(
-        self, name: str, prefix: str | None, precondition: Precondition, by: str | None
+        self, name: str, prefix: str | None, precondition: Precondition, change: Change
     ) -> Name:
         """Point the name at an earlier version of its own; none given: the one before.
 
@@ -240,6 +252,7 @@ class Installer:
         """
         async with self.changing:
             pointer = await self.fetcher.pointer(name)
+            change.of(name, pointer.version, None)
             precondition(pointer.version)
             history = pointer.history
             digest = (
@@ -247,12 +260,13 @@ class Installer:
                 if prefix is None
                 else find_version(name, history, prefix)
             )
+            change.of(name, pointer.version, digest)
             version = await self.fetcher.load_stored(digest)
-            after = moved(pointer, Entry(digest, now(), by, "rollback"), self.keep_versions)
+            after = moved(pointer, Entry(digest, now(), change.by, "rollback"), self.keep_versions)
             if digest == pointer.version:
                 after = replace(after, history=pointer.history)
             after = await with_fitting_trial(self.fetcher, after, version.report)
-            pointer = await asyncio.to_thread(self.store.move, pointer, after)
+            pointer = await self.move(pointer, after, change)
             return self.fetcher.serve(pointer, version)
 
 

@@ -18,6 +18,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
+
 from app.catalog.disk import disk_errors, fsync
 from app.catalog.pointer import NewerPointer, Pointer, deleted, from_json, to_json, valid_name
 from app.catalog.store import StaleRevision, StoreUnavailable
@@ -80,9 +82,7 @@ class LocalNames:
     def _read_file(self, name: str, path: Path) -> Pointer | None:
         try:
             with disk_errors(), contextlib.suppress(FileNotFoundError):
-                if path.is_dir():
-                    raise ValueError("it is a folder")
-                return from_json(name, json.loads(path.read_bytes()))
+                return from_json(name, orjson.loads(_content(path)))
         except NewerPointer as newer:
             raise StoreUnavailable(
                 f"{path} {newer}: a newer server has written it, and it is left as it is"
@@ -97,7 +97,8 @@ class LocalNames:
             return self._read(name)
         except PointerDamaged as damaged:
             path, why = damaged.args
-            log.error("%s is damaged (%s): set aside as %s.damaged", path, why, path.name)
+            where = {"path": str(path), "reason": why}
+            log.error("%(path)s is damaged (%(reason)s): set aside as %(path)s.damaged", where)
             with contextlib.suppress(OSError):
                 path.rename(path.with_name(f"{path.name}.damaged"))
             return Pointer(name)
@@ -154,7 +155,8 @@ class LocalNames:
                 same = stamp is not None and name in before and before[name][0] == stamp
                 self._held[name] = before[name] if same else (stamp, self._read(name).versions)
             except (PointerDamaged, StoreUnavailable):
-                log.warning("the name %s cannot be read: no version is removed", name)
+                unread = {"name": name}
+                log.warning("the name %(name)s cannot be read: no version is removed", unread)
                 return None
         return set().union(*(versions for _, versions in self._held.values()))
 
@@ -164,7 +166,8 @@ class LocalNames:
         latest = time.time_ns() - SETTLED_NS
         for path in self._folder.iterdir():
             if path.suffix == ".damaged":
-                log.warning("until somebody takes %s away, no version is removed", path)
+                where = {"path": str(path)}
+                log.warning("until somebody takes %(path)s away, no version is removed", where)
                 return None
             if path.suffix == LIVE and valid_name(path.stem):
                 with contextlib.suppress(FileNotFoundError):
@@ -172,3 +175,10 @@ class LocalNames:
                     settled = stat.st_mtime_ns < latest
                     files[path.stem] = (stat.st_ino, stat.st_mtime_ns) if settled else None
         return files
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise ValueError("it is a folder") from None

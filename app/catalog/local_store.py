@@ -2,6 +2,7 @@
 
     versions/<sha256>/   the adapter's files as uploaded, options.json, report.json
     names/               where each name points: local_names.py
+    audit/               who changed what: local_audit.py
     marks/<sha256>       no name holds the version, since the mark's time
     tmp/                 uploads and removals in progress, each folder locked by who works in it
     damaged/             versions whose files are no longer what was uploaded
@@ -20,10 +21,14 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import orjson
+
 from app.catalog.disk import disk_errors, fsync
+from app.catalog.local_audit import LocalAudit
 from app.catalog.local_names import UNREADABLE, LocalNames
 from app.catalog.marks import Marks
 from app.catalog.pointer import Pointer
@@ -68,10 +73,12 @@ class LocalStore(Store):
             ) from None
         self._workspace = Workspace(root, may_write=may_write)
         self._names = LocalNames(names, self._workspace)
+        self._audit = LocalAudit(root / "audit", self._workspace)
         self._marks = Marks(root / "marks")
         self._collecting = threading.Lock()
         if not may_write or not os.access(self._versions, os.W_OK):
-            log.warning("the store %s is read-only: uploads will be refused", root)
+            where = {"store": str(root)}
+            log.warning("the store %(store)s is read-only: uploads will be refused", where)
 
     def receiving(self) -> AbstractContextManager[Path]:
         """As Store.receiving."""
@@ -150,7 +157,8 @@ class LocalStore(Store):
             aside.parent.mkdir(exist_ok=True)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
-            log.error("version %s is damaged: set aside in %s", version, aside)
+            place = {"version": version, "place": str(aside)}
+            log.error("version %(version)s is damaged: set aside in %(place)s", place)
         return str(aside) if aside.exists() else None
 
     def set_aside_versions(self) -> list[str]:
@@ -192,6 +200,14 @@ class LocalStore(Store):
                 self._drop(version, due[version])
             return self._marks.keep({path.name for path in self._versions.iterdir()} - held)
 
+    def append_audit(self, record: Json) -> None:
+        """As Store.append_audit."""
+        self._audit.append(record)
+
+    def read_audit(self, before: str, most: int, wanted: Callable[[Json], bool]) -> list[Json]:
+        """As Store.read_audit."""
+        return self._audit.read(before, most, wanted)
+
     def _drop(self, version: str, marked_ns: int) -> None:
         """Where the disk refuses, the version stays until the next collect()."""
         refused = contextlib.suppress(OSError, StoreFull, StoreUnavailable)
@@ -202,4 +218,4 @@ class LocalStore(Store):
 
 
 def _read_json(path: Path) -> Json:
-    return dict(json.loads(path.read_text()))
+    return dict(orjson.loads(path.read_bytes()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+from app.catalog.change import Change
 from app.catalog.install import Installer
 from app.catalog.registry import Name
 from app.model.lora import merge_lora, merged_bytes
@@ -17,13 +18,14 @@ class MergeMemoryFull(Exception):
     """The merged copy would go over MERGE_MEMORY_BYTES."""
 
 
-async def merge(installer: Installer, name: str) -> Name:
+async def merge(installer: Installer, name: str, change: Change) -> Name:
     """Make the adapter's own copy of the layers it changes; others go on with the base.
 
     Raises UnknownAdapter, MergeMemoryFull.
     """
     async with installer.changing:
         served = installer.registry.get(name)
+        change.of(name, served.digest, served.digest)
         version = await installer.fetcher.ready(served)
         rescales = any(lora.rescales for lora in version.adapter.layers.values())
         if version.merged_bytes or not rescales:
@@ -38,15 +40,17 @@ async def merge(installer: Installer, name: str) -> Name:
             )
         layers = await asyncio.to_thread(merge_lora, wrappers, version.adapter, version.layers)
         installer.registry.merged[name] = replace(version, layers=layers, merged_bytes=size)
+        change.done = True
         return served
 
 
-async def unmerge(installer: Installer, name: str) -> Name:
+async def unmerge(installer: Installer, name: str, change: Change) -> Name:
     """Drop the merged copy; batches that are running keep the one that they started with.
 
     Raises UnknownAdapter.
     """
     async with installer.changing:
         served = installer.registry.get(name)
-        installer.registry.merged.pop(name, None)
+        change.of(name, served.digest, served.digest)
+        change.done = installer.registry.merged.pop(name, None) is not None
         return served

@@ -10,6 +10,7 @@ from app.adapters.receiving.copying import copy_adapter
 from app.adapters.recipe import Options
 from app.adapters.refusals import AdapterRejected
 from app.adapters.values import ProblemType
+from app.catalog.change import Change
 from app.catalog.fetch import reason_of
 from app.catalog.install import How, Installed, Installer, Precondition
 from app.catalog.load import options_from_json
@@ -27,7 +28,7 @@ async def relabel(
     labels: tuple[str, ...],
     problem_type: ProblemType | None,
     precondition: Precondition,
-    by: str | None,
+    change: Change,
 ) -> Installed:
     """As a PUT of the served version's files with these labels. problem_type None: as it was.
 
@@ -47,7 +48,7 @@ async def relabel(
             options = replace(
                 before, labels=labels, problem_type=problem_type or before.problem_type
             )
-            how = How(options, allow_noop=True, precondition=unmoved, by=by)
+            how = How(options, allow_noop=True, precondition=unmoved, change=change)
             try:
                 return await installer.install(name, folder, None, how)
             except _Moved:

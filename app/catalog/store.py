@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -153,3 +153,19 @@ class Store(ABC):
     @abstractmethod
     def tombstones(self) -> int:
         """How many deleted names it remembers."""
+
+    @abstractmethod
+    def append_audit(self, record: Json) -> None:
+        """Keep one more record of who changed what: it survives a crash, and a name's deletion.
+
+        It gets an "id", a text that sorts behind those of the records that were there. The oldest
+        records go where there are too many. Small records, and not many at a time: where nothing
+        can be appended to, each is an object of its own.
+        """
+
+    @abstractmethod
+    def read_audit(self, before: str, most: int, wanted: Callable[[Json], bool]) -> list[Json]:
+        """The newest `most` records that are wanted, newest first, each with its "id".
+
+        before: those with smaller ids only; "": all.
+        """

@@ -5,10 +5,10 @@ Knows names and versions; which requests take part is draw.py's.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 from app.adapters.refusals import AdapterRejected
+from app.catalog.change import Change
 from app.catalog.fitting import alike
 from app.catalog.install import Installer
 from app.catalog.pointer import Entry, Trial, moved, now
@@ -19,7 +19,7 @@ class NoTrial(Exception):
     """There is nothing to be promoted or aborted."""
 
 
-async def begin_trial(installer: Installer, name: str, trial: Trial) -> Name:
+async def begin_trial(installer: Installer, name: str, trial: Trial, change: Change) -> Name:
     """Let another version that the name holds take part; trial.version: 12 or more of its digits.
 
     Raises UnknownAdapter, UnknownVersion, AdapterRejected, StoreFull, StoreUnavailable.
@@ -28,7 +28,9 @@ async def begin_trial(installer: Installer, name: str, trial: Trial) -> Name:
     async with installer.changing:
         pointer = await fetcher.pointer(name)
         served = installer.registry.get(name)
+        change.of(name, served.digest, None)
         digest = find_version(name, pointer.history, trial.version)
+        change.of(name, served.digest, digest)
         if digest == served.digest:
             raise AdapterRejected(f"{digest[:12]} is what {name} is served by already")
         version = await fetcher.load_stored(digest)
@@ -37,27 +39,30 @@ async def begin_trial(installer: Installer, name: str, trial: Trial) -> Name:
                 f"{digest[:12]} is for {version.report.task} and the current version for "
                 f"{served.report.task}: clients would get now the one and now the other"
             )
-        after = replace(pointer, trial=replace(trial, version=digest, since=now()))
-        pointer = await asyncio.to_thread(installer.store.move, pointer, after)
+        begun = replace(trial, version=digest, since=now(), by=change.by)
+        pointer = await installer.move(pointer, replace(pointer, trial=begun), change)
         return fetcher.point(pointer, served.report)
 
 
-async def end_trial(installer: Installer, name: str, by: str | None, *, promote: bool) -> Name:
+async def end_trial(installer: Installer, name: str, change: Change, *, promote: bool) -> Name:
     """Point the name at its trial's version, or leave it where it is.
 
     Raises UnknownAdapter, NoTrial, AdapterRejected, StoreFull, StoreUnavailable.
     """
-    fetcher, move = installer.fetcher, installer.store.move
+    fetcher = installer.fetcher
     async with installer.changing:
         pointer = await fetcher.pointer(name)
         trial = pointer.trial
+        change.of(name, pointer.version, pointer.version)
         if trial is None:
             raise NoTrial(f"{name} has no canary and no shadow")
         if not promote:
             served = installer.registry.get(name)
-            pointer = await asyncio.to_thread(move, pointer, replace(pointer, trial=None))
+            change.of(name, trial.version, pointer.version)
+            pointer = await installer.move(pointer, replace(pointer, trial=None), change)
             return fetcher.point(pointer, served.report)
+        change.of(name, pointer.version, trial.version)
         version = await fetcher.load_stored(trial.version)
-        entry = Entry(version.digest, now(), by, "promote")
+        entry = Entry(version.digest, now(), change.by, "promote")
         after = moved(pointer, entry, installer.keep_versions)
-        return fetcher.serve(await asyncio.to_thread(move, pointer, after), version)
+        return fetcher.serve(await installer.move(pointer, after, change), version)

@@ -49,7 +49,7 @@ async def sync_at_start(installer: Installer, adapters_dir: Path, before: Folder
         return {}
     unchanged = {name: state for name, state in now.items() if before.get(name) == state}
     gone = from_folders(installer.registry) - set(now)
-    again = await sync_folders(installer, adapters_dir, set(unchanged) | gone)
+    again = await sync_folders(installer, adapters_dir, set(unchanged) | gone, at_start=True)
     unlike = frozenset({("", 0, 0, 0, 0)})  # anything there, so that it is looked at again
     return unchanged | dict.fromkeys(again, unlike)
 
@@ -90,7 +90,7 @@ async def _seen(registry: Registry, adapters_dir: Path) -> Folders | None:
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}; what came from it is served on"
         if registry.refused.get(key) != reason:
-            log.error("%s %s", key, reason)
+            log.error("%(folder)s %(reason)s", {"folder": key, "reason": reason})
         registry.refused[key] = reason
         return None
     registry.refused.pop(key, None)

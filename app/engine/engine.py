@@ -106,7 +106,7 @@ class Engine:
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
-            log.error("a forward did not end within %g s", at_most_s)
+            log.error("a forward did not end within %(seconds)g s", {"seconds": at_most_s})
 
     @property
     def turning(self) -> bool:
@@ -266,7 +266,10 @@ class Engine:
         if short:
             torch.cuda.empty_cache()
             smaller = max(self.encoder.max_length, self.max_batch_tokens // 2)
-            log.warning("out of memory: a batch is at most %d tokens from now on", smaller)
+            most = {"max_batch_tokens": smaller}
+            log.warning(
+                "out of memory: a batch is at most %(max_batch_tokens)d tokens from now on", most
+            )
             self.max_batch_tokens = smaller
         size = (len(batch) + 1) // 2 if short else 1
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]

@@ -7,11 +7,11 @@ engine's pulse; knows no sequences.
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 
 from app.engine.engine import Engine
@@ -19,6 +19,7 @@ from app.engine.engine import Engine
 log = logging.getLogger(__name__)
 LOOK_S = 1.0
 TELL_S = 5.0  # in which /livez can say so, before the process ends
+FRAMES = 20  # of a thread
 EXIT_CODE = 70  # EX_SOFTWARE
 
 
@@ -53,16 +54,30 @@ def watch_forwards(
         while not over.wait(LOOK_S):
             hangs = looks.look(engine.pulse) * LOOK_S >= max_still_s
             if engine.lost is not None:
-                log.critical("the device is lost (%s): this process ends", engine.lost)
+                lost = {"why": str(engine.lost)}
+                log.critical("the device is lost (%(why)s): this process ends", lost)
             elif hangs:
                 engine.hung = True
-                log.critical("a forward has stood still for %g s: this process ends", max_still_s)
+                still = {"seconds": max_still_s}
+                log.critical(
+                    "a forward has stood still for %(seconds)g s: this process ends", still
+                )
             else:
                 continue
-            faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+            _say_where_threads_stand()
             over.wait(TELL_S)
             end(EXIT_CODE)
             return
 
     threading.Thread(target=run, name="watchdog", daemon=True).start()
     return over.set
+
+
+def _say_where_threads_stand() -> None:
+    """A line for each, the innermost frame first."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for number, frame in sys._current_frames().items():
+        calls = reversed(traceback.extract_stack(frame, limit=-FRAMES))
+        stack = " < ".join(f"{c.filename}:{c.lineno} {c.name}" for c in calls)
+        stands = {"thread": names.get(number, str(number)), "stack": stack}
+        log.critical("the thread %(thread)s stands at %(stack)s", stands)

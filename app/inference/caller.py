@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from app.catalog.change import Change
 from app.engine.admission import Asker
 
 Arm = Literal["current", "canary"]
@@ -60,7 +61,7 @@ class Caller:
     """key: None where none was needed. asker: as the engine knows it, for its turn in the queue.
 
     labels: what it says of itself by name (over HTTP its headers), which a canary may stick by.
-    trace: filled on the way.
+    trace, and change where it asks for one: filled on the way.
     """
 
     key: Key | None = None
@@ -68,6 +69,7 @@ class Caller:
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     trace: Trace = field(default_factory=Trace)
+    change: Change = field(default_factory=Change)
 
     @property
     def name(self) -> str | None:
@@ -77,6 +79,11 @@ class Caller:
     def may_use(self, adapter: str) -> bool:
         """Whether it may use, and know of, the adapter."""
         return self.key is None or self.key.may_use(adapter)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it may know of every adapter, also of those that are gone."""
+        return self.key is None or self.key.adapters is None
 
     def usable(self, names: Iterable[str]) -> list[str]:
         """Those of the names that it may know of, sorted. Blocks: there may be 100,000 of them."""

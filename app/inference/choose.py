@@ -168,7 +168,8 @@ async def _current(runtime: Runtime, caller: Caller, entry: Name) -> Chosen:
             version = await runtime.fetcher.load_stored(trial.version)
             return Chosen(name, name, version, "canary")
         except (AdapterRejected, StoreUnavailable, OSError) as error:
-            log.error("canary %s of %s cannot be loaded: %s", trial.version[:12], name, error)
+            why = {"version": trial.version, "name": name, "reason": str(error)}
+            log.error("canary %(version)s of %(name)s cannot be loaded: %(reason)s", why)
     version = await runtime.fetcher.ready(entry)
     shadow = trial.version if drawn and trial.mode == "shadow" else None
     return Chosen(name, name, version, "current", shadow)

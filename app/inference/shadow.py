@@ -67,7 +67,8 @@ async def _compare(runtime: Runtime, answered: Answered, chosen: Chosen, digest:
         counted.labels(label, "skipped").inc()
         return
     except Exception as error:  # the client has its answer, and nobody else is to learn of this
-        log.warning("shadow %s of %s: %s", digest[:12], chosen.name, error)
+        failed = {"version": digest, "name": chosen.name, "error": type(error).__name__}
+        log.warning("shadow %(version)s of %(name)s: %(error)s", failed)
         counted.labels(label, "failed").inc(len(at))
         return
     rows = [answered.lines[k][i] for k, i in at]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor
 
@@ -38,7 +37,7 @@ class BaseFiles:
 
 
 def find_base(model: str | None, revision: str | None) -> BaseFiles:
-    """The base's files, downloaded (with a progress bar) where they have to be.
+    """The base's files, downloaded where they have to be.
 
     model: a folder, a hub id, which revision pins, or None: the embedded one.
     Raises BaseRefused, EmbeddedBaseMissing.
@@ -52,8 +51,8 @@ def find_base(model: str | None, revision: str | None) -> BaseFiles:
         raise BaseRefused(f"the base's folder {model} does not exist")
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever the hub's client, and its client of HTTP, may raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BaseRefused(f"{model} is no folder, and the hub did not give it: {first}") from None
     return _read(model, folder)
 

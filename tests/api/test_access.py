@@ -23,6 +23,7 @@ from tests.oracles import files_of
 OPEN, KEY, WHOLE, ADMIN = "nothing", "any key", "unrestricted key", "admin key"
 NEEDS = {
     ("GET", "/"): OPEN,
+    ("HEAD", "/"): OPEN,
     ("GET", "/livez"): OPEN,
     ("HEAD", "/livez"): OPEN,
     ("GET", "/readyz"): OPEN,
@@ -34,6 +35,7 @@ NEEDS = {
     ("GET", "/redoc"): OPEN,
     ("GET", "/openapi.json"): OPEN,
     ("HEAD", "/openapi.json"): OPEN,
+    ("GET", "/audit"): ADMIN,
     ("GET", "/info"): KEY,
     ("GET", "/version"): KEY,
     ("GET", "/metrics"): WHOLE,
@@ -88,6 +90,7 @@ NEEDS = {
 BELOW = {  # the routes that stand below /a/{adapter}, too
     ("GET", "/"),
     ("GET", "/livez"),
+    ("HEAD", "/"),
     ("HEAD", "/livez"),
     ("GET", "/readyz"),
     ("HEAD", "/readyz"),
@@ -130,7 +133,7 @@ BELOW = {  # the routes that stand below /a/{adapter}, too
     ("POST", "/v2/models/{model}/versions/{version}/infer"),
 }
 NEEDS |= {(method, "/a/{adapter}" + path): NEEDS[method, path] for method, path in BELOW}
-NEEDS[("GET", "/a/{adapter}")] = OPEN
+NEEDS |= {(method, "/a/{adapter}"): OPEN for method in ("GET", "HEAD")}
 KEYS = {"inference": "key-of-inference", "narrow": "key-for-b-alone", "admin": "key-of-an-admin"}
 UNKNOWN = {"nobody": None, "stranger": "a-key-that-nobody-gave"}
 ALLOWED = {  # with a key of each sort, on a server that has keys

@@ -438,3 +438,39 @@ def test_a_pointer_that_cannot_be_believed_is_healed_by_a_put(
         assert again.client.post(f"/embed?adapter={name}", json={"inputs": "a"}).status_code == 404
         put(again.client, name, folders["b"])
         assert again.client.post(f"/embed?adapter={name}", json={"inputs": "a"}).status_code == 200
+
+
+def test_a_list_is_paged_in_order_and_stays_so_while_names_come_and_go(
+    served: httpx.Client, folders: dict[str, Path]
+) -> None:
+    everything = served.get("/adapters")
+    assert [entry["name"] for entry in everything.json()] == ["a", "b", "c"]
+    assert everything.headers["x-total-count"] == "3"
+    assert "link" not in everything.headers
+    first = served.get("/adapters?limit=2")
+    assert [entry["name"] for entry in first.json()] == ["a", "b"]
+    assert first.headers["x-total-count"] == "3"
+    served.delete("/adapters/b")
+    put(served, "aa", folders["a"])
+    second = served.get(first.links["next"]["url"])
+    assert [entry["name"] for entry in second.json()] == ["c"]
+    assert "next" not in second.links
+
+
+def test_a_list_is_filtered_by_name_and_by_state(served: httpx.Client) -> None:
+    def names(**query: object) -> list[str]:
+        return [entry["name"] for entry in served.get("/adapters", params=query).json()]
+
+    assert names(task="classify") == names(head="true") == ["c"]
+    assert names(head="false", limit=1) == ["a"]
+    assert names(prefix="b") == names(q="b") == ["b"]
+    assert names(merged="true") == names(trial="true") == []
+    served.post("/adapters/b/merge")
+    assert names(merged="true") == ["b"]
+    page = served.get("/adapters?limit=1&merged=false&head=false&q=")
+    assert page.headers["x-total-count"] == "1"
+    assert served.get("/adapters?limit=1&resident=true").links["next"]["url"] == (
+        "/adapters?limit=1&resident=true&after=a"
+    )
+    for wrong in ({"limit": 0}, {"lmit": 1}, {"task": "x"}):
+        assert served.get("/adapters", params=wrong).status_code == 422

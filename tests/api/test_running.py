@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import socket
+import subprocess
 import time
 
 import httpx
@@ -64,6 +66,38 @@ def test_a_request_through_adapters_that_have_no_name_in_metrics_counts_once() -
         where = f'adapter="{label}",route="/embed"'
         assert f'bert_lora_requests_total{{{where},status="200"}} 1.0' in lines
         assert f"bert_lora_request_seconds_sum{{{where}}} 0.25" in lines
+
+
+def test_a_browser_is_led_from_the_root_to_the_documentation(client: httpx.Client) -> None:
+    accepts = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    answer = client.get("/", headers=accepts)
+    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+    assert client.head("/", headers=accepts).status_code == 307
+    page = client.get("/", headers=accepts, follow_redirects=True)
+    assert page.headers["content-type"].startswith("text/html")
+
+
+def test_others_are_told_at_the_root_what_this_is_and_a_request_that_works(
+    client: httpx.Client, tiny_server: LiveServer
+) -> None:
+    answer = client.get("/", headers={"Accept": "*/*"})
+    told = answer.json()
+    assert told.keys() == {"name", "version", "status", "docs", "openapi", "example", "base"}
+    assert (told["status"], told["base"]) == ("ready", "tiny-bert")
+    assert told["docs"] == f"{tiny_server.url}/docs"
+    assert client.get(told["openapi"]).json()["paths"]
+    assert client.head("/").headers["content-length"] == answer.headers["content-length"]
+    ran = subprocess.run(["sh", "-c", told["example"]], capture_output=True, check=True)
+    assert len(json.loads(ran.stdout)[0]) == 32
+
+
+def test_a_stranger_is_not_told_which_base_a_keyed_server_has(
+    serve: Serve, tiny_bert: object
+) -> None:
+    client = serve(model=str(tiny_bert), api_keys="k3y").client
+    assert "base" not in client.get("/").json()
+    assert client.get("/").json()["example"].endswith('-H "Authorization: Bearer $KEY"')
+    assert client.get("/", headers={"Authorization": "Bearer k3y"}).json()["base"] == "tiny-bert"
 
 
 def test_docs_need_no_internet(client: httpx.Client) -> None:

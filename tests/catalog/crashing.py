@@ -64,6 +64,7 @@ CHANGES: dict[str, Callable[[LocalStore], None]] = {
     "rollback": rollback,
     "delete": delete,
     "damage": damage,
+    "audit": lambda store: store.append_audit({"name": "x"}),
     "start": lambda store: collect(LocalStore(store.root)),
 }
 
@@ -118,7 +119,8 @@ def state(root: Path, faults: list[str], where: str) -> tuple[str | None, ...]:
             faults.append(f"{where}: version {version[:12]} is held and not whole")
     if any((root / "tmp").iterdir()) or any((root / "names").glob("*.damaged")):
         faults.append(f"{where}: leftovers")
-    return (pointer.version, *(e.version for e in pointer.history))
+    audited = len(store.read_audit("", 100, lambda _: True))
+    return (str(audited), pointer.version, *(e.version for e in pointer.history))
 
 
 def collect(store: LocalStore) -> None:
@@ -141,6 +143,7 @@ def main() -> None:
     store = LocalStore(full)
     put(store, b"one")
     put(store, b"two")
+    store.append_audit({"name": "x"})
     (full / "tmp" / "left").mkdir()
     shutil.copytree(store.folder(_version(store)), full / "versions" / "0")
     kills: dict[str, int] = {}

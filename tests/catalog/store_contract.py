@@ -291,3 +291,36 @@ class StoreContract:
                 task.result()
         for name in store.every_name():
             assert is_there(store, store.look(name).version or "")
+
+    def test_audit_records_are_read_newest_first_by_everybody(
+        self, store: Store, another: Store
+    ) -> None:
+        for i in range(5):
+            (store, another)[i % 2].append_audit({"n": i})
+        for reader in (store, another):
+            records = reader.read_audit("", 100, lambda _: True)
+            assert [r["n"] for r in records] == [4, 3, 2, 1, 0]
+            ids = [r["id"] for r in records]
+            assert ids == sorted(ids, reverse=True)
+            assert reader.read_audit(ids[1], 2, lambda _: True) == records[2:4]
+            assert reader.read_audit("", 2, lambda r: r["n"] % 2 == 1) == [records[1], records[3]]
+            assert reader.read_audit(ids[-1], 2, lambda _: True) == []
+
+    def test_an_audit_survives_its_names_deletion(self, store: Store) -> None:
+        pointer = point(store, "x", commit(store, b"one"))
+        store.append_audit({"name": "x"})
+        store.move(pointer, deleted(pointer))
+        collect_all(store)
+        assert [r["name"] for r in store.read_audit("", 9, lambda _: True)] == ["x"]
+
+    def test_of_records_that_many_append_at_once_none_is_lost(
+        self, store: Store, another: Store
+    ) -> None:
+        def append(i: int) -> None:
+            (store, another)[i % 2].append_audit({"n": i})
+
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(append, range(50)))
+        records = store.read_audit("", 100, lambda _: True)
+        assert {r["n"] for r in records} == set(range(50))
+        assert len({r["id"] for r in records}) == 50

@@ -199,3 +199,43 @@ def test_killed_at_any_step_the_old_state_is_there_or_the_new(tmp_path: Path) ->
     result = json.loads(ran.stdout)
     assert result["faults"] == []
     assert sum(result["kills"].values()) > 200, result["kills"]
+
+
+def test_half_a_line_that_a_kill_has_left_costs_no_other_record(store: LocalStore) -> None:
+    store.append_audit({"n": 0})
+    (file,) = (store.root / "audit").iterdir()
+    with file.open("ab") as torn:
+        torn.write(b'{"id": "0179')
+    assert [r["n"] for r in store.read_audit("", 9, lambda _: True)] == [0]
+    store.append_audit({"n": 1})
+    assert [r["n"] for r in store.read_audit("", 9, lambda _: True)] == [1, 0]
+    assert len(file.read_bytes().splitlines()) == 3
+
+
+def test_of_an_audit_that_grows_the_oldest_records_go(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.catalog.local_audit.FILE_BYTES", 1000)
+    monkeypatch.setattr("app.catalog.local_audit.FILES", 3)
+    for i in range(200):
+        store.append_audit({"n": i})
+    files = list((store.root / "audit").iterdir())
+    assert len(files) == 3
+    assert all(file.stat().st_size <= 1000 for file in files)
+    numbers = [r["n"] for r in store.read_audit("", 1000, lambda _: True)]
+    assert numbers == list(range(199, 199 - len(numbers), -1))
+    assert len(numbers) > 40
+
+
+def test_ids_go_on_where_the_clock_goes_back(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append_audit({"n": 0})
+    monkeypatch.setattr("app.catalog.local_audit.time.time_ns", lambda: 5)
+    store.append_audit({"n": 1})
+    assert [r["n"] for r in store.read_audit("", 9, lambda _: True)] == [1, 0]
+
+
+def test_a_store_that_was_not_locked_takes_no_record(store: LocalStore) -> None:
+    with pytest.raises(StoreUnavailable):
+        LocalStore(store.root, may_write=False).append_audit({"n": 0})

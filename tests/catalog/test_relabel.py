@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from app.assemble import assemble
+from app.catalog.change import Change
 from app.catalog.install import Installer
 from app.catalog.local_store import LocalStore
 from app.catalog.relabel import relabel
@@ -21,13 +22,13 @@ def anything(_: str | None) -> None:
 async def relabelled_amid_a_rollback(installer: Installer, sources: list[Path]) -> tuple[str, str]:
     """The weights that the name has in the end, and those that it was rolled back to."""
     for source in sources:
-        await installer.install_folder("x", source)
+        await installer.install_folder("x", source, Change("folder"))
     async with installer.changing:  # both wait for it, in this order
         labelling = asyncio.create_task(
-            relabel(installer, "x", ("good", "bad"), None, anything, None)
+            relabel(installer, "x", ("good", "bad"), None, anything, Change())
         )
         await asyncio.sleep(0.05)
-        back = asyncio.create_task(installer.rollback("x", None, anything, None))
+        back = asyncio.create_task(installer.rollback("x", None, anything, Change()))
         await asyncio.sleep(0.05)
     await asyncio.gather(labelling, back)
     served = installer.registry.get("x")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from app.assemble import assemble
+from app.catalog.change import Change
 from app.catalog.local_store import LocalStore
 from app.inference.metrics import Metrics
 from app.inference.runtime import Runtime
@@ -54,7 +55,7 @@ def script(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     loop = asyncio.new_event_loop()
     made = Script(runtime, tiny_bert, folders, loop)
     for name, source in folders.items():
-        made.run(installer.install_folder(name, source))
+        made.run(installer.install_folder(name, source, Change("folder")))
     yield made
     runtime.engine.stop()
     loop.run_until_complete(loop.shutdown_default_executor())

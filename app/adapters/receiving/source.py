@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from app.adapters.files import MODULE, POOLING
@@ -120,7 +119,9 @@ def _from_hub(source: str, below: str, allowed: Sources, folder: Path, max_bytes
         if sum(sizes[path] for path in paths) > max_bytes:
             raise UploadTooLarge(max_bytes)
         snapshot_download(repository, revision=revision, local_dir=downloaded, allow_patterns=paths)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (AdapterRejected, UploadTooLarge):
+        raise
+    except Exception as error:  # whatever the hub's client, and its client of HTTP, may raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise AdapterRejected(f"the hub did not give {source}: {lines[0]}") from None
     copy_adapter(downloaded / below, folder)

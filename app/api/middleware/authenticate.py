@@ -24,6 +24,8 @@ from app.api.key_entries import digest_of, secret_of
 from app.api.refusal import Refusal
 from app.inference.caller import Key
 
+MOST_NAMED = 5  # keys
+
 
 def is_loopback(host: str) -> bool:
     """Whether a server that listens there can be reached from its own machine only."""
@@ -31,6 +33,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def who_may_change(keys: Sequence[Key], host: str) -> str:
+    """Who may change adapters on a server that listens there, in words; as Authenticate decides."""
+    if admins := [key.name for key in keys if key.admin]:
+        more = f" and {len(admins) - MOST_NAMED} more" if len(admins) > MOST_NAMED else ""
+        return f"whoever has an admin key ({', '.join(admins[:MOST_NAMED])}{more})"
+    if keys:
+        return "nobody: there are keys and none for admins; set BERT_LORA_ADMIN_KEYS"
+    if is_loopback(host):
+        return "everybody on this machine, without a key; set BERT_LORA_ADMIN_KEYS to change that"
+    return "nobody: other machines reach this server; set BERT_LORA_ADMIN_KEYS"
 
 
 def refuse_unless_admin(request: Request) -> None:
@@ -62,6 +76,7 @@ class Authenticate:
             if refusal is not None:
                 await respond(refusal, scope, receive, send)
                 return
+            scope["state"]["admitted"] = True
         await self.app(scope, receive, send)
 
     def _key(self, headers: Headers) -> Key | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app.api.routes import (
     adapters,
+    audit,
     cohere,
     health,
     inference,
@@ -11,6 +12,7 @@ from app.api.routes import (
     kserve,
     openai,
     rerank,
+    root,
     tei,
     uploads,
     versions,
@@ -31,5 +33,6 @@ DIALECTS = (
     infinity,
     kserve,
     health,
+    root,
 )
-ROUTES = (*DIALECTS, uploads, vllm_adapters, adapters, versions)
+ROUTES = (*DIALECTS, uploads, vllm_adapters, adapters, versions, audit)

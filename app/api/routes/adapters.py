@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_right
+from typing import Annotated
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
+from app.adapters.values import Task
 from app.api.access import access
 from app.api.adapter_object import (
     LIST,
@@ -16,6 +21,7 @@ from app.api.adapter_object import (
     Answers,
     describe,
     etag,
+    is_resident,
     precondition,
     tags_match,
 )
@@ -24,7 +30,7 @@ from app.api.caller import Called
 from app.api.dialect import documented
 from app.api.serving import Served, Serving
 from app.catalog import merging
-from app.catalog.registry import Name
+from app.catalog.registry import Name, Registry
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
@@ -38,15 +44,53 @@ FILES: Answers = {
 }
 
 
-@router.get("", response_class=Response, responses=LIST, dependencies=NOTHING)
+class ListQuery(BaseModel):
+    """Which adapters; without any of these, all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int | None = Field(None, ge=1, le=10_000, description="At most so many.")
+    after: str = Field("", max_length=63, description="Those behind this name.")
+    prefix: str = Field("", max_length=63, description="Names that begin so.")
+    q: str = Field("", max_length=63, description="Names that hold this.")
+    task: Task | None = None
+    head: bool | None = Field(None, description="Whether it has a head.")
+    merged: bool | None = None
+    resident: bool | None = None
+    trial: bool | None = Field(None, description="Whether it has a canary or a shadow.")
+
+    def wants(self, name: str, served: Name, registry: Registry) -> bool:
+        """Whether the adapter is one of them, `after` and `limit` aside."""
+        states = (
+            (self.task, served.report.task),
+            (self.head, served.report.has_head),
+            (self.merged, name in registry.merged),
+            (self.resident, is_resident(served, registry)),
+            (self.trial, served.pointer.trial is not None),
+        )
+        spelled = name.startswith(self.prefix) and self.q in name
+        return spelled and all(wanted in (None, state) for wanted, state in states)
+
+
+@router.get("", response_class=Response, responses=LIST | documented(422))
 @access("any key")
-async def list_all(caller: Called, serving: Served) -> Response:
-    """Every adapter that is served."""
+async def list_all(
+    query: Annotated[ListQuery, Query()], caller: Called, serving: Served
+) -> Response:
+    """The adapters that are served, by name: all of them, or a page."""
     names = dict(serving.runtime.registry.names)  # as it is now: the list is written off the loop
 
     def listed() -> Response:
-        usable = caller.usable(names)
-        return json_answer([describe(names[name], serving.runtime.registry) for name in usable], {})
+        registry = serving.runtime.registry
+        wanted = [n for n in caller.usable(names) if query.wants(n, names[n], registry)]
+        behind = wanted[bisect_right(wanted, query.after) :]
+        page = behind[: query.limit]
+        headers = {"X-Total-Count": str(len(wanted))}
+        if len(page) < len(behind):
+            given = query.model_dump(mode="json", exclude_defaults=True) | {"after": page[-1]}
+            spelled = {k: str(v).lower() if isinstance(v, bool) else v for k, v in given.items()}
+            headers["Link"] = f'</adapters?{urlencode(spelled)}>; rel="next"'
+        return json_answer([describe(names[name], registry) for name in page], headers)
 
     return await asyncio.to_thread(listed)
 
@@ -70,10 +114,10 @@ async def get(request: Request, name: AdapterName, serving: Served) -> Response:
     responses=documented(404, 412, 422, 507),
     dependencies=NOTHING,
 )
-@access("admin key")
-async def delete(request: Request, name: AdapterName, serving: Served) -> Response:
+@access("admin key", changes="delete")
+async def delete(request: Request, name: AdapterName, caller: Called, serving: Served) -> Response:
     """Stop serving the name; requests in flight finish on their version."""
-    await serving.installer.remove(name, precondition(request))
+    await serving.installer.remove(name, precondition(request), caller.change)
     return Response(status_code=204)
 
 
@@ -92,19 +136,19 @@ async def files(name: AdapterName, serving: Served) -> Response:
 @router.post(
     "/{name}/merge", response_class=Response, responses=ONE | documented(507), dependencies=NOTHING
 )
-@access("admin key")
-async def merge(name: AdapterName, serving: Served) -> Response:
+@access("admin key", changes="merge")
+async def merge(name: AdapterName, caller: Called, serving: Served) -> Response:
     """Give the adapter its own merged copy of the layers it targets."""
     started = time.perf_counter()
-    return _timed(await merging.merge(serving.installer, name), serving, started)
+    return _timed(await merging.merge(serving.installer, name, caller.change), serving, started)
 
 
 @router.post("/{name}/unmerge", response_class=Response, responses=ONE, dependencies=NOTHING)
-@access("admin key")
-async def unmerge(name: AdapterName, serving: Served) -> Response:
+@access("admin key", changes="unmerge")
+async def unmerge(name: AdapterName, caller: Called, serving: Served) -> Response:
     """Drop the merged copy."""
     started = time.perf_counter()
-    return _timed(await merging.unmerge(serving.installer, name), serving, started)
+    return _timed(await merging.unmerge(serving.installer, name, caller.change), serving, started)
 
 
 def _timed(served: Name, serving: Serving, started: float) -> Response:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
 
 from app.api.access import access
 from app.api.adapter_object import Answers
@@ -38,13 +37,6 @@ METRICS: Answers = {
         "content": {"text/plain": {"schema": {"type": "string"}}},
     }
 }
-
-
-@router.get("/", include_in_schema=False)
-@access("nothing")
-async def root() -> Response:
-    """The documentation, until there is a page."""
-    return RedirectResponse("/docs")
 
 
 @router.head("/livez", include_in_schema=False)
@@ -94,7 +86,7 @@ async def health(serving: Served) -> Response:
 
 
 def check_ready(serving: Serving) -> None:
-    """Raises Refusal (503)."""
+    """Raises Refusal (503) where no request is to be sent to this server."""
     if serving.drain.leaving:
         raise Refusal(503, "draining", "this server is about to end")
     if serving.runtime.engine.hung:

@@ -20,6 +20,7 @@ from app.api.dialect import documented
 from app.api.refusal import Refusal, invalid
 from app.api.serving import Served
 from app.api.upload_body import opened
+from app.catalog.change import Change
 from app.catalog.install import How, Installed, Precondition
 from app.catalog.open_store import receiving
 from app.catalog.registry import Registry
@@ -87,8 +88,9 @@ class UploadQuery(BaseModel):
             self.scale,
         )
 
-    def how(self, condition: Precondition, by: str | None) -> How:
-        """What it asks of the installer. by: who asks, for the history."""
+    def how(self, condition: Precondition, change: Change) -> How:
+        """What it asks of the installer. change: as the log and the audit will have it."""
+        change.action = "stage" if self.stage else "put"
         return How(
             self.options(),
             self.allow_noop,
@@ -96,7 +98,7 @@ class UploadQuery(BaseModel):
             self.stage,
             self.dry_run,
             condition,
-            by,
+            change,
             self.path,
         )
 
@@ -139,7 +141,7 @@ PUT_ANSWERS: Answers = {
     openapi_extra=UPLOAD,
     dependencies=[Depends(_no_merge)],
 )
-@access("admin key", upload=True)
+@access("admin key", changes="put", upload=True)
 async def put(
     request: Request,
     name: AdapterName,
@@ -148,7 +150,7 @@ async def put(
     serving: Served,
 ) -> Response:
     """Upload an adapter: bare safetensors, multipart, tar or zip of a PEFT folder."""
-    how = query.how(precondition(request), caller.name)
+    how = query.how(precondition(request), caller.change)
     times = Counter(parameter for parameter, _ in request.query_params.multi_items())
     if twice := next((parameter for parameter, count in times.items() if count > 1), None):
         raise invalid(twice, "is given several times")

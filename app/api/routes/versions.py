@@ -59,13 +59,14 @@ async def versions(name: AdapterName, serving: Served) -> Response:
     dependencies=NOTHING,
     openapi_extra=documented_body(RollbackBody, optional=True),
 )
-@access("admin key")
+@access("admin key", changes="rollback")
 async def rollback(
     request: Request, name: AdapterName, caller: Called, serving: Served, body: Rollback
 ) -> Response:
     """Point the name at an earlier version of its own."""
     version = body.version if body else None
-    served = await serving.installer.rollback(name, version, precondition(request), caller.name)
+    condition = precondition(request)
+    served = await serving.installer.rollback(name, version, condition, caller.change)
     return json_answer(describe(served, serving.runtime.registry), {"ETag": etag(served.digest)})
 
 
@@ -92,7 +93,7 @@ class LabelsBody(JsonBody):
     dependencies=NOTHING,
     openapi_extra=documented_body(LabelsBody),
 )
-@access("admin key")
+@access("admin key", changes="labels")
 async def labels(
     request: Request,
     name: AdapterName,
@@ -107,7 +108,7 @@ async def labels(
         tuple(body.labels),
         body.problem_type,
         precondition(request),
-        caller.name,
+        caller.change,
     )
     if done.name is None:  # pragma: no cover - only a dry run has none
         raise RuntimeError("labels were set and no name has them")
@@ -146,7 +147,7 @@ TRIAL = ONE | documented(400, 409, 413, 415, 503, 507)
     dependencies=NOTHING,
     openapi_extra=documented_body(CanaryBody),
 )
-@access("admin key")
+@access("admin key", changes="canary")
 async def canary(
     name: AdapterName,
     caller: Called,
@@ -164,7 +165,7 @@ async def canary(
     dependencies=NOTHING,
     openapi_extra=documented_body(ShadowBody),
 )
-@access("admin key")
+@access("admin key", changes="shadow")
 async def shadow(
     name: AdapterName,
     caller: Called,
@@ -182,22 +183,22 @@ async def _begin(
     mode: Literal["canary", "shadow"],
     body: CanaryBody,
 ) -> Response:
-    trial = Trial(mode, body.version, body.percent, body.sticky_by, by=caller.name)
-    served = await begin_trial(serving.installer, name, trial)
+    trial = Trial(mode, body.version, body.percent, body.sticky_by)
+    served = await begin_trial(serving.installer, name, trial, caller.change)
     return json_answer(describe(served, serving.runtime.registry), {"ETag": etag(served.digest)})
 
 
 @router.post("/{name}/promote", response_class=Response, responses=TRIAL, dependencies=NOTHING)
-@access("admin key")
+@access("admin key", changes="promote")
 async def promote(name: AdapterName, caller: Called, serving: Served) -> Response:
     """Make the version on trial the current one."""
-    served = await end_trial(serving.installer, name, caller.name, promote=True)
+    served = await end_trial(serving.installer, name, caller.change, promote=True)
     return json_answer(describe(served, serving.runtime.registry), {"ETag": etag(served.digest)})
 
 
 @router.post("/{name}/abort", response_class=Response, responses=TRIAL, dependencies=NOTHING)
-@access("admin key")
+@access("admin key", changes="abort")
 async def abort(name: AdapterName, caller: Called, serving: Served) -> Response:
     """End the trial; the current version stays."""
-    served = await end_trial(serving.installer, name, caller.name, promote=False)
+    served = await end_trial(serving.installer, name, caller.change, promote=False)
     return json_answer(describe(served, serving.runtime.registry), {"ETag": etag(served.digest)})

@@ -19,6 +19,7 @@ from app.api.serving import Served
 from app.catalog.install import How
 from app.catalog.open_store import receiving
 from app.catalog.pointer import valid_name
+from app.inference.caller import Caller
 
 router = APIRouter(tags=["vllm"])
 log = logging.getLogger(__name__)
@@ -58,12 +59,12 @@ class UnloadBody(NamedBody):
     responses=DONE | ERRORS,
     openapi_extra=documented_body(LoadBody),
 )
-@access("admin key", dialect=OPENAI)
+@access("admin key", changes="put", dialect=OPENAI)
 async def load_lora_adapter(
     body: Annotated[LoadBody, body_of(LoadBody)], caller: Called, serving: Served
 ) -> Response:
     """Load an adapter from a folder of this server, or from the hub; it is stored like a PUT's."""
-    name, path = _name(body), body.lora_path
+    name, path = _name(body, caller), body.lora_path
 
     def refuse_loaded(current: str | None) -> None:
         if current is not None and not body.load_inplace:
@@ -73,11 +74,12 @@ async def load_lora_adapter(
     served = serving.runtime.registry.names.get(name)
     refuse_loaded(served.digest if served else None)
     source = path if path.startswith(("/", "hf:")) else f"hf:{path}"
-    how = How(precondition=refuse_loaded, by=caller.name)
+    how = How(precondition=refuse_loaded, change=caller.change)
     async with receiving(serving.installer.store) as folder:
         done = await serving.installer.install_body(name, folder, source, how)
-    for warning in done.report.warnings:  # the answer has no room for them
-        log.warning("adapter %s: %s", name, warning)
+    if count := len(done.report.warnings):  # the answer has no room for them, nor may the log
+        loaded = {"name": name, "count": count}
+        log.warning("%(name)s was loaded with %(count)d warnings: GET /adapters/%(name)s", loaded)
     return PlainTextResponse(
         f"Success: LoRA adapter '{name}' added successfully.",
         headers={"ETag": etag(done.report.version)},
@@ -90,19 +92,20 @@ async def load_lora_adapter(
     responses=DONE | ERRORS,
     openapi_extra=documented_body(UnloadBody),
 )
-@access("admin key", dialect=OPENAI)
+@access("admin key", changes="delete", dialect=OPENAI)
 async def unload_lora_adapter(
-    body: Annotated[UnloadBody, body_of(UnloadBody)], serving: Served
+    body: Annotated[UnloadBody, body_of(UnloadBody)], caller: Called, serving: Served
 ) -> Response:
     """Stop serving the name, as DELETE does."""
-    name = _name(body)
-    await serving.installer.remove(name, lambda _: None)
+    name = _name(body, caller)
+    await serving.installer.remove(name, lambda _: None, caller.change)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
 
-def _name(body: NamedBody) -> str:
+def _name(body: NamedBody, caller: Caller) -> str:
     """Raises Refusal."""
     if not valid_name(body.lora_name):
         reason = f"{body.lora_name!r:.80} is no adapter name: 1 to 63 of a-z 0-9 . _ -"
         raise invalid("lora_name", reason)
+    caller.change.name = body.lora_name
     return body.lora_name

@@ -1,0 +1,48 @@
+"""GET /: where somebody who knows nothing but the address goes on."""
+
+from __future__ import annotations
+
+import shlex
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from app.api.access import access
+from app.api.answer import json_answer
+from app.api.caller import Called
+from app.api.refusal import Refusal
+from app.api.routes.health import check_ready
+from app.api.serving import Served
+from app.inference.build import own_version
+
+router = APIRouter(tags=["running"])
+VARY = {"Vary": "Accept"}
+
+
+@router.head("/", include_in_schema=False)
+@router.get("/", include_in_schema=False)
+@access("nothing")
+async def root(request: Request, caller: Called, serving: Served) -> Response:
+    """A browser goes to the documentation; others are told what this is and how to ask."""
+    if "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("/docs", 307, VARY)
+    try:
+        check_ready(serving)
+        status = "ready"
+    except Refusal as refusal:
+        status = refusal.message
+    url = str(request.base_url).rstrip("/")
+    words = ["curl", "-s", f"{url}/embed", "-H", "Content-Type: application/json"]
+    words += ["-d", '{"inputs": "I love this film."}']
+    key = ' -H "Authorization: Bearer $KEY"' if request.app.state.needs_key else ""
+    answer = {
+        "name": "bert-lora-server",
+        "version": own_version(),
+        "status": status,
+        "docs": f"{url}/docs",
+        "openapi": f"{url}/openapi.json",
+        "example": shlex.join(words) + key,
+    }
+    if not serving.keyed or caller.key is not None:
+        answer["base"] = serving.runtime.engine.encoder.files.id
+    return json_answer(answer, VARY)
