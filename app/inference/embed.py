@@ -9,7 +9,7 @@ from app.adapters.sentence import Pooling, Sentence
 from app.catalog.registry import UnknownAdapter
 from app.engine.tokenizer import Input
 from app.inference.caller import Caller
-from app.inference.choose import BASE, Choice, Chosen, Selection, choose
+from app.inference.choose import BASE, Choice, Chosen, Selection, choose, name_of
 from app.inference.errors import Ambiguous, Invalid
 from app.inference.read import Texts
 from app.inference.run import Ran, run
@@ -60,7 +60,7 @@ async def embed(
     """
     task = find_task(runtime.tasks, wish.task, caller)
     choice = await _choose(
-        runtime, caller, _selection(selection, wish, task), len(texts.items), wish
+        runtime, caller, _selection(runtime, selection, wish, task), len(texts.items), wish
     )
     if wish.task is None and _names_a_task(runtime, wish, choice):
         named = replace(wish, task=wish.prompt_name, prompt_name=None)
@@ -71,18 +71,22 @@ async def embed(
     return Embedded(ran, _spaces(runtime, wish, choice))
 
 
-def _selection(selection: Selection, wish: EmbedWish, task: Task) -> Selection:
-    """The task's adapter, where the call chooses none. Raises Ambiguous."""
+def _selection(runtime: Runtime, selection: Selection, wish: EmbedWish, task: Task) -> Selection:
+    """The task's adapter, where the call chooses none; the base, which some clients have to name,
+    is none. Raises Ambiguous.
+    """
     if task.adapter is None:
         return selection
     spelled = [*selection.adapters, *(name or BASE for name in selection.per_input or ())]
-    names = {each.partition("@")[0] for each in spelled}
-    if names - {task.adapter}:
+    names = {name_of(runtime, each.partition("@")[0]) for each in spelled}
+    if selection.per_input is None and names <= {BASE}:
+        return Selection([task.adapter])
+    if others := sorted(names - {task.adapter}):
         raise Ambiguous(
-            f"task {wish.task!r} is the adapter {task.adapter}'s, and {', '.join(sorted(names))} "
-            "is chosen beside it: send one of them"
+            f"task {wish.task!r} is the adapter {task.adapter}'s, and {', '.join(others):.200} is "
+            "chosen beside it: send one of them"
         )
-    return selection if names else Selection([task.adapter])
+    return selection
 
 
 async def _choose(

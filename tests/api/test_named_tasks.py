@@ -188,6 +188,8 @@ def test_what_the_request_says_goes_before_what_the_task_says(
         client.post("/embed?adapter=retrieval_query", json=body),
         client.post("/embed", json=body | plain),
         client.post("/embed", json=body | {"adapters": ["retrieval_query"] * 3}),
+        client.post("/embed?adapter=base", json=body),
+        client.post("/embed?adapter=jina-embeddings-v3-hf", json=body),
         client.post("/embed?adapter=retrieval_query", json=plain),
     ):
         assert torch.equal(rows(same), wanted)
@@ -205,7 +207,7 @@ def test_a_prompt_of_the_bases_own_is_no_task(client: httpx.Client) -> None:
     assert answer.headers["x-adapter"].startswith("base@")
 
 
-@pytest.mark.parametrize("query", ["?adapter=separation", "?adapter=base"])
+@pytest.mark.parametrize("query", ["?adapter=separation", "?adapter=text_matching&adapter=base"])
 def test_another_adapter_than_the_tasks_is_a_contradiction(
     client: httpx.Client, query: str
 ) -> None:
@@ -269,6 +271,7 @@ def test_a_folder_of_adapters_dir_goes_before_the_bases_own(
         assert server.client.get("/info").json()["adapters"] == sorted(ADAPTERS)
         got = rows(server.client.post("/embed", json={"inputs": TEXTS, "task": "separation"}))
         assert_close(got, pefts_own(base, "text-matching", TEXTS), **FP32)
+        assert len(server.client.get("/adapters/separation/versions").json()) == 1
         server.stop()
 
 
@@ -327,6 +330,10 @@ def test_a_prompt_name_that_is_no_prompt_picks_the_task(
     wished = {"prompt": "film ", "pooling": "cls"}
     assert torch.equal(rows(named), rows(client.post("/embed?adapter=a", json=body | wished)))
     assert named.headers["x-embedding-space"].endswith(";pooling=cls")
+    mean = client.post("/embed", json=body | {"task": "query", "pooling": "mean"})
+    assert_close(
+        rows(mean), peft_embeddings(tiny_bert, folder, ["film the card", "film good"]), **FP32
+    )
     bare = client.post("/embed?adapter=a", json=body | {"task": "bare"})
     assert_close(rows(bare), peft_embeddings(tiny_bert, folder, ["my the card", "my good"]), **FP32)
     unknown = client.post("/embed", json=body | {"prompt_name": "passage"})
