@@ -23,6 +23,7 @@ from app.engine.tokenizer import TextTokenizer, load_tokenizer
 from app.inference.gateway import Gateway
 from app.inference.metrics import Metrics
 from app.inference.runtime import Runtime
+from app.inference.tasks import Tasks, TasksRefused, read_tasks
 from app.inference.watched import watch
 from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
@@ -45,6 +46,7 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
     Blocks, for seconds. Raises StartRefused.
     """
     encoder, tokenizer = _base(settings)
+    tasks = _tasks(settings.tasks_file, encoder.base.has_pooler)
     engine = _engine(settings, encoder)
     engine.on_forward = metrics.forwards.observe
     loader = make_loader(engine, tokenizer, metrics.loads.observe)
@@ -63,11 +65,24 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
         settings.keep_versions,
         Sources(tuple(map(Path, listed(settings.source_dirs))), settings.allow_hub),
     )
-    runtime = Runtime(engine, tokenizer, registry, fetcher, metrics, settings.max_client_batch)
+    runtime = Runtime(
+        engine, tokenizer, registry, fetcher, metrics, settings.max_client_batch, tasks
+    )
     watch(runtime)
     if settings.gateway_metrics:
         metrics.registry.register(Gateway(runtime))
     return runtime, installer
+
+
+def _tasks(path: Path | None, has_pooler: bool) -> Tasks:
+    """Raises StartRefused."""
+    try:
+        tasks = read_tasks(path) if path else {}
+    except TasksRefused as error:
+        raise StartRefused(f"TASKS_FILE: {error}") from None
+    if not has_pooler and any(task.pooling == "pooler" for task in tasks.values()):
+        raise StartRefused(f"TASKS_FILE: {path}: a pooling is pooler, and this base has none")
+    return tasks
 
 
 def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:

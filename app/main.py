@@ -37,6 +37,7 @@ from app.api.routes.health import ready_row
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
 from app.catalog.collecting import collect
+from app.catalog.folders import sync_own
 from app.catalog.open_store import open_store
 from app.catalog.store import Store, StoreUnusable
 from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
@@ -206,7 +207,10 @@ def _store(place: Path) -> Iterator[Store]:
 @asynccontextmanager
 async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> AsyncIterator[None]:
     """What goes on beside the requests, from the folders that were there as the start began."""
-    seen = await sync_at_start(serving.installer, adapters_dir, folders)
+    named = {task.adapter for task in serving.runtime.tasks.values() if task.adapter}
+    base = serving.runtime.engine.encoder.files.folder
+    own = await sync_own(serving.installer, base, named - set(folders))
+    seen = await sync_at_start(serving.installer, adapters_dir, folders, own)
     works = (
         watch(serving.installer, adapters_dir, seen),
         serving.runtime.fetcher.warm(),

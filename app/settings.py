@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="The base's and the adapters' number format; auto is float32."
     )
+    tasks_file: Path | None = Field(
+        None, description="JSON file of tasks: each a name's adapter, prompt and pooling."
+    )
     adapters_dir: Path = Field(
         Path("adapters"),
         description="Watched folder of PEFT folders, one a name; only read, may be missing.",

@@ -77,6 +77,14 @@ NAMES: dict[str, Names] = {
         "Wqkv", "Wo", "Wi", "mlp.Wo", "mlp_norm", "tok_embeddings", None, "layers.0",
         ("head", "classifier"),
     ),
+    "jina_embeddings_v3": Names(
+        "q_proj", "v_proj", "fc1", "fc2", "post_mlp_layernorm", "word_embeddings", None, "layers.0",
+    ),
+    **dict.fromkeys(("nomic_bert", "gte"), Names(
+        "q_proj", "v_proj", "gate_proj", "down_proj", "post_mlp_layernorm", "word_embeddings", None,
+        "layers.0", ("pooler", "classifier"),
+    )),
+    "xlm-roberta-xl": BERT,
 }  # fmt: skip
 
 Make = Callable[[Names], Any]

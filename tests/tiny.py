@@ -18,10 +18,14 @@ from transformers import (
     CamembertConfig,
     DistilBertConfig,
     ElectraConfig,
+    GteConfig,
+    JinaEmbeddingsV3Config,
     ModernBertConfig,
+    NomicBertConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
     XLMRobertaConfig,
+    XLMRobertaXLConfig,
 )
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -56,6 +60,10 @@ CONFIGS: dict[str, Any] = {
         **SIZES, local_attention=8, global_attn_every_n_layers=2,
         cls_token_id=2, sep_token_id=3, reference_compile=False,
     ),
+    "jina_embeddings_v3": lambda: JinaEmbeddingsV3Config(**SIZES, type_vocab_size=1),
+    "nomic_bert": lambda: NomicBertConfig(**SIZES),
+    "gte": lambda: GteConfig(**SIZES),
+    "xlm-roberta-xl": lambda: XLMRobertaXLConfig(**SIZES, type_vocab_size=1),
 }  # fmt: skip
 
 

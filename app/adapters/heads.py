@@ -55,6 +55,10 @@ SEQUENCE_HEADS: dict[str, HeadKeys] = {
     "modernbert": HeadKeys(
         "classifier_pooling", "classifier", "head.dense", "classifier_activation", "head.norm"
     ),
+    "jina_embeddings_v3": ROBERTA,
+    "nomic_bert": BERT,
+    "gte": BERT,
+    "xlm-roberta-xl": ROBERTA,
 }
 PLAIN_TOKENS = HeadKeys("tokens", "classifier")
 TOKEN_HEADS = dict.fromkeys(SEQUENCE_HEADS, PLAIN_TOKENS) | {
@@ -62,7 +66,12 @@ TOKEN_HEADS = dict.fromkeys(SEQUENCE_HEADS, PLAIN_TOKENS) | {
         "tokens", "classifier", "head.dense", "classifier_activation", "head.norm"
     )
 }
-POOLERS = {"bert": "pooler.dense", "albert": "pooler"}
+POOLERS = {
+    "bert": "pooler.dense",
+    "albert": "pooler",
+    "nomic_bert": "pooler.dense",
+    "gte": "pooler.dense",
+}
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""ADAPTERS_DIR's folders as versions of their names, and names that go with their folders.
+"""ADAPTERS_DIR's folders, and the base's own, as versions of their names, which go with them.
 
 Knows which folder is to be looked at; when is watch.py's.
 """
@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from app.adapters.files import looks_like_adapter, printable
+from app.adapters.files import adapter_folders, looks_like_adapter, printable
 from app.adapters.refusals import AdapterRejected
 from app.catalog.change import Change, audit, say_together, write_down
 from app.catalog.fetch import reason_of
@@ -65,6 +65,16 @@ async def sync_folders(
     if at_start:
         say_together(new)
     return again
+
+
+async def sync_own(installer: Installer, base: Path, wanted: set[str]) -> set[str]:
+    """Serve the wanted adapters that have a folder in the base's own, as if it were ADAPTERS_DIR.
+
+    Returns their names.
+    """
+    own = wanted & await asyncio.to_thread(adapter_folders, base)
+    await sync_folders(installer, base, own)
+    return own
 
 
 async def _gone(installer: Installer, name: str) -> None:

@@ -39,16 +39,18 @@ def look_at_start(adapters_dir: Path) -> Folders:
         return {}
 
 
-async def sync_at_start(installer: Installer, adapters_dir: Path, before: Folders) -> Folders:
+async def sync_at_start(
+    installer: Installer, adapters_dir: Path, before: Folders, own: set[str]
+) -> Folders:
     """Serve the folders that have not changed since `before`; drop the names of those gone.
 
-    Returns these folders; watch() has to look at all others.
+    own: names whose folder is the base's. Returns these folders; watch() has to look at all others.
     """
     now = await _seen(installer.registry, adapters_dir)
     if not now:
         return {}
     unchanged = {name: state for name, state in now.items() if before.get(name) == state}
-    gone = from_folders(installer.registry) - set(now)
+    gone = from_folders(installer.registry) - set(now) - own
     again = await sync_folders(installer, adapters_dir, set(unchanged) | gone, at_start=True)
     unlike = frozenset({("", 0, 0, 0, 0)})  # anything there, so that it is looked at again
     return unchanged | dict.fromkeys(again, unlike)

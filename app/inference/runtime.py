@@ -12,6 +12,7 @@ from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer
 from app.inference.metrics import Metrics
 from app.inference.quota import Quotas
+from app.inference.tasks import Tasks
 from app.model.version import Version
 
 
@@ -25,6 +26,7 @@ class Runtime:
     fetcher: Fetcher
     metrics: Metrics
     max_inputs: int
+    tasks: Tasks = field(default_factory=dict)
     quotas: Quotas = field(default_factory=Quotas)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
 

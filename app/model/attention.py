@@ -112,7 +112,8 @@ def varlen_is_for(device: torch.device, dtype: torch.dtype) -> bool:
 def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
     """How far varlen_attn is from the runs over drawn sequences."""
     heads = config.num_attention_heads
-    lengths, width = (1, 7, 7, 150), config.hidden_size // heads
+    lengths = (1, 7, 7, 150)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     rng = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, sum(lengths), heads, width, generator=rng).to(device, dtype).transpose(1, 2)

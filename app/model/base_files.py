@@ -17,6 +17,7 @@ from torch import Tensor
 from app.adapters.sentence import Sentence, SentenceRefused, read_sentence
 from app.model.embedded import MODEL_ID, embedded_base
 
+# A * goes through folders, too: a base's own adapters come along (docs/tasks.md).
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
 
 DEFAULT = Sentence(pooling="mean", normalize=True)

@@ -27,7 +27,13 @@ SERVED = (
     "electra",
     "albert",
     "modernbert",
+    "jina_embeddings_v3",
+    "nomic_bert",
+    "gte",
+    "xlm-roberta-xl",
 )
+ROTARY = ("modernbert", "jina_embeddings_v3", "nomic_bert", "gte")
+GROWING_ROPES = ("dynamic", "longrope")  # their angles depend on the longest text of a batch
 WHY_NOT = dict.fromkeys(
     ("deberta-v2", "mpnet"),
     "its attention does not go through transformers' attention interface, so packed sequences "
@@ -47,13 +53,27 @@ def read_config(files: BaseFiles) -> Any:
         raise BaseRefused(f"{files.id} is a {kind} model, which cannot be served right: {why}")
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise BaseRefused(f"{files.id} is a decoder; an encoder is needed")
-    if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
+    positions = "rotary" if kind in ROTARY else "absolute"
+    if getattr(config, "position_embedding_type", None) not in (None, positions):
         raise BaseRefused(
-            f"{files.id} has relative positions, which transformers no longer computes"
+            f"{files.id} has {config.position_embedding_type} positions, which transformers does "
+            f"not compute for {kind}"
+        )
+    if any(rope in GROWING_ROPES for rope in _rope_types(config)):
+        raise BaseRefused(
+            f"{files.id} has rotary positions that change with the longest text of a batch "
+            f"({', '.join(GROWING_ROPES)}): a text's answer would depend on its neighbours"
         )
     if getattr(config, "quantization_config", None):
         raise BaseRefused(f"{files.id} is quantised; its plain weights are needed")
     return config
+
+
+def _rope_types(config: Any) -> list[str | None]:
+    """Of all layers' rotary positions; ModernBERT has them by kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return [kind.get("rope_type") for kind in kinds]
 
 
 def load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:

@@ -29,7 +29,8 @@ from app.model.machine import first_line
 from app.model.sequence import Sequence, Want
 from app.model.version import Version
 
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")  # first position: pad id + 1
+# The first position is the padding id + 1.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 TRIED_TOKENS = 16  # of the forward that is tried at start
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

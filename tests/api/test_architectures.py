@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.conftest import Serve
 from tests.oracles import FP32, make_adapter, peft_embeddings, plain_embeddings, put
 from tests.tiny import CONFIGS, save_tiny_base
 
+LATER = ["jina_embeddings_v3", "nomic_bert", "gte", "xlm-roberta-xl"]
 TEXTS = [
     "my card is lost",
     "good",
@@ -45,7 +47,41 @@ def test_plain_and_adapted_equal_the_oracles(serve: Serve, tmp_path: Path, kind:
         client.post(f"/adapters/a/{step}")
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "distilbert"])
+@pytest.mark.parametrize("kind", LATER)
+def test_a_text_alone_and_among_others_of_every_length_is_the_same(
+    serve: Serve, tmp_path: Path, kind: str
+) -> None:
+    """Positions, rotary ones too, begin anew with each text, and none sees its neighbours."""
+    base = save_tiny_base(kind, tmp_path / kind)
+    client = serve(model=str(base)).client
+    put(client, "a", make_adapter(base, tmp_path / "a", 1, target_modules="all-linear", scale=2))
+    texts = ["the film is good " * (1 + i % 17) for i in range(60)]
+    names = [(None, "a", "base")[i % 3] for i in range(60)]
+    together = client.post("/embed", json={"inputs": texts, "adapters": names}).json()
+    alone = [
+        client.post("/embed", json={"inputs": [text], "adapters": [name]}).json()[0]
+        for text, name in zip(texts, names, strict=True)
+    ]
+    assert together == alone
+    plain = plain_embeddings(base, texts[::3], 80 - 2 * (kind == "xlm-roberta-xl"))
+    assert_close(torch.tensor(together[::3]), plain, **FP32)
+
+
+def test_a_gte_without_token_types_is_served(serve: Serve, tmp_path: Path) -> None:
+    base = save_tiny_base("gte", tmp_path / "gte", type_vocab_size=0)
+    got = torch.tensor(serve(model=str(base)).post("/embed", inputs=TEXTS))
+    assert_close(got, plain_embeddings(base, TEXTS, 80), **FP32)
+
+
+def test_heads_of_its_own_width_are_served(serve: Serve, tmp_path: Path) -> None:
+    base = save_tiny_base("nomic_bert", tmp_path / "base", head_dim=12)
+    got = torch.tensor(serve(model=str(base)).post("/embed", inputs=TEXTS))
+    assert_close(got, plain_embeddings(base, TEXTS, 80), **FP32)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", *LATER]
+)
 def test_a_padding_token_inside_a_text_stands_where_transformers_has_it(
     serve: Serve, tmp_path: Path, kind: str
 ) -> None:
@@ -63,6 +99,30 @@ def test_a_base_that_would_be_served_wrong_is_refused_at_start(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(StartRefused, match="cannot be served right"):
         serve(model=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "told"),
+    [
+        ("bert", {"position_embedding_type": "relative_key"}, "has relative_key positions"),
+        ("bert", {"position_embedding_type": "rotary"}, "has rotary positions"),
+        ("gte", {"position_embedding_type": "absolute"}, "has absolute positions"),
+        ("gte", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "longest text"),
+        (
+            "modernbert",
+            {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}},
+            "longest text",
+        ),
+    ],
+)
+def test_positions_that_would_be_computed_wrong_are_refused(
+    serve: Serve, tmp_path: Path, kind: str, fields: dict[str, Any], told: str
+) -> None:
+    base = save_tiny_base(kind, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text()) | fields
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StartRefused, match=told):
+        serve(model=str(base))
 
 
 def test_a_base_without_its_weights_or_folder_is_refused(serve: Serve, tmp_path: Path) -> None:
@@ -95,14 +155,17 @@ def test_sentence_transformers_files_say_how_to_pool(serve: Serve, tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["bert", *LATER])
 def test_half_precision_stays_close_to_float32(
-    serve: Serve, tiny_bert: Path, tmp_path: Path, dtype: str
+    serve: Serve, tmp_path: Path, kind: str, dtype: str
 ) -> None:
-    adapter = make_adapter(tiny_bert, tmp_path / "a", 1, target_modules="all-linear")
-    server = serve(model=str(tiny_bert), dtype=dtype)
+    base = save_tiny_base(kind, tmp_path / "base")
+    adapter = make_adapter(base, tmp_path / "a", 1, target_modules="all-linear")
+    server = serve(model=str(base), dtype=dtype)
     assert server.client.get("/info").json()["model_dtype"] == dtype
     put(server.client, "a", adapter)
-    wanted = peft_embeddings(tiny_bert, adapter, TEXTS)
+    length = server.client.get("/info").json()["max_input_length"]
+    wanted = peft_embeddings(base, adapter, TEXTS, length)
     for step in ("merge", "unmerge"):
         got = torch.tensor(server.post("/embed?adapter=a", inputs=TEXTS))
         assert torch.cosine_similarity(got, wanted).min() > 0.99

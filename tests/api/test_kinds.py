@@ -24,7 +24,8 @@ from tests.oracles import FP32, encode, files_of, put
 from tests.tiny import save_tiny_base
 
 TEXTS = ["the card is lost", "how good is my money film?", "abc, the film! " * 10]
-UNMADE = {("albert", "one layer"), ("modernbert", "one layer")}  # PEFT finds no layers there
+PATHLESS = ("albert", "modernbert", "jina_embeddings_v3", "nomic_bert", "gte")
+UNMADE = {(arch, "one layer") for arch in PATHLESS}  # PEFT finds no layers there
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -4,18 +4,16 @@ on.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.hub import serving_hub
 from tests.live import LiveServer, live_server
 
 
@@ -103,51 +101,6 @@ def test_without_settings_no_source_is_taken(tiny_server: LiveServer, allowed: P
     assert put(tiny_server, "hf:org/repo@main") == (403, "forbidden")
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for: org/adapter at main, and nothing else."""
-
-    folder: Path
-    commit = "0123456789abcdef0123456789abcdef01234567"
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        files = sorted(p for p in self.folder.iterdir() if p.is_file())
-        if path.startswith("/api/models/org/adapter/tree/"):
-            self.reply(
-                [
-                    {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40}
-                    for p in files
-                ]
-            )
-        elif path in ("/api/models/org/adapter", "/api/models/org/adapter/revision/main"):
-            siblings = [{"rfilename": p.name} for p in files]
-            self.reply({"id": "org/adapter", "sha": self.commit, "siblings": siblings})
-        elif path.startswith("/org/adapter/resolve/"):
-            self.reply_bytes((self.folder / path.rsplit("/", 1)[1]).read_bytes())
-        else:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    do_HEAD = do_GET
-
-    def reply(self, answer: object) -> None:
-        self.reply_bytes(json.dumps(answer).encode())
-
-    def reply_bytes(self, content: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{len(content):040x}"')
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-
 FETCH = """
 import sys
 from pathlib import Path
@@ -163,12 +116,8 @@ except Exception as error:
 
 @pytest.fixture
 def hub(folders: dict[str, Path]) -> Iterator[str]:
-    handler = type("H", (Hub,), {"folder": folders["a"]})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving_hub("org/adapter", folders["a"]) as url:
+        yield url
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ from app.adapters.methods.table import WHOLE
 from app.adapters.recipe import Recipe
 from app.adapters.refusals import AdapterRejected, Problem
 
-SELF_INPUT = re.compile(r"(query|key|value|[qkv]_lin|Wqkv)$")  # layers that read the hidden width
+SELF_INPUT = re.compile(
+    r"(query|key|value|[qkv]_(lin|proj)|Wqkv)$"
+)  # layers that read the hidden width
 LAYER = re.compile(r"(?:layers?|albert_layers)\.(\d{1,3})\.")
 # What a base's name says beyond doubt. Many a "…bert" is a RoBERTa, and some a "roberta" a BERT
 # (hfl/chinese-roberta-wwm-ext), so only whole, well-known beginnings count.
 FAMILIES = (
+    (re.compile(r"^(facebook-)?xlm-(roberta|r)-xx?l\b"), "xlm-roberta-xl"),
     (re.compile(r"^(facebook-)?xlm-(roberta|r)\b"), "xlm-roberta"),
     (re.compile(r"^(distil)?roberta-(base|large)$"), "roberta"),
     (re.compile(r"^bert-(base|large)-(un)?cased$"), "bert"),
@@ -24,6 +27,9 @@ FAMILIES = (
     (re.compile(r"^albert-"), "albert"),
     (re.compile(r"^camembert-"), "camembert"),
     (re.compile(r"^modernbert-"), "modernbert"),
+    (re.compile(r"^jina-embeddings-v3\b"), "jina_embeddings_v3"),
+    (re.compile(r"^nomic-embed-text-v1(\.5)?$"), "nomic_bert"),
+    (re.compile(r"^gte-multilingual-(base|reranker-base)$"), "gte"),
     (re.compile(r"^m?deberta-"), "deberta"),
     (re.compile(r"^(paraphrase-|all-)?mpnet-"), "mpnet"),
 )
@@ -37,6 +43,8 @@ NAMES = {
     "modernbert": re.compile(r"\.attn\.Wqkv$"),
     "deberta": re.compile(r"^deberta\.|\.(query|key|value)_proj$"),
     "mpnet": re.compile(r"^mpnet\.|\.attention\.attn\.[qkvo]$"),
+    "nomic_bert": re.compile(r"^nomic_bert\."),
+    "gte": re.compile(r"^gte\."),
     "bert": re.compile(r"^bert\."),
 }
 
@@ -54,7 +62,7 @@ def _other_type(recipe: Recipe, base: Base) -> str | None:
     if isinstance(type_, str) and type_ != base.model_type:
         return f"made for a {type_} model, as its config.json says; this base is {base.model_type}"
     if recipe.made_for_type is not None:
-        if recipe.made_for_type == base.model_type:
+        if recipe.made_for_type == base.model_type.replace("_", "-"):
             return None
         return (
             f"made for a {recipe.made_for_type} model, as its adapter_config.json's auto_mapping "

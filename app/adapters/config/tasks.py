@@ -1,6 +1,7 @@
 """What an adapter is for: what it says, else what only one reading of its file can mean.
 
-BERT, ALBERT and ModernBERT have one head for texts and for words, so that its tensors do not tell.
+BERT, ALBERT, Nomic BERT, GTE and ModernBERT have one head for texts and for words, so that its
+tensors do not tell.
 Knows no mathematics and builds no head (heads.py).
 """
 

@@ -19,6 +19,7 @@ from app.api.refusal import Refusal
 from app.api.serving import Served, Serving
 from app.inference.build import own_version
 from app.inference.caller import Caller
+from app.inference.tasks import usable_tasks
 from app.inference.watched import Row
 from app.model.version import embedding_space
 
@@ -154,6 +155,10 @@ async def info(request: Request, caller: Called, serving: Served, verify: bool =
         "pooling": files.sentence.pooling,
         "normalize": files.sentence.normalize,
         "prompts": dict(files.sentence.prompts or {}),
+        "tasks": {
+            name: task.model_dump()
+            for name, task in usable_tasks(serving.runtime.tasks, caller).items()
+        },
         "embedding_space": embedding_space(encoder.digest, None),
         "adapters": await asyncio.to_thread(caller.usable, tuple(registry.names)),
         "broken": _usable(caller, registry.not_served),

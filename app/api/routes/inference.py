@@ -58,7 +58,8 @@ class EmbedBody(InputsBody):
 
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
     prompt: Prompt | None = Field(None, description="Put before each text.")
-    prompt_name: str | None = Field(None, description="One of the base's own prompts.")
+    prompt_name: str | None = Field(None, description="One of the base's own prompts, or a task.")
+    task: str | None = Field(None, description="One of the tasks that /info lists.")
     pooling: Pooling | None = Field(None, description="How token states become one vector.")
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
     encoding_format: Literal["float", "base64"] = "float"
@@ -66,7 +67,12 @@ class EmbedBody(InputsBody):
     def wish(self) -> EmbedWish:
         """How the vectors are wanted."""
         return EmbedWish(
-            self.normalize, self.pooling, self.dimensions, self.prompt, self.prompt_name
+            self.normalize,
+            self.pooling,
+            self.dimensions,
+            self.prompt,
+            self.prompt_name,
+            self.task,
         )
 
 
