@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 
 from app.engine.admission import Admission, Asker
-from app.engine.failures import failure_of, lost_its_device, not_finite
+from app.engine.budget import Budget
+from app.engine.failures import failure_of, lost_its_device
 from app.engine.forward import Forward
 from app.engine.queue import Call, Queue, tokens_of
 from app.engine.request import Request, notify_all
+from app.engine.rows import hand_back
 from app.engine.width import Width
 from app.model.encoder import Encoder
 from app.model.machine import first_line
@@ -54,7 +57,7 @@ class Engine:
 
     requests: those that wait or run, with their sequences. hung: a forward has stood still for too
     long; the watchdog alone sets it. lost: the error that ended the device's context.
-    max_batch_tokens shrinks where the device is short of memory.
+    budget: shrinks where the device is short of memory.
 
     The threads share these without a lock: each is set whole, and only a GPU, which has one thread,
     is ever lost or short of memory.
@@ -73,7 +76,7 @@ class Engine:
         threads: batches that run at the same time, each on its share of the cores.
         """
         self.encoder = encoder
-        self.max_batch_tokens = max(max_batch_tokens, encoder.max_length)
+        self.budget = Budget(max_batch_tokens, encoder.max_length)
         self.admission = Admission(max_queue_tokens, floor_tokens=4 * self.max_batch_tokens)
         self.queue = Queue(self.admission, takers=threads)
         self.on_forward: Callable[[Forward], None] = lambda _: None
@@ -107,6 +110,11 @@ class Engine:
             thread.join(max(0.0, end - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             log.error("a forward did not end within %(seconds)g s", {"seconds": at_most_s})
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Of a batch now."""
+        return self.budget.tokens
 
     @property
     def turning(self) -> bool:
@@ -243,12 +251,8 @@ class Engine:
         finished_at = time.perf_counter()
         times = finished_at - started, self.encoder.take_update_s()
         self.on_forward(Forward(batch, distinct.values(), self.max_batch_tokens, *times))
-        row_of = dict(zip(distinct, rows, strict=True))
-        return [
-            sequence.request
-            for sequence in batch
-            if _hand_back(sequence, row_of[sequence.identity], finished_at)
-        ]
+        self.budget.enough(tokens_of(batch))
+        return hand_back(batch, dict(zip(distinct, rows, strict=True)), finished_at)
 
     def _run_in_parts(
         self, batch: list[Sequence], between: Callable[[], None], error: Exception
@@ -264,13 +268,11 @@ class Engine:
             failures = [(s.request, failure_of(s.index, error, self.lost)) for s in batch]
             return [request for request, failure in failures if request.fail(failure)]
         if short:
+            traceback.clear_frames(error.__traceback__)  # they hold what the forward computed
             torch.cuda.empty_cache()
-            smaller = max(self.encoder.max_length, self.max_batch_tokens // 2)
-            most = {"max_batch_tokens": smaller}
-            log.warning(
-                "out of memory: a batch is at most %(max_batch_tokens)d tokens from now on", most
-            )
-            self.max_batch_tokens = smaller
+            self.budget.short(tokens_of(batch))
+            most = {"max_batch_tokens": self.budget.tokens}
+            log.warning("out of memory: a batch is at most %(max_batch_tokens)d tokens for now", most)
         size = (len(batch) + 1) // 2 if short else 1
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         return [request for part in parts for request in self._run(part, between)]
@@ -282,15 +284,6 @@ class Engine:
         """The watchdog ends a process whose device is lost."""
         if self.lost is None and lost_its_device(error, self._wait_for_device):
             self.lost = first_line(error)
-
-
-def _hand_back(sequence: Sequence, row: Tensor, finished_at: float) -> bool:
-    """Give the sequence its row. Returns whether its request is over with it."""
-    request: Request = sequence.request
-    if not torch.isfinite(row).all():
-        return request.fail(not_finite(sequence.index))
-    sequence.row = row
-    return request.finish_one(finished_at)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:

@@ -19,7 +19,8 @@ from app.model.batch import Run, runs_of
 from app.model.machine import first_line
 
 NAME = "bert_lora_packed"
-VARLEN_TOLERANCE = 3e-2  # of values near 1 in bfloat16
+efficient_attention = torch.ops.aten._efficient_attention_forward
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of values near 1
 RUNS_SERVE = "one call for each length serves"
 
 
@@ -40,9 +41,9 @@ def packed_attention(
 
     query, key, value [1, heads, T, d] -> [1, T, heads, d]. sliding_window: transformers' flash
     convention, one more than the largest distance that is attended to (ModernBERT's local layers).
-    ends: Batch.ends() where varlen_attn serves.
+    ends: Batch.ends() where one call for all lengths serves.
     """
-    if ends is not None:
+    if ends is not None and _serves(query.dtype, sliding_window):
         return _varlen(
             query, key, value, ends, max(r.length for r in runs), scaling, sliding_window
         )
@@ -58,6 +59,11 @@ def packed_attention(
     return torch.cat(outs).unsqueeze(0), None
 
 
+def _serves(dtype: torch.dtype, sliding_window: int | None) -> bool:
+    """Whether one call for all lengths does it: in float32 there is none with a window."""
+    return dtype != torch.float32 or sliding_window is None
+
+
 def _varlen(
     query: Tensor,
     key: Tensor,
@@ -67,16 +73,23 @@ def _varlen(
     scaling: float | None,
     sliding_window: int | None,
 ) -> tuple[Tensor, None]:
-    """torch's attention over lengths that differ: CUDA, half precision.
+    """torch's attention over lengths that differ: CUDA.
 
-    In one split, so that a sequence's bits do not depend on its neighbours.
+    In half precision in one split, so that a sequence's bits do not depend on its neighbours. In
+    float32 what scaled_dot_product_attention runs for equal lengths: a block of it reads one
+    sequence alone.
     """
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    if query.dtype == torch.float32:
+        out = efficient_attention(
+            q, k, v, None, ends, ends, longest, longest, 0.0, 0, scale=scaling
+        )[0]
+        return out, None
     reach = -1 if sliding_window is None else sliding_window - 1
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     out = varlen_attn(
-        q,
-        k,
-        v,
+        q[0],
+        k[0],
+        v[0],
         ends,
         ends,
         longest,
@@ -89,23 +102,18 @@ def _varlen(
 
 
 def varlen_why_not(config: Any, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why varlen_attn cannot serve, in words; None where it gives what the runs give.
+    """Why one call for all lengths cannot serve, in words; None where it gives what the runs give.
 
-    Tried once at start, where varlen_is_for: a card or a driver that does otherwise costs speed and
-    not answers.
+    Tried once at start, on a GPU: a card or a driver that does otherwise costs speed and not
+    answers.
     """
     try:
         off = _varlen_off(config, device, dtype)
     except Exception as error:  # whatever a driver raises
         return f"varlen attention does not run here ({first_line(error)}), {RUNS_SERVE}"
-    if off <= VARLEN_TOLERANCE:
+    if off <= TOLERANCE[dtype]:
         return None
     return f"varlen attention is off by {off:.1e} here, {RUNS_SERVE}"
-
-
-def varlen_is_for(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has varlen_attn for it: on a GPU, in half precision."""
-    return device.type == "cuda" and dtype != torch.float32
 
 
 @torch.inference_mode()
@@ -122,6 +130,8 @@ def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     worst = 0.0
     for window in (None, 65):
+        if not _serves(dtype, window):
+            continue
         by_runs, _ = packed_attention(None, q, k, v, None, None, window, runs=runs_of(lengths))
         at_once, _ = _varlen(q, k, v, ends, max(lengths), None, window)
         off = float((at_once - by_runs).abs().max())

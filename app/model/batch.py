@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,10 +81,14 @@ def pack(sequences: list[Sequence], device: torch.device, padding: int | None = 
     for length in lengths[:-1]:
         starts.append(starts[-1] + length)
 
-    ids = [token for sequence in packed for token in sequence.ids]
-    types = [type_ for sequence in packed for type_ in sequence.types]
-    positions = [p for sequence in packed for p in _positions(sequence.ids, padding)]
-    rows = to_device(torch.tensor([ids, types, positions], dtype=torch.long), device)
+    total = starts[-1] + lengths[-1]
+    numbers = np.empty((3, total), np.int64)  # not lists: they took half of a GPU's forward
+    numbers[0] = np.fromiter(chain.from_iterable(s.ids for s in packed), np.int64, total)
+    numbers[1] = np.fromiter(chain.from_iterable(s.types for s in packed), np.int64, total)
+    numbers[2] = np.arange(total) - np.repeat(starts, lengths)
+    if padding is not None and (numbers[0] == padding).any():
+        numbers[2] = [p for sequence in packed for p in _positions(sequence.ids, padding)]
+    rows = to_device(torch.from_numpy(numbers), device)
     return Batch(
         packed,
         order,
@@ -96,13 +102,11 @@ def pack(sequences: list[Sequence], device: torch.device, padding: int | None = 
     )
 
 
-def _positions(ids: list[int], padding: int | None) -> list[int]:
-    """0, 1, 2, …; with a padding id -1 for it, and the others counted without.
+def _positions(ids: list[int], padding: int) -> list[int]:
+    """0, 1, 2, …; -1 for the padding id, and the others counted without.
 
     Source: transformers' create_position_ids_from_input_ids.
     """
-    if padding is None or padding not in ids:
-        return list(range(len(ids)))
     positions, following = [], 0
     for token in ids:
         positions.append(-1 if token == padding else following)

@@ -40,7 +40,7 @@ def try_paths(
     """
     whys = {"products": linear.product(dtype).instead if device.type == "cpu" else None}
     whys["updates"] = _kernels_why_not(device, dtype, shapes)
-    varlen = attention.varlen_is_for(device, dtype)
+    varlen = device.type == "cuda"
     whys["attention"] = attention.varlen_why_not(config, device, dtype) if varlen else None
     slow = {part: why for part, why in whys.items() if why is not None}
     for part, why in slow.items():

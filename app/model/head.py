@@ -5,7 +5,8 @@ Knows rows and matrices; the pooler, which adapters may change, is handed in as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import assert_never
 
 import torch
@@ -16,6 +17,7 @@ from transformers.activations import ACT2FN
 from app.adapters.sentence import Pooling
 from app.adapters.values import Dense, Head, Scores
 from app.model.batch import Batch
+from app.model.machine import to_device
 from app.model.sequence import Sequence, Want
 
 Pooler = Callable[[Tensor, list[Sequence]], Tensor]
@@ -24,35 +26,70 @@ Pooler = Callable[[Tensor, list[Sequence]], Tensor]
 def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]:
     """hidden [T, H] -> each packed sequence's embedding [H or dimensions] or logits: float32, CPU.
 
-    Logits are [L], or [n, L] where the head labels every token. Each embedding is computed on its
-    own, so that its bits do not depend on its neighbours.
+    Logits are [L], or [n, L] where the head labels every token. On the CPU each embedding is
+    computed on its own, so that its bits do not depend on its neighbours.
     Raises ValueError for logits through a version without a head.
     """
     poolers = _pooler_rows(hidden, batch, pooler)
-    results: list[Tensor | None] = [None] * len(batch.sequences)
-    logits: dict[int, list[int]] = {}
+    wants: dict[Want, list[int]] = {}
+    heads: dict[int, list[int]] = {}
     for i, sequence in enumerate(batch.sequences):
         if sequence.want.kind == "logits":
-            logits.setdefault(id(sequence.head), []).append(i)
-            continue
-        want = sequence.want
-        start = batch.starts[i]
-        rows = hidden[start : start + batch.lengths[i]]
-        row = poolers[i] if want.pooling == "pooler" else pool(rows, want.pooling)
-        results[i] = _embedding(row, want)
-    for members in logits.values():
-        head = batch.sequences[members[0]].head
-        if head is None:  # pragma: no cover - the door refuses this
-            raise ValueError("an adapter without a head gives no logits")
-        states = [_states(hidden, batch, i, head, poolers) for i in members]
-        rows_of = [len(s) for s in states]
-        split = torch.split(apply_head(torch.cat(states), head), rows_of)
-        for i, row in zip(members, split, strict=True):
-            results[i] = row if head.source == "tokens" else row[0]
-    outputs = [row.float() for row in results if row is not None]
-    together = torch.cat([row.flatten() for row in outputs]).cpu()  # one copy from the device
-    parts = torch.split(together, [row.numel() for row in outputs])
-    return [part.view(row.shape) for part, row in zip(parts, outputs, strict=True)]
+            heads.setdefault(id(sequence.head), []).append(i)
+        else:
+            wants.setdefault(sequence.want, []).append(i)
+    groups = [
+        *(_embeddings(hidden, batch, want, members, poolers) for want, members in wants.items()),
+        *(_logits(hidden, batch, members, poolers) for members in heads.values()),
+    ]
+    together = torch.cat([group.values.flatten() for group in groups]).cpu()  # from a GPU at once
+    parts = torch.split(together, [group.values.numel() for group in groups])
+    results: list[Tensor | None] = [None] * len(batch.sequences)
+    for group, part in zip(groups, parts, strict=True):
+        for i, row in zip(group.members, group.rows(part), strict=True):
+            results[i] = row
+    return [row for row in results if row is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Answers of one shape. values: float32 [sum of counts, L], or [members, L] without counts."""
+
+    members: list[int]
+    values: Tensor
+    counts: list[int] | None = None
+
+    def rows(self, copied: Tensor) -> Iterable[Tensor]:
+        """Each member's own, from values' flat copy."""
+        values = copied.view(self.values.shape)
+        return values.unbind() if self.counts is None else torch.split(values, self.counts)
+
+
+def _logits(hidden: Tensor, batch: Batch, members: list[int], poolers: dict[int, Tensor]) -> _Group:
+    head = batch.sequences[members[0]].head
+    if head is None:  # pragma: no cover - the door refuses this
+        raise ValueError("an adapter without a head gives no logits")
+    states = [_states(hidden, batch, i, head, poolers) for i in members]
+    counts = [len(s) for s in states] if head.source == "tokens" else None
+    return _Group(members, apply_head(torch.cat(states), head).float(), counts)
+
+
+def _embeddings(
+    hidden: Tensor, batch: Batch, want: Want, members: list[int], poolers: dict[int, Tensor]
+) -> _Group:
+    """Those that are pooled alike; on a GPU in a few launches: one of each text would starve it."""
+    if hidden.device.type == "cuda":
+        if want.pooling == "pooler":
+            pooled = torch.stack([poolers[i] for i in members])
+        else:
+            pooled = pool_all(hidden, batch.starts, batch.lengths, members, want.pooling)
+        return _Group(members, _embedding(pooled, want))
+    rows = []
+    for i in members:
+        states = hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]]
+        row = poolers[i] if want.pooling == "pooler" else pool(states, want.pooling)
+        rows.append(_embedding(row, want))
+    return _Group(members, torch.stack(rows))
 
 
 def _states(hidden: Tensor, batch: Batch, i: int, head: Head, poolers: dict[int, Tensor]) -> Tensor:
@@ -88,6 +125,30 @@ def pool(rows: Tensor, pooling: Pooling) -> Tensor:
             assert_never(pooling)
 
 
+def pool_all(
+    hidden: Tensor, starts: list[int], lengths: list[int], members: list[int], pooling: Pooling
+) -> Tensor:
+    """hidden [T, H] of all sequences -> float32 [members, H]: pool's twin for many at once.
+
+    Each element is summed by one thread over its own sequence's rows, in their order.
+    """
+    places = torch.tensor([starts, lengths, [*members, *[0] * (len(starts) - len(members))]])
+    first, sizes, chosen = to_device(places, hidden.device)
+    chosen = chosen[: len(members)]
+    match pooling:
+        case "mean" | "max":
+            rows = hidden.float()
+            return torch.segment_reduce(rows, pooling, lengths=sizes, unsafe=True)[chosen]
+        case "last":
+            return hidden[(first + sizes - 1)[chosen]].float()
+        case "cls":
+            return hidden[first[chosen]].float()
+        case "pooler":
+            raise ValueError("the pooler's output comes from the pooler")
+        case _:
+            assert_never(pooling)
+
+
 def apply_head(rows: Tensor, head: Head) -> Tensor:
     """rows [S, H] -> logits [S, L]."""
     if head.dense is not None:
@@ -116,10 +177,10 @@ def _dense(x: Tensor, layer: Dense) -> Tensor:
     return F.linear(x, layer.weight, layer.bias)
 
 
-def _embedding(row: Tensor, want: Want) -> Tensor:
-    """Cut to want.dimensions, then to length 1 (Kusupati et al. 2022, matryoshka)."""
-    row = row.float()[: want.dimensions]
-    return F.normalize(row, dim=0) if want.normalize else row
+def _embedding(rows: Tensor, want: Want) -> Tensor:
+    """[..., H] cut to want.dimensions, then to length 1 (Kusupati et al. 2022, matryoshka)."""
+    rows = rows.float()[..., : want.dimensions]
+    return F.normalize(rows, dim=-1) if want.normalize else rows
 
 
 def _pooler_rows(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> dict[int, Tensor]:

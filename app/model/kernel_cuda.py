@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -34,12 +35,15 @@ class Plan:
 
     tiles [n, 3] int64: a segment, its first row here and past the last of its rows.
     table [the base's Linears, S, FIELDS] int64: see delta.with_updates. blocks: of each Linear, how
-    many RANKS wide its widest update is.
+    many RANKS wide its widest update is. sums: float32, room for any Linear's x @ A.T, one after
+    another. precision: how a card multiplies float32.
     """
 
     tiles: Tensor
     table: Tensor
     blocks: tuple[int, ...]
+    sums: Tensor
+    precision: str
 
 
 def plan(rows: np.ndarray, table: np.ndarray, device: torch.device) -> Plan:
@@ -50,11 +54,28 @@ def plan(rows: np.ndarray, table: np.ndarray, device: torch.device) -> Plan:
         for first in range(start, stop, ROWS)
     ]
     widest = table[..., 2].max(axis=1, initial=0)
+    blocks = tuple(triton.cdiv(int(rank), RANKS) for rank in widest)
+    size = int(rows.max()) * max(blocks) * RANKS
+    on_device = to_device(torch.tensor(tiles, dtype=torch.int64), device)
     return Plan(
-        to_device(torch.tensor(tiles, dtype=torch.int64), device),
+        on_device,
         to_device(torch.from_numpy(table), device),
-        tuple(triton.cdiv(int(rank), RANKS) for rank in widest),
+        blocks,
+        torch.empty(size, device=on_device.device, dtype=torch.float32),
+        _precision(on_device.device),
     )
+
+
+@cache
+def _precision(device: torch.device) -> str:
+    """tf32x3: three products of TF32 parts, on tensor cores, of float32's own accuracy.
+
+    Twice to four times as fast as float32's own units (docs/decisions/0019). Cards before Ampere
+    have no TF32.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "ieee"
+    return "tf32x3"
 
 
 def add_updates(y: Tensor, x: Tensor, plan: Plan, number: int) -> None:
@@ -70,19 +91,17 @@ def add_updates(y: Tensor, x: Tensor, plan: Plan, number: int) -> None:
         return
     if x.data_ptr() % LOAD_BYTES:
         x = x.clone()
-    (count, in_), out = x.shape, y.shape[1]
+    in_, out = x.shape[1], y.shape[1]
     tiles, blocks = len(plan.tiles), plan.blocks[number]
     # An offset and not plan.table[number]: that begins 8 bytes off 16 for every other number, which
     # Triton would compile a variant for, inside a request.
     offset = number * plan.table.shape[1] * FIELDS
-    sums = torch.empty(count, blocks * RANKS, device=x.device, dtype=torch.float32)
+    sums, more = plan.sums, (ROWS, RANKS, COLUMNS, FIELDS, plan.precision)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if blocks:
-            _shrink[(tiles, blocks)](
-                x, sums, plan.tiles, plan.table, offset, in_, blocks, ROWS, RANKS, COLUMNS, FIELDS
-            )
+            _shrink[(tiles, blocks)](x, sums, plan.tiles, plan.table, offset, in_, blocks, *more)
         _expand[(tiles, triton.cdiv(out, COLUMNS))](
-            y, sums, plan.tiles, plan.table, offset, out, blocks, ROWS, RANKS, COLUMNS, FIELDS
+            y, sums, plan.tiles, plan.table, offset, out, blocks, *more
         )
 
 
@@ -106,6 +125,7 @@ def _shrink(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FIELDS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """sums[row, r] = x[row] · A[r] for one tile's rows and RANKS ranks."""
     tile = tiles + 3 * tl.program_id(0)
@@ -121,7 +141,7 @@ def _shrink(  # type: ignore[no-untyped-def]
             k = start + tl.arange(0, COLUMNS)
             u = tl.load(x + rows * in_ + k[None, :], (rows < stop) & (k[None, :] < in_), 0.0)
             v = tl.load(a + ranks * in_ + k[:, None], (ranks < rank) & (k[:, None] < in_), 0.0)
-            total += tl.dot(u, v, input_precision="ieee")
+            total += tl.dot(u, v, input_precision=PRECISION)
         # Past the rank they are zeros, so that _expand reads without a mask: 16 bytes at once.
         tl.store(sums + rows * (blocks * RANKS) + ranks, total, rows < stop)
 
@@ -139,6 +159,7 @@ def _expand(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FIELDS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """y[row, n] = gain[n] * y[row, n] + shift[n] + sums[row] · B[n] for one tile and COLUMNS n."""
     tile = tiles + 3 * tl.program_id(0)
@@ -164,7 +185,7 @@ def _expand(  # type: ignore[no-untyped-def]
             at = sums + rows * (blocks * RANKS) + r[None, :]
             u = tl.load(at, rows < stop, 0.0)
             v = tl.load(b + r[:, None] * out + n, (r[:, None] < rank) & (n < out), 0.0)
-            total += tl.dot(u.to(v.dtype), v, input_precision="ieee")
+            total += tl.dot(u.to(v.dtype), v, input_precision=PRECISION)
         tl.store(y + rows * out + n, total.to(y.dtype.element_ty), here)
 
 

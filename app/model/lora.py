@@ -29,12 +29,17 @@ def _go_on() -> None:
 class Pass:
     """One forward: who sits on which rows. between: called before every Linear, and may raise.
 
-    update_s: seconds of its updates so far.
+    norms, embeddings: the segments that bring their own; own: whether any has Linears of its own.
+    So a layer that nobody changes does not go through hundreds of segments. update_s: seconds of
+    its updates so far.
     """
 
     segments: Sequence[Segment] = ()
     updates: Updates = NO_UPDATES
     between: Callable[[], None] = _go_on
+    norms: Sequence[Segment] = ()
+    embeddings: Sequence[Segment] = ()
+    own: bool = False
     update_s: float = 0.0
 
     def update(self, y: Tensor, x: Tensor, path: str, number: int) -> None:
@@ -63,7 +68,14 @@ class Route(threading.local):
         """Route the forward inside by these segments; one that it interrupts goes on afterwards."""
         before = self.running
         updates = gather([(s.rows, s.layers) for s in segments], self.kernels_on)
-        self.running = Pass(segments, updates, between)
+        self.running = Pass(
+            segments,
+            updates,
+            between,
+            [s for s in segments if s.layers.norms],
+            [s for s in segments if s.layers.embeddings],
+            any(s.layers.own for s in segments),
+        )
         try:
             yield
         finally:
@@ -95,7 +107,7 @@ class LinearWithLoRA(nn.Module):
         running = self.route.running
         running.between()
         rows = x.reshape(-1, x.shape[-1])
-        y = self._products(rows, running.segments)
+        y = self._products(rows, running.segments) if running.own else self.frozen(rows)
         running.update(y, rows, self.path, self.number)
         return y.view(*x.shape[:-1], -1)
 
@@ -132,7 +144,7 @@ class NormWithLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [1, T, H] -> the same shape."""
         y: Tensor = self.norm(x)
-        for s in self.route.running.segments:
+        for s in self.route.running.norms:
             own = s.layers.norms.get(self.path)
             if own is not None:
                 shape = (x.shape[-1],)
@@ -154,7 +166,7 @@ class EmbeddingWithLoRA(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [1, T] -> [1, T, dim]."""
         y: Tensor = self.embedding(ids)
-        for s in self.route.running.segments:
+        for s in self.route.running.embeddings:
             change = s.layers.embeddings.get(self.path)
             if change is not None:
                 y[0, s.rows] = look_up(change, ids[0, s.rows], y[0, s.rows])

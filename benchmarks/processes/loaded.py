@@ -30,9 +30,11 @@ CONFIG = {
 
 
 @contextmanager
-def our_server(store: Path, *option: str) -> Iterator[httpx.Client]:
+def our_server(
+    store: Path, *option: str, device: str = "cpu", module: str = "app.cli"
+) -> Iterator[httpx.Client]:
     """On all cores, which the load shares with it."""
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", "PORT", "--device", "cpu"]
+    command = [sys.executable, "-m", module, "serve", "--port", "PORT", "--device", device]
     with tempfile.TemporaryDirectory() as folder:
         command += ["--store", str(store), *option]
         with serving(command, {}, "/readyz", CORES, Path(folder)) as started:

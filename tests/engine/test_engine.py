@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -178,6 +179,39 @@ def test_where_memory_is_short_a_batch_is_halved_and_stays_smaller() -> None:
     assert max(encoder.ran) > 1  # halves, and not one by one
 
 
+class Activations:
+    """What a forward holds while it runs."""
+
+
+class HoardingEncoder(FailingEncoder):
+    """Has no memory for two sequences at once; notes whether the failed forward's are still held."""
+
+    def __init__(self) -> None:
+        self.held: list[bool] = []
+        self.before: weakref.ref[Activations] | None = None
+
+    def run(self, sequences: list[Sequence], between: object) -> list[torch.Tensor]:
+        activations = Activations()
+        if len(sequences) > 1:
+            self.before = weakref.ref(activations)
+            raise torch.OutOfMemoryError("no more")
+        self.held.append(self.before is not None and self.before() is not None)
+        return [torch.tensor([1.0])]
+
+
+def test_what_a_forward_held_that_ran_out_of_memory_is_free_when_its_halves_run() -> None:
+    encoder = HoardingEncoder()
+
+    async def run() -> None:
+        engine = Engine(encoder, 1000, 1000)  # type: ignore[arg-type]
+        engine.start()
+        await engine.run([ask(1), ask(2)])
+        await asyncio.to_thread(engine.stop)
+
+    asyncio.run(run())
+    assert encoder.held == [False, False]
+
+
 def test_an_answer_that_is_no_number_is_an_error_and_its_neighbours_are_none() -> None:
     async def run() -> list[object]:
         engine = Engine(ForgetfulEncoder(), 1000, 1000)  # type: ignore[arg-type]
@@ -215,7 +249,7 @@ class PoisonedEncoder(FailingEncoder):
     """Fails for ever once it has seen token 13; counts what is tried."""
 
     max_length = 100
-    device = torch.device("cuda")  # which is not there, as a poisoned one is not
+    device = torch.device("cuda", 99)  # which is not there, as a poisoned one is not
 
     def __init__(self) -> None:
         self.tried = 0

@@ -164,7 +164,7 @@ def test_a_server_whose_paths_are_taken_away_answers_as_peft_and_says_what_is_sl
     with monkeypatch.context() as taken:
         for take in parts.values():
             take(taken)
-        server = serve(model=str(tiny_bert), dtype=dtype)
+        server = serve(model=str(tiny_bert), dtype=dtype, device="cpu")
         put(server.client, "a", adapter)
         got = torch.tensor(server.post("/embed?adapter=a", inputs=TEXTS))
     wanted = peft_embeddings(tiny_bert, adapter, TEXTS)
@@ -178,7 +178,7 @@ def test_a_server_whose_paths_are_taken_away_answers_as_peft_and_says_what_is_sl
 
 
 def test_a_server_whose_paths_all_run_says_nothing(serve: Serve, tiny_bert: Path) -> None:
-    client = serve(model=str(tiny_bert)).client
+    client = serve(model=str(tiny_bert), device="cpu").client
     assert client.get("/info").json()["slow_paths"] == {}
     assert "bert_lora_slow_paths 0.0" in client.get("/metrics").text
 
@@ -192,7 +192,7 @@ def test_a_base_that_does_not_run_here_stops_the_start_in_one_line(
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", broken)
     with pytest.raises(StartRefused, match="needs another processor") as refused:
-        serve(model=str(tiny_bert), dtype=dtype)
+        serve(model=str(tiny_bert), dtype=dtype, device="cpu")
     assert dtype in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -214,4 +214,5 @@ def test_a_gpus_slow_ways_are_told_with_their_reasons(
     monkeypatch.setattr(attention, "varlen_why_not", lambda *_: None)
     found = fast_paths.try_paths(None, cuda, torch.bfloat16, [(32, 32)])
     assert (found.kernels_on, found.varlen, found.slow) == (cuda, True, {})
-    assert not fast_paths.try_paths(None, cuda, torch.float32, [(32, 32)]).varlen
+    assert fast_paths.try_paths(None, cuda, torch.float32, [(32, 32)]).varlen
+    assert not fast_paths.try_paths(None, torch.device("cpu"), torch.float32, [(32, 32)]).varlen

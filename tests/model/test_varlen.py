@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -45,26 +47,42 @@ def as_documented(
     return torch.cat(outs).to(q.dtype)
 
 
+def in_float32(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: None,
+    ends_q: Tensor,
+    ends_k: Tensor,
+    max_q: int,
+    max_k: int,
+    dropout: float,
+    mask_type: int,
+    *,
+    scale: float | None,
+) -> tuple[Tensor]:
+    """aten._efficient_attention_forward as torch itself calls it for nested tensors. [1, T, heads, d]."""
+    assert q.dtype == torch.float32 and (bias, dropout, mask_type) == (None, 0.0, 0)
+    more: dict[str, Any] = {"scale": scale, "window_size": (-1, -1), "num_splits": 1}
+    return (as_documented(q[0], k[0], v[0], ends_q, ends_k, max_q, max_k, **more)[None],)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_one_call_over_all_lengths_gives_what_the_runs_give(
-    monkeypatch: pytest.MonkeyPatch, window: int | None, scale: float | None
+    monkeypatch: pytest.MonkeyPatch, window: int | None, scale: float | None, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(attention, "varlen_attn", as_documented)
+    monkeypatch.setattr(attention, "efficient_attention", in_float32)
     lengths = [1, 4, 9, 9, 20]
-    q, k, v = (torch.randn(1, sum(lengths), 3, 16).transpose(1, 2) for _ in range(3))
+    q, k, v = (torch.randn(1, sum(lengths), 3, 16).to(dtype).transpose(1, 2) for _ in range(3))
     ends = torch.tensor([0, 1, 5, 14, 23, 43], dtype=torch.int32)
     runs = runs_of(lengths)
     wanted, _ = attention.packed_attention(None, q, k, v, None, scale, window, runs=runs)
     got, _ = attention.packed_attention(None, q, k, v, None, scale, window, runs=runs, ends=ends)
     assert got.shape == wanted.shape
-    assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_it_is_not_used_on_the_cpu_nor_in_float32() -> None:
-    assert not attention.varlen_is_for(CPU, torch.bfloat16)
-    assert not attention.varlen_is_for(torch.device("cuda"), torch.float32)
-    assert attention.varlen_is_for(torch.device("cuda"), torch.bfloat16)
+    assert_close(got, wanted, rtol=1e-5, atol=attention.TOLERANCE[dtype])
 
 
 def test_where_it_does_not_run_or_is_wrong_the_runs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +97,6 @@ def test_where_it_does_not_run_or_is_wrong_the_runs_serve(monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_it_is_used_on_a_gpu_in_half_precision(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_it_is_used_on_a_gpu(dtype: torch.dtype) -> None:
     assert attention.varlen_why_not(BertConfig(), torch.device("cuda"), dtype) is None
