@@ -1,4 +1,4 @@
-"""Pooling and heads: last hidden states -> each sequence's embedding or logits.
+"""Pooling and heads: last hidden states -> each sequence's embedding, logits or token states.
 
 Knows rows and matrices; the pooler, which adapters may change, is handed in as a function.
 """
@@ -22,7 +22,8 @@ Pooler = Callable[[Tensor, list[Sequence]], Tensor]
 
 
 def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]:
-    """hidden [T, H] -> each packed sequence's embedding [H or dimensions] or logits: float32, CPU.
+    """hidden [T, H] -> each packed sequence's embedding [H or dimensions], logits, or the states
+    [n, H] of its n tokens: float32, CPU.
 
     Logits are [L], or [n, L] where the head labels every token. Each embedding is computed on its
     own, so that its bits do not depend on its neighbours.
@@ -32,14 +33,18 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
     results: list[Tensor | None] = [None] * len(batch.sequences)
     logits: dict[int, list[int]] = {}
     for i, sequence in enumerate(batch.sequences):
-        if sequence.want.kind == "logits":
-            logits.setdefault(id(sequence.head), []).append(i)
-            continue
         want = sequence.want
-        start = batch.starts[i]
-        rows = hidden[start : start + batch.lengths[i]]
-        row = poolers[i] if want.pooling == "pooler" else pool(rows, want.pooling)
-        results[i] = _embedding(row, want)
+        rows = hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]]
+        match want.kind:
+            case "logits":
+                logits.setdefault(id(sequence.head), []).append(i)
+            case "states":
+                results[i] = rows
+            case "embedding":
+                row = poolers[i] if want.pooling == "pooler" else pool(rows, want.pooling)
+                results[i] = _embedding(row, want)
+            case _:
+                assert_never(want.kind)
     for members in logits.values():
         head = batch.sequences[members[0]].head
         if head is None:  # pragma: no cover - the door refuses this
@@ -139,5 +144,7 @@ def _reads_pooler(sequence: Sequence) -> bool:
             return sequence.want.pooling == "pooler"
         case "logits":
             return sequence.head is not None and sequence.head.source == "pooler"
+        case "states":
+            return False
         case _:
             assert_never(sequence.want.kind)
