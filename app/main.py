@@ -65,6 +65,14 @@ EXPOSED = [
     "X-Shape",
     "X-Total-Count",
     "traceresponse",
+    "x-compute-characters",
+    "x-compute-time",
+    "x-compute-tokens",
+    "x-compute-type",
+    "x-inference-time",
+    "x-queue-time",
+    "x-tokenization-time",
+    "x-total-time",
 ]
 
 

@@ -77,7 +77,7 @@ def test_each_table_has_each_value() -> None:
     sources = {keys.source for keys in (*SEQUENCE_HEADS.values(), *TOKEN_HEADS.values())}
     assert sources <= {*get_args(Source), "classifier_pooling"}
     assert {*get_args(Letters), *LAYOUTS} <= set(get_args(Layout))
-    assert get_args(Wanted) == ("embedding", "logits")
+    assert get_args(Wanted) == ("embedding", "logits", "states")
 
 
 def test_a_query_can_say_what_an_adapter_can_be() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Sequence
 from typing import Any, Literal, assert_never
 
 import numpy as np
 import orjson
 import torch
-from fastapi import Response
+from fastapi import Request, Response
 from torch import Tensor
 
+from app.api.serving import Serving
 from app.inference.embed import Embedded
+from app.inference.read import Texts
 from app.inference.run import Ran
 
 Encoding = Literal["float", "base64", "binary", "ubinary"]
@@ -31,6 +34,16 @@ def json_answer(content: Any, headers: dict[str, str], status: int = 200) -> Res
     """numpy arrays inside `content` are written from their memory."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status, headers, "application/json")
+
+
+def states_answer(rows: Sequence[Tensor], headers: dict[str, str]) -> Response:
+    """rows [N] of [n, H] -> JSON. Blocks; a token at a time, since orjson keeps Python's lock."""
+    texts = (
+        b",".join(orjson.dumps(token, option=orjson.OPT_SERIALIZE_NUMPY) for token in row.numpy())
+        for row in rows
+    )
+    body = b"[" + b",".join(b"[" + text + b"]" for text in texts) + b"]"
+    return Response(body, 200, headers, "application/json")
 
 
 def float_lists(rows: Sequence[Tensor]) -> list[Any]:
@@ -56,6 +69,26 @@ def ran_headers(ran: Ran) -> dict[str, str]:
     return {
         "X-Adapter": header_list([c.stamp for c in ran.choice.distinct]),
         "Server-Timing": ", ".join(f"{k};dur={1000 * s:.2f}" for k, s in steps.items()),
+    }
+
+
+def tei_headers(request: Request, ran: Ran, texts: Texts) -> dict[str, str]:
+    """TEI's headers: the sizes of what was asked, and whole milliseconds since the head came."""
+    serving: Serving = request.app.state.serving
+    on_gpu = serving.runtime.engine.encoder.device.type == "cuda"
+    total_s = time.perf_counter() - request.state.began
+    seconds = {
+        "compute": total_s,
+        "total": total_s,
+        "tokenization": ran.tokenize_s,
+        "queue": ran.queue_s,
+        "inference": ran.inference_s,
+    }
+    return {
+        "x-compute-type": "gpu" if on_gpu else "cpu",
+        "x-compute-characters": str(texts.size),
+        "x-compute-tokens": str(ran.token_count),
+        **{f"x-{name}-time": str(int(1000 * s)) for name, s in seconds.items()},
     }
 
 

@@ -158,10 +158,14 @@ def checked_json(raw: bytearray, pick: Callable[[Any], type[M]], most: Most) -> 
             reason = f"the body holds half of a surrogate pair, which is no character: {error}"
             raise Refusal(422, "validation", reason) from None
         raise Refusal(400, "malformed", f"the body is not JSON: {error}") from None
-    model = pick(parsed.value)
+    return checked(pick(parsed.value), parsed.value, shortened=parsed.shortened)
+
+
+def checked(model: type[M], value: Any, *, shortened: bool) -> M:
+    """The parsed value as `model`. Raises Refusal (422)."""
     try:
-        body = model.model_validate(parsed.value)
-        body._shortened = parsed.shortened
+        body = model.model_validate(value)
+        body._shortened = shortened
         return body
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)

@@ -61,10 +61,15 @@ async def _selected(request: Request, query: ChosenByQuery) -> Selection:
     return selection_of(request, query.adapter)
 
 
-async def _selected_one(request: Request, query: ChosenByQuery) -> Selection:
-    if len(query.adapter) > 1:
+def selection_of_one(request: Request, adapters: list[str]) -> Selection:
+    """As selection_of. Raises Refusal for several."""
+    if len(adapters) > 1:
         raise invalid("adapter", "is given several times; this route takes one")
-    return selection_of(request, query.adapter)
+    return selection_of(request, adapters)
+
+
+async def _selected_one(request: Request, query: ChosenByQuery) -> Selection:
+    return selection_of_one(request, query.adapter)
 
 
 Selected = Annotated[Selection, Depends(_selected)]

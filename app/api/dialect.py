@@ -47,7 +47,8 @@ SCHEMA: dict[str, Any] = {
 class Dialect:
     """shape: (refusal, our own members) -> the answer's members; schema: theirs, as JSON schema.
 
-    statuses: error types that have another status here. inputs: the member that holds the inputs.
+    statuses: error types, or causes, that have another status here. inputs: the member that holds
+    the inputs.
     """
 
     shape: Callable[[Refusal, dict[str, Any]], dict[str, Any]]
@@ -75,7 +76,7 @@ class Dialect:
             problems = members["problems"] = _within_bytes(refusal.problems)
             if len(problems) < len(refusal.problems):
                 members.setdefault("problem_count", len(refusal.problems))
-        status = self.statuses.get(refusal.error_type, refusal.status)
+        status = refusal.look_up(self.statuses, refusal.status)
         # json and not orjson: what a client sent, and we quote, may hold half a surrogate pair.
         body = json.dumps(self.shape(refusal, members))
         headers = {**refusal.headers, "X-Request-Id": request_id}

@@ -31,6 +31,7 @@ ANY_KEY: list[dict[str, list[str]]] = [
 ]  # {}: a server without keys asks for none
 TAGS = {
     "inference": "Embeddings and labels, each input through the adapter of its choice.",
+    "text-embeddings-inference": "Its calls, for its clients: one adapter each.",
     "adapters": "Adapters come, go, are versioned, tried and merged while traffic flows.",
     "vllm": "vLLM's own calls, with OpenAI's errors.",
     "kserve": "The open inference protocol, as KServe and Triton speak it.",

@@ -29,7 +29,7 @@ from app.engine.admission import QueueFull
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
 from app.engine.queue import QueueClosed
 from app.engine.tokenizer import InputRefused
-from app.inference.errors import Ambiguous, Forbidden, Invalid, NoHead, TooManyInputs
+from app.inference.errors import Ambiguous, Forbidden, Invalid, NoHead, TooManyInputs, WrongHead
 from app.inference.quota import QuotaExceeded
 
 log = logging.getLogger(__name__)
@@ -107,9 +107,11 @@ def refusal_of(error: Exception, scope: Scope) -> Refusal:
         kind = HTTP_TYPES.get(error.status_code, f"http_{error.status_code}")
         return Refusal(error.status_code, kind, str(error.detail), headers=error.headers or {})
     if isinstance(error, Invalid):
-        return invalid(error.name, error.reason)
+        cause = "wrong_head" if isinstance(error, WrongHead) else ""
+        return invalid(error.name, error.reason, cause)
     if isinstance(error, InputRefused):
-        return invalid(f"{dialect_of(scope).inputs}[{error.index}]", error.reason)
+        where = f"{dialect_of(scope).inputs}[{error.index}]"
+        return invalid(where, error.reason, error.cause)
     status = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
     if status is None:
         log.error("unhandled", exc_info=error)

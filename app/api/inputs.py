@@ -14,6 +14,7 @@ from pydantic import (
     PlainValidator,
     WithJsonSchema,
 )
+from pydantic_core import PydanticCustomError
 
 from app.adapters.sentence import MAX_PROMPT_LENGTH
 from app.api.body import JsonBody
@@ -41,7 +42,7 @@ def read_inputs(value: Any) -> InputList:
     if not isinstance(value, list):
         raise ValueError("is neither a string nor a list")
     if not value:
-        raise ValueError("is an empty list")
+        raise _empty("", "is an empty list")
     if _is_id(value[0]):
         return InputList([_ids(value, "")], True)
     return InputList([_one(item, f"[{i}] ") for i, item in enumerate(value)], False)
@@ -53,12 +54,16 @@ def _one(item: Any, at: str) -> Input:
     if not isinstance(item, list):
         raise ValueError(f"{at}is not a string, a list of token ids or a [text, pair] pair")
     if not item:
-        raise ValueError(f"{at}is empty")
+        raise _empty(at)
     if isinstance(item[0], str):
         if len(item) != 2 or not isinstance(item[1], str):
             raise ValueError(f"{at}is not a pair of two strings")
         return _text(item[0], at), _text(item[1], at)
     return _ids(item, at)
+
+
+def _empty(at: str, reason: str = "is empty") -> PydanticCustomError:
+    return PydanticCustomError("empty", "{reason}", {"reason": at + reason})
 
 
 def _is_id(value: Any) -> bool:
@@ -73,7 +78,7 @@ def _ids(items: list[Any], at: str) -> list[int]:
 
 def _text(text: str, at: str) -> str:
     if not text:
-        raise ValueError(f"{at}is empty")
+        raise _empty(at)
     return whole_characters(text, at)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 
 MAX_FAULTS = 20  # of a body that are told
 MAX_FAULTS_LOGGED = 3
 PLACE = re.compile(r"(\[\d+\]) ")
+EMPTY = ("empty", "too_short", "string_too_short")  # pydantic's words, and inputs.py's
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -19,6 +21,7 @@ class Refusal(Exception):
     """problems: [{"field" or "tensor", "reason"}]; more: further members of the answer.
 
     for_log: what the log says where the message would name what the client has named.
+    cause: finer than the type, for dialects that tell apart what is one type here.
     """
 
     status: int
@@ -28,6 +31,11 @@ class Refusal(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
     for_log: str = ""
+    cause: str = ""
+
+    def look_up(self, table: Mapping[str, T], other: T) -> T:
+        """What a table says of its cause, or else of its type; other: where it knows neither."""
+        return table.get(self.cause, table.get(self.error_type, other))
 
 
 class BodyTooLarge(HTTPException):
@@ -37,9 +45,10 @@ class BodyTooLarge(HTTPException):
         super().__init__(413, f"the body is over the cap of {max_bytes:,} bytes")
 
 
-def invalid(name: str, reason: str) -> Refusal:
+def invalid(name: str, reason: str, cause: str = "") -> Refusal:
     """422 for one field."""
-    return Refusal(422, "validation", f"{name} {reason}", [{"field": name, "reason": reason}])
+    problems = [{"field": name, "reason": reason}]
+    return Refusal(422, "validation", f"{name} {reason}", problems, cause=cause)
 
 
 def validation_refusal(faults: Sequence[Mapping[str, Any]], count: int) -> Refusal:
@@ -49,7 +58,8 @@ def validation_refusal(faults: Sequence[Mapping[str, Any]], count: int) -> Refus
     more = {"problem_count": count} if count > len(problems) else {}
     message = f"{first['field']}: {first['reason']}"
     kinds = "; ".join(f"{_of_ours(fault)}: {fault['type']}" for fault in faults[:MAX_FAULTS_LOGGED])
-    return Refusal(422, "validation", message, problems, more=more, for_log=kinds)
+    cause = "empty" if faults[0]["type"] in EMPTY else ""
+    return Refusal(422, "validation", message, problems, more=more, for_log=kinds, cause=cause)
 
 
 def _of_ours(fault: Mapping[str, Any]) -> str:

@@ -42,14 +42,14 @@ def distance(rows: Sequence[Tensor], others: Sequence[Tensor]) -> float | None:
 def same(row: Tensor, other: Tensor, kind: Wanted) -> bool:
     """Whether a client would see the same: the best labels, or vectors of nearly one direction.
 
-    row, other: float32 [labels], [words, labels] or [dimensions]. kind: "logits" or "embedding".
+    row, other: float32 [labels], [words, labels], [dimensions] or [tokens, H], as kind says.
     """
     if row.shape != other.shape:
         return False
     match kind:
-        case "embedding":
-            alike = torch.nn.functional.cosine_similarity(row, other, dim=0)
-            return float(alike) >= SAME_COSINE
+        case "embedding" | "states":
+            alike = torch.nn.functional.cosine_similarity(row, other, dim=-1)
+            return bool((alike >= SAME_COSINE).all())
         case "logits":
             if row.shape[-1] == 1:
                 near = (row - other).abs() <= SAME_VALUE * row.abs().clamp_min(1)

@@ -272,7 +272,9 @@ class Engine:
             torch.cuda.empty_cache()
             self.budget.short(tokens_of(batch))
             most = {"max_batch_tokens": self.budget.tokens}
-            log.warning("out of memory: a batch is at most %(max_batch_tokens)d tokens for now", most)
+            log.warning(
+                "out of memory: a batch is at most %(max_batch_tokens)d tokens for now", most
+            )
         size = (len(batch) + 1) // 2 if short else 1
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         return [request for part in parts for request in self._run(part, between)]

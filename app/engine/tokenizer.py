@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -26,15 +26,19 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 Input = str | tuple[str, str] | list[int]
+Cause = Literal["input", "empty", "too_long"]
 
 
 class InputRefused(Exception):
-    """An input that cannot be run. index: which of the request's inputs."""
+    """An input that cannot be run. index: which of the request's inputs. cause: what it is, for
+    dialects that tell these apart.
+    """
 
-    def __init__(self, index: int, reason: str) -> None:
+    def __init__(self, index: int, reason: str, cause: Cause = "input") -> None:
         super().__init__(reason)
         self.index = index
         self.reason = reason
+        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def _texts(i: int, value: Input, prompt: str) -> list[str]:
         return []
     first, *rest = value if isinstance(value, tuple) else (value,)
     if not first:
-        raise InputRefused(i, "is empty")
+        raise InputRefused(i, "is empty", "empty")
     return [prompt + first, *rest]
 
 
@@ -154,6 +158,7 @@ def _finish(tokenizer: TextTokenizer, i: int, parts: list[Part], cut: Cut) -> To
             raise InputRefused(
                 i,
                 f"{count} tokens, over the {cut.max_length} that fit: send truncate=true, or less",
+                "too_long",
             )
         lengths = _longest_first(tokenizer.backend, parts, room) if pair else [room]
     stay = [
@@ -185,11 +190,12 @@ def _longest_first(backend: Tokenizer, parts: list[Part], room: int) -> list[int
 
 def _from_ids(i: int, ids: list[int], cut: Cut, vocabulary: int) -> Tokens:
     if not ids:
-        raise InputRefused(i, "is empty")
+        raise InputRefused(i, "is empty", "empty")
     if not all(0 <= t < vocabulary for t in ids):
         raise InputRefused(i, f"has a token id outside of 0 to {vocabulary - 1}")
     if len(ids) > cut.max_length:
         if not cut.truncate:
-            raise InputRefused(i, f"has {len(ids)} tokens, over the {cut.max_length} that fit")
+            reason = f"has {len(ids)} tokens, over the {cut.max_length} that fit"
+            raise InputRefused(i, reason, "too_long")
         ids = ids[: cut.max_length] if cut.direction == "right" else ids[-cut.max_length :]
     return Tokens(ids, [0] * len(ids))

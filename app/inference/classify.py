@@ -15,7 +15,7 @@ from app.adapters.values import Adapter, Scores
 from app.engine.tokenizer import Input, InputRefused, Tokens
 from app.inference.caller import Caller
 from app.inference.choose import BASE, Choice, Chosen, Selection, choose
-from app.inference.errors import Invalid, NoHead
+from app.inference.errors import NoHead, WrongHead
 from app.inference.rankers import MOST_NAMED, choose_ranker
 from app.inference.read import Texts
 from app.inference.run import Ran, run
@@ -32,13 +32,14 @@ class LabelWish:
     """How labels are wanted. raw_scores: the logits, without the activation. top_k, threshold:
     which.
 
-    strategy: how an adapter that labels tokens groups them.
+    strategy: how an adapter that labels tokens groups them. activation: instead of the adapter's.
     """
 
     raw_scores: bool = False
     top_k: int | None = None
     threshold: float | None = None
     strategy: Strategy = "simple"
+    activation: Scores | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +105,14 @@ async def score(
 ) -> Scored:
     """One number for each input, from a head of one label: its sigmoid, or the logit itself.
 
-    Where nothing is chosen, the only adapter that has such a head answers. Raises NoHead, Invalid;
-    and what choose_ranker and run raise.
+    Where nothing is chosen, the only adapter that has such a head answers. Raises NoHead,
+    WrongHead; and what choose_ranker and run raise.
     """
     choice = await choose_ranker(runtime, caller, selection, len(texts.items))
     for chosen in choice.distinct:
         adapter = _with_head(runtime, caller, chosen)
         if adapter.task != "classify" or len(adapter.labels) != 1:
-            raise Invalid("adapter", "does not rerank: its head has not exactly one label")
+            raise WrongHead("adapter", "does not rerank: its head has not exactly one label")
     ran = await run(runtime, caller, choice, texts, lambda _: LOGITS)
     activation: Scores = "none" if raw_scores else "sigmoid"
     return Scored(ran, [float(scores(logits, activation)[0]) for logits in ran.lines[0]])
@@ -180,7 +181,8 @@ def _labels(
     logits: Tensor,
     wish: LabelWish,
 ) -> list[dict[str, Any]]:
-    values = logits if wish.raw_scores else scores(logits, adapter.scores)
+    activation = "none" if wish.raw_scores else wish.activation or adapter.scores
+    values = scores(logits, activation)
     if adapter.task == "tokens":
         labels = word_groups(
             runtime.tokenizer, str(item), tokens, values, adapter.labels, wish.strategy

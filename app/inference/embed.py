@@ -66,7 +66,7 @@ async def embed(
         named = replace(wish, task=meant, prompt_name=None, purposes=())
         return await embed(runtime, caller, texts, selection, named)
     wish = _over(wish, task, texts.items)
-    prompted = replace(texts, prompt=_prompts(runtime, wish, texts.items, choice))
+    prompted = replace(texts, prompt=prompts_of(runtime, wish, texts.items, choice))
     ran = await run(runtime, caller, choice, prompted, _wants(runtime, wish, choice))
     return Embedded(ran, _spaces(runtime, wish, choice))
 
@@ -155,7 +155,7 @@ def _wants(runtime: Runtime, wish: EmbedWish, choice: Choice) -> Callable[[Chose
     return lambda chosen: wants.get(chosen.stamp) or want(chosen)
 
 
-def _prompts(
+def prompts_of(
     runtime: Runtime, wish: EmbedWish, items: Sequence[Input], choice: Choice
 ) -> Callable[[Chosen], str]:
     """What goes before each input, by adapter. Raises Invalid for an unknown name, or beside token

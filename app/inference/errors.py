@@ -18,6 +18,10 @@ class Invalid(Exception):
         self.reason = reason
 
 
+class WrongHead(Invalid):
+    """The adapter has a head, and not of the sort that the call needs."""
+
+
 class Ambiguous(Exception):
     """Two things that were asked for contradict each other."""
 

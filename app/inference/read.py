@@ -27,6 +27,11 @@ class Texts:
     prompt: Callable[[Chosen], str] = lambda _: ""
     max_tokens: int | None = None
 
+    @property
+    def size(self) -> int:
+        """Characters, or token ids, of all items, prompts aside."""
+        return sum(sum(map(len, i)) if isinstance(i, tuple) else len(i) for i in self.items)
+
 
 def read(
     runtime: Runtime, choice: Choice, texts: Texts, check: Callable[[], None] = lambda: None
@@ -48,7 +53,7 @@ def read(
         try:
             rows = tokenize(runtime.tokenizer, [texts.items[i] for i in places], cut, prompt, check)
         except InputRefused as error:
-            raise InputRefused(places[error.index], error.reason) from None
+            raise InputRefused(places[error.index], error.reason, error.cause) from None
         tokens |= {(*way, i): row for i, row in zip(places, rows, strict=True)}
     return [[tokens[(*way, i)] for i, way in enumerate(line)] for line in lines]
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from app.engine.admission import QueueFull
 from app.engine.engine import Answer
 from app.engine.failures import ForwardFailed
-from app.engine.tokenizer import Input, Tokens
+from app.engine.tokenizer import Tokens
 from app.inference.caller import Caller
 from app.inference.choose import Choice, Chosen
+from app.inference.errors import TooManyInputs
 from app.inference.quota import Charge
 from app.inference.read import Texts, read
 from app.inference.runtime import Runtime
@@ -47,12 +48,18 @@ class Ran:
 
 
 async def run(
-    runtime: Runtime, caller: Caller, choice: Choice, texts: Texts, want: Callable[[Chosen], Want]
+    runtime: Runtime,
+    caller: Caller,
+    choice: Choice,
+    texts: Texts,
+    want: Callable[[Chosen], Want],
+    most_tokens: int | None = None,
 ) -> Ran:
     """Tokenise off the loop, run everything as one request, cut the rows back into lines.
 
     Cancelling it, as a deadline does, stops the tokeniser and drops what waits.
-    Raises InputRefused, QuotaExceeded, QueueFull, ForwardFailed.
+    most_tokens: of all inputs together, where the answer grows with them.
+    Raises InputRefused, TooManyInputs (over most_tokens), QuotaExceeded, QueueFull, ForwardFailed.
     """
     trace, distinct = caller.trace, choice.distinct
     trace.adapters = list(dict.fromkeys(c.name for c in distinct))
@@ -66,6 +73,7 @@ async def run(
     for chosen, sequence in _pairs(choice, tokens):
         counts[chosen.name] += len(sequence.ids)
     trace.tokens = counts.total()
+    _refuse_over(most_tokens, counts.total())
     charges = _charges(runtime, caller, choice, counts)
     runtime.quotas.charge(charges)
     try:
@@ -84,6 +92,14 @@ async def run(
     lines = [answer.rows[k * count : (k + 1) * count] for k in range(len(choice.lines))]
     shadow(runtime, Answered(choice, texts, want, lines))
     return Ran(choice, lines, tokens, queued - started, answer.queue_s, answer.inference_s)
+
+
+def _refuse_over(most: int | None, tokens: int) -> None:
+    if most is not None and tokens > most:
+        raise TooManyInputs(
+            f"the inputs have {tokens} tokens, over the {most} whose states one answer may hold: "
+            "send several requests"
+        )
 
 
 async def _engine_run(
@@ -121,15 +137,10 @@ def _charges(
     return charges
 
 
-def _size(item: Input) -> int:
-    """Characters, or token ids."""
-    return sum(map(len, item)) if isinstance(item, tuple) else len(item)
-
-
 async def _tokens(runtime: Runtime, choice: Choice, texts: Texts) -> list[list[Tokens]]:
     """As read(); long texts in a thread, which stops once nobody waits for it."""
     prompt = max(len(texts.prompt(chosen)) for chosen in choice.distinct)
-    if sum(map(_size, texts.items)) + prompt * len(texts.items) <= SHORT:
+    if texts.size + prompt * len(texts.items) <= SHORT:
         return read(runtime, choice, texts)
     unwanted = threading.Event()
 

@@ -15,10 +15,15 @@ from app.inference.quota import Quotas
 from app.inference.tasks import Tasks
 from app.model.version import Version
 
+STATES_AT_ONCE = 2
+
 
 @dataclass(frozen=True, eq=False)
 class Runtime:
-    """max_inputs: of one call. shadows: comparisons that are running. Used from one event loop."""
+    """max_inputs: of one call. shadows: comparisons that are running. token_states: whoever asks
+    for these holds it until the answer is written: their memory is STATES_AT_ONCE times the
+    largest answer (states.py). Used from one event loop.
+    """
 
     engine: Engine
     tokenizer: TextTokenizer
@@ -29,6 +34,9 @@ class Runtime:
     tasks: Tasks = field(default_factory=dict)
     quotas: Quotas = field(default_factory=Quotas)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
+    token_states: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(STATES_AT_ONCE)
+    )
 
     def sentence(self, version: Version) -> Sentence:
         """How the version makes vectors: its own word, then the base's."""

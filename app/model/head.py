@@ -1,4 +1,4 @@
-"""Pooling and heads: last hidden states -> each sequence's embedding or logits.
+"""Pooling and heads: last hidden states -> each sequence's embedding, logits or token states.
 
 Knows rows and matrices; the pooler, which adapters may change, is handed in as a function.
 """
@@ -24,7 +24,8 @@ Pooler = Callable[[Tensor, list[Sequence]], Tensor]
 
 
 def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]:
-    """hidden [T, H] -> each packed sequence's embedding [H or dimensions] or logits: float32, CPU.
+    """hidden [T, H] -> each packed sequence's embedding [H or dimensions], logits, or the states
+    [n, H] of its n tokens: float32, CPU.
 
     Logits are [L], or [n, L] where the head labels every token. On the CPU each embedding is
     computed on its own, so that its bits do not depend on its neighbours.
@@ -33,14 +34,21 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
     poolers = _pooler_rows(hidden, batch, pooler)
     wants: dict[Want, list[int]] = {}
     heads: dict[int, list[int]] = {}
+    tokens: list[int] = []
     for i, sequence in enumerate(batch.sequences):
-        if sequence.want.kind == "logits":
-            heads.setdefault(id(sequence.head), []).append(i)
-        else:
-            wants.setdefault(sequence.want, []).append(i)
+        match sequence.want.kind:
+            case "logits":
+                heads.setdefault(id(sequence.head), []).append(i)
+            case "embedding":
+                wants.setdefault(sequence.want, []).append(i)
+            case "states":
+                tokens.append(i)
+            case _:
+                assert_never(sequence.want.kind)
     groups = [
         *(_embeddings(hidden, batch, want, members, poolers) for want, members in wants.items()),
         *(_logits(hidden, batch, members, poolers) for members in heads.values()),
+        *([_token_states(hidden, batch, tokens)] if tokens else []),
     ]
     together = torch.cat([group.values.flatten() for group in groups]).cpu()  # from a GPU at once
     parts = torch.split(together, [group.values.numel() for group in groups])
@@ -72,6 +80,11 @@ def _logits(hidden: Tensor, batch: Batch, members: list[int], poolers: dict[int,
     states = [_states(hidden, batch, i, head, poolers) for i in members]
     counts = [len(s) for s in states] if head.source == "tokens" else None
     return _Group(members, apply_head(torch.cat(states), head).float(), counts)
+
+
+def _token_states(hidden: Tensor, batch: Batch, members: list[int]) -> _Group:
+    states = [hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]] for i in members]
+    return _Group(members, torch.cat(states).float(), [len(s) for s in states])
 
 
 def _embeddings(
@@ -200,5 +213,7 @@ def _reads_pooler(sequence: Sequence) -> bool:
             return sequence.want.pooling == "pooler"
         case "logits":
             return sequence.head is not None and sequence.head.source == "pooler"
+        case "states":
+            return False
         case _:
             assert_never(sequence.want.kind)

@@ -16,12 +16,13 @@ from app.adapters.values import Head
 from app.model.delta import Layers
 from app.model.version import Version
 
-Wanted = Literal["embedding", "logits"]
+Wanted = Literal["embedding", "logits", "states"]
 
 
 @dataclass(frozen=True)
 class Want:
-    """What one sequence is to give: a pooled embedding [H or dimensions], or its head's logits.
+    """What one sequence is to give: a pooled embedding [H or dimensions], its head's logits, or the
+    states [n, H] of its n tokens.
 
     Logits are [L], or [n, L] where the head labels each of n tokens.
     """

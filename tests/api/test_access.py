@@ -30,6 +30,8 @@ NEEDS = {
     ("HEAD", "/readyz"): OPEN,
     ("GET", "/health"): OPEN,
     ("HEAD", "/health"): OPEN,
+    ("GET", "/ping"): OPEN,
+    ("HEAD", "/ping"): OPEN,
     ("GET", "/docs"): OPEN,
     ("GET", "/docs/oauth2-redirect"): OPEN,
     ("GET", "/redoc"): OPEN,
@@ -52,6 +54,12 @@ NEEDS = {
     ("POST", "/infinity/rerank"): KEY,
     ("GET", "/infinity/models"): KEY,
     ("GET", "/infinity/health"): OPEN,
+    ("POST", "/embed_all"): KEY,
+    ("POST", "/embed_sparse"): KEY,
+    ("POST", "/similarity"): KEY,
+    ("POST", "/decode"): KEY,
+    ("POST", "/"): KEY,
+    ("POST", "/invocations"): KEY,
     ("POST", "/v1/embeddings"): KEY,
     ("POST", "/openai/v1/embeddings"): KEY,
     ("POST", "/openai/deployments/{deployment}/embeddings"): KEY,
@@ -96,8 +104,16 @@ BELOW = {  # the routes that stand below /a/{adapter}, too
     ("HEAD", "/readyz"),
     ("GET", "/health"),
     ("HEAD", "/health"),
+    ("GET", "/ping"),
+    ("HEAD", "/ping"),
     ("GET", "/info"),
     ("POST", "/embed"),
+    ("POST", "/embed_all"),
+    ("POST", "/embed_sparse"),
+    ("POST", "/similarity"),
+    ("POST", "/decode"),
+    ("POST", "/"),
+    ("POST", "/invocations"),
     ("POST", "/classify"),
     ("POST", "/predict"),
     ("POST", "/rerank"),
@@ -133,7 +149,7 @@ BELOW = {  # the routes that stand below /a/{adapter}, too
     ("POST", "/v2/models/{model}/versions/{version}/infer"),
 }
 NEEDS |= {(method, "/a/{adapter}" + path): NEEDS[method, path] for method, path in BELOW}
-NEEDS |= {(method, "/a/{adapter}"): OPEN for method in ("GET", "HEAD")}
+NEEDS |= {(method, "/a/{adapter}"): NEEDS[method, "/"] for method in ("GET", "HEAD", "POST")}
 KEYS = {"inference": "key-of-inference", "narrow": "key-for-b-alone", "admin": "key-of-an-admin"}
 UNKNOWN = {"nobody": None, "stranger": "a-key-that-nobody-gave"}
 ALLOWED = {  # with a key of each sort, on a server that has keys

@@ -79,7 +79,7 @@ def _bare(client: httpx.Client) -> dict[str, object]:
 
 def test_query_and_body_that_disagree_are_400(served: httpx.Client) -> None:
     answer = embed(served, "?adapter=a", adapters=["a", "a", "a", "b"])
-    assert (answer.status_code, answer.json()["error_type"]) == (400, "malformed")
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
     assert embed(served, "?adapter=a", adapters=["a"] * 4).status_code == 200
 
 
@@ -96,7 +96,7 @@ def test_a_misspelled_choice_is_refused_not_ignored(
     served: httpx.Client, query: str, body: dict[str, object], field: str
 ) -> None:
     answer = embed(served, query, **body)
-    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation")
     assert answer.json()["problems"][0]["field"] == field
 
 

@@ -73,7 +73,8 @@ def answer(opened: socket.socket) -> bytes:
 
 def error_of(found: bytes) -> tuple[int, str]:
     head, _, body = found.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)["error_type"]
+    told = json.loads(body)
+    return int(head.split()[1]), told.get("code", told["error_type"])
 
 
 def still_serves(server: LiveServer) -> None:

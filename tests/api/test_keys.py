@@ -207,7 +207,7 @@ def test_a_quota_refuses_for_as_long_as_it_says(keyed: LiveServer) -> None:
     first = keyed.client.post("/embed?adapter=a", json=long, headers=mine)
     assert first.status_code == 200  # no request is too large for ever
     second = keyed.client.post("/embed?adapter=a", json=TEXT, headers=mine)
-    assert (second.status_code, second.json()["error_type"]) == (429, "quota_exceeded")
+    assert (second.status_code, second.json()["code"]) == (429, "quota_exceeded")
     assert int(second.headers["retry-after-ms"]) > 1000
     assert int(second.headers["retry-after"]) >= 2
     assert keyed.client.post("/embed?adapter=a", json=TEXT, headers=by("web")).status_code == 200

@@ -50,7 +50,7 @@ def test_who_is_refused_is_told_when_to_come_again_and_is_let_in_then(
     early, answers, later = asyncio.run(at_once(server.url, bodies, release))
     assert early
     assert {answer.status_code for answer in early} == {429}
-    assert early[0].json()["error_type"] == "overloaded"
+    assert early[0].json()["code"] == "overloaded"
     assert {answer.status_code for answer in answers} == {200, 429}
     assert {answer.status_code for answer in later} == {200}
 

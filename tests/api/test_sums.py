@@ -154,7 +154,7 @@ def test_a_query_of_endless_parameters_is_refused(served: httpx.Client) -> None:
     for count, refused in ((2_048, False), (2_049, True), (9_000, True)):
         answer = served.post(f"/embed?{'&'.join(['a'] * count)}", json={"inputs": "a"})
         assert ("over 2,048 parameters" in answer.json()["error"]) is refused
-        assert answer.json()["error_type"] == "malformed" or not refused
+        assert answer.json()["code"] == "malformed" or not refused
 
 
 def test_a_refused_request_keeps_no_quota(served: httpx.Client, folders: dict[str, Path]) -> None:

@@ -210,22 +210,27 @@ def test_predict_reads_two_texts_as_one_pair(minilm_server: LiveServer, ranker: 
 
 
 @pytest.mark.parametrize(
-    ("path", "body"),
+    ("path", "body", "status"),
     [
-        ("/rerank?adapter=ner", {"query": "a", "texts": ["b"]}),
-        ("/rerank", {"query": "a", "texts": ["b"]}),
-        ("/rerank?adapter=ranker", {"query": "a", "texts": []}),
-        ("/rerank?adapter=ranker", {"query": "a", "texts": ["b", ""]}),
-        ("/rerank?adapter=ranker&adapter=ner", {"query": "a", "texts": ["b"]}),
-        ("/predict?adapter=ranker", {"inputs": [["a", "b", "c"]]}),
-        ("/predict?adapter=ranker&adapter=ner", {"inputs": "a"}),
+        ("/rerank?adapter=ner", {"query": "a", "texts": ["b"]}, 424),
+        ("/rerank", {"query": "a", "texts": ["b"]}, 424),
+        ("/rerank?adapter=ranker", {"query": "a", "texts": []}, 400),
+        ("/rerank?adapter=ranker", {"query": "a", "texts": ["b", ""]}, 400),
+        ("/rerank?adapter=ranker&adapter=ner", {"query": "a", "texts": ["b"]}, 422),
+        ("/predict?adapter=ranker", {"inputs": [["a", "b", "c"]]}, 422),
+        ("/predict?adapter=ranker&adapter=ner", {"inputs": "a"}, 422),
     ],
 )
-def test_what_cannot_be_ranked_or_predicted_is_a_422(
-    minilm_server: LiveServer, ranker: Path, ner: tuple[Path, Any], path: str, body: Any
+def test_what_cannot_be_ranked_or_predicted_is_refused(
+    minilm_server: LiveServer,
+    ranker: Path,
+    ner: tuple[Path, Any],
+    path: str,
+    body: Any,
+    status: int,
 ) -> None:
     answer = minilm_server.client.post(path, json=body)
-    assert answer.status_code == 422, answer.text
+    assert answer.status_code == status, answer.text
 
 
 def test_a_base_with_its_own_head_lends_it_to_adapters_that_do_not_bring_it(

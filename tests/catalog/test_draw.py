@@ -44,6 +44,12 @@ def test_vectors_are_the_same_where_they_point_one_way() -> None:
     assert not same(row, torch.zeros(3), "embedding")
 
 
+def test_token_states_are_the_same_where_each_points_one_way() -> None:
+    rows = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    assert same(rows, 2 * rows, "states")
+    assert not same(rows, torch.tensor([[3.0, 4.0], [0.0, 1.0]]), "states")
+
+
 def test_logits_are_the_same_where_the_best_label_is_of_every_word() -> None:
     row = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
     assert same(row, row + torch.tensor([0.0, 0.5]), "logits")

@@ -1,4 +1,4 @@
-"""/livez, /readyz, /health, /metrics, /info."""
+"""/livez, /readyz, /health, /ping, /metrics."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from app.api.access import access
 from app.api.adapter_object import Answers
 from app.api.answer import json_answer
 from app.api.caller import Called
 from app.api.dialect import documented
-from app.api.middleware.authenticate import refuse_unless_admin
 from app.api.refusal import Refusal
 from app.api.serving import Served, Serving
+from app.api.tei_errors import TEI
 from app.inference.build import own_version
 from app.inference.caller import Caller
-from app.inference.tasks import usable_tasks
 from app.inference.watched import Row
-from app.model.version import embedding_space
 
 router = APIRouter(tags=["running"])
 
@@ -63,8 +60,8 @@ async def readyz(caller: Called, serving: Served, verbose: bool = False) -> Resp
         registry = serving.runtime.registry
         answer |= {
             "adapters": len(await asyncio.to_thread(caller.usable, tuple(registry.names))),
-            "broken": _usable(caller, registry.not_served),
-            "folder_gone": _usable(caller, registry.folder_gone),
+            "broken": usable(caller, registry.not_served),
+            "folder_gone": usable(caller, registry.folder_gone),
         }
         if verbose:
             aside = await asyncio.to_thread(serving.installer.store.set_aside_versions)
@@ -73,17 +70,26 @@ async def readyz(caller: Called, serving: Served, verbose: bool = False) -> Resp
     return json_answer(answer, {})
 
 
-def _usable(caller: Caller, reasons: Mapping[str, str]) -> dict[str, str]:
+def usable(caller: Caller, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Of names with a reason, those that the caller may know of."""
     return {name: why for name, why in reasons.items() if caller.may_use(name)}
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", response_class=Response, responses=OBJECT | documented(503))
-@access("nothing", probe=True)
+@router.get("/health", response_class=Response, responses=OBJECT | TEI.documented(503))
+@access("nothing", probe=True, dialect=TEI)
 async def health(serving: Served) -> Response:
     """As /readyz, for TEI's clients."""
     check_ready(serving)
     return json_answer({"status": "ok"}, {})
+
+
+@router.head("/ping", include_in_schema=False)
+@router.get("/ping", response_class=Response, responses=OBJECT | TEI.documented(503))
+@access("nothing", probe=True, dialect=TEI)
+async def ping(serving: Served) -> Response:
+    """The same, for SageMaker."""
+    return await health(serving)
 
 
 def check_ready(serving: Serving) -> None:
@@ -124,44 +130,3 @@ async def metrics(serving: Served) -> Response:
     """Requests, tokens and latency by adapter, for Prometheus."""
     text = await asyncio.to_thread(serving.runtime.metrics.text)
     return Response(text, media_type="text/plain; version=0.0.4")
-
-
-@router.get("/info", response_class=Response, responses=OBJECT | documented(401, 403, 422))
-@access("any key")
-async def info(request: Request, caller: Called, serving: Served, verify: bool = False) -> Response:
-    """The base and its limits. verify=true (an admin's) reads every weight again: `digest_now`."""
-    encoder, registry = serving.runtime.engine.encoder, serving.runtime.registry
-    base: dict[str, Any] = {"digest": encoder.digest}
-    if verify:
-        refuse_unless_admin(request)
-        now = await asyncio.get_running_loop().run_in_executor(serving.verifier, encoder.digest_now)
-        base |= {"digest_now": now, "intact": now == encoder.digest}
-    files = encoder.files
-    answer = {
-        "version": own_version(),
-        "model_id": files.id,
-        "model_type": encoder.base.model_type,
-        "model_dtype": str(encoder.dtype).removeprefix("torch."),
-        "device": str(encoder.device),
-        "slow_paths": dict(encoder.slow_paths),
-        "torch": torch.__version__,
-        "base": base,
-        "hidden_size": encoder.base.hidden,
-        "layers": encoder.base.layers,
-        "linears": len(encoder.base.linears),
-        "max_input_length": encoder.max_length,
-        "max_client_batch_size": serving.runtime.max_inputs,
-        "max_batch_tokens": serving.runtime.engine.max_batch_tokens,
-        "pooling": files.sentence.pooling,
-        "normalize": files.sentence.normalize,
-        "prompts": dict(files.sentence.prompts or {}),
-        "tasks": {
-            name: task.model_dump()
-            for name, task in usable_tasks(serving.runtime.tasks, caller).items()
-        },
-        "embedding_space": embedding_space(encoder.digest, None),
-        "adapters": await asyncio.to_thread(caller.usable, tuple(registry.names)),
-        "broken": _usable(caller, registry.not_served),
-        "merged_bytes": registry.merged_bytes,
-    }
-    return json_answer(answer, {})

@@ -18,6 +18,7 @@ from app.api.answer import (
     json_answer,
     octets,
     ran_headers,
+    tei_headers,
 )
 from app.api.body import Spoken, body_by, body_of, documented_body
 from app.api.caller import Called
@@ -28,6 +29,8 @@ from app.api.openai_errors import OPENAI
 from app.api.refusal import invalid
 from app.api.routes.vllm import ClassifyInputBody, classified_input
 from app.api.serving import Served
+from app.api.tei_errors import ERRORS as TEI_ERRORS
+from app.api.tei_errors import TEI
 from app.inference.choose import Choice, Selection
 from app.inference.classify import LabelWish, classify
 from app.inference.embed import EmbedWish, embed
@@ -145,10 +148,10 @@ CLASSIFIED: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/embed",
     response_class=Response,
-    responses=EMBEDDED | ERRORS,
+    responses=EMBEDDED | TEI_ERRORS,
     openapi_extra=documented_body(EmbedBody),
 )
-@access("any key", model=True)
+@access("any key", model=True, dialect=TEI)
 async def embed_inputs(
     request: Request,
     body: Annotated[EmbedBody, body_of(EmbedBody)],
@@ -162,7 +165,8 @@ async def embed_inputs(
         _refuse_octets(body, selected.adapters)
     texts, selection = body.as_texts(body.inputs.items), Selection(selected.adapters, body.adapters)
     embedded = await embed(serving.runtime, caller, texts, selection, body.wish())
-    headers, choice, lines = embedded_headers(embedded), embedded.ran.choice, embedded.ran.lines
+    headers = embedded_headers(embedded) | tei_headers(request, embedded.ran, texts)
+    choice, lines = embedded.ran.choice, embedded.ran.lines
     if raw:
         return octets(lines[0], headers)
     answer = _shaped(choice, [encoded(rows, body.encoding_format) for rows in lines])

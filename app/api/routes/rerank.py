@@ -17,6 +17,7 @@ from app.api.cohere_errors import DOCUMENTS
 from app.api.rerank_body import DocumentsBody
 from app.api.routes import tei
 from app.api.serving import Served, Serving
+from app.api.tei_errors import TEXTS
 from app.inference.caller import Caller
 from app.inference.choose import Selection
 from app.inference.classify import score
@@ -67,7 +68,7 @@ def _documented(answer: Any, error: Any) -> dict[int | str, dict[str, Any]]:
 
 RANKED = _documented(ANSWER, dict(DOCUMENTS.schema))
 EITHER = _documented(
-    {"anyOf": [ANSWER, tei.RANKING]}, {"anyOf": [dict(DOCUMENTS.schema), dict(tei.TEXTS.schema)]}
+    {"anyOf": [ANSWER, tei.RANKING]}, {"anyOf": [dict(DOCUMENTS.schema), dict(TEXTS.schema)]}
 )
 
 
@@ -77,13 +78,14 @@ EITHER = _documented(
     responses=EITHER,
     openapi_extra=documented_body(tei.RerankBody, DocumentsBody),
 )
-@access("any key", model=True, dialect=tei.TEXTS)
+@access("any key", model=True, dialect=TEXTS)
 async def rerank_either(
+    request: Request,
     body: Annotated[
         DocumentsBody | tei.RerankBody,
         body_by(
             Spoken("documents", DocumentsBody, DOCUMENTS),
-            Spoken("texts", tei.RerankBody, tei.TEXTS),
+            Spoken("texts", tei.RerankBody, TEXTS),
         ),
     ],
     selection: SelectedOne,
@@ -92,8 +94,8 @@ async def rerank_either(
 ) -> Response:
     """`documents` as below; `texts` as text-embeddings-inference has it."""
     if isinstance(body, DocumentsBody):
-        return await _ranked(serving, caller, body, selection, "1")
-    return await tei.rerank(body, selection, caller, serving)
+        return await ranked(serving, caller, body, selection)
+    return await tei.rerank(request, body, selection, caller, serving)
 
 
 @router.post(
@@ -118,12 +120,17 @@ async def rerank(
 ) -> Response:
     """Documents by how well each answers the query: a pair each, through a head of one label."""
     version = "2" if "/v2/" in request.url.path else "1"
-    return await _ranked(serving, caller, body, selection, version)
+    return await ranked(serving, caller, body, selection, version)
 
 
-async def _ranked(
-    serving: Serving, caller: Caller, body: DocumentsBody, selection: Selection, api_version: str
+async def ranked(
+    serving: Serving,
+    caller: Caller,
+    body: DocumentsBody,
+    selection: Selection,
+    api_version: str = "1",
 ) -> Response:
+    """The answer that all of them read. api_version: of Cohere's."""
     runtime = serving.runtime
     selection = with_model(runtime, selection, body.model)
     pairs = body.as_pairs(runtime.engine.encoder.max_length)

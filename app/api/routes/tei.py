@@ -1,31 +1,29 @@
-"""text-embeddings-inference's shapes for classifying heads: POST /predict, and its half of POST
-/rerank (routes/rerank.py).
+"""text-embeddings-inference's calls of heads: POST /predict, and its half of POST /rerank
+(routes/rerank.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
 
+from app.adapters.values import Scores
 from app.api.access import access
-from app.api.answer import json_answer, ran_headers
-from app.api.body import body_of, documented_body
+from app.api.answer import json_answer, ran_headers, tei_headers
+from app.api.body import JsonBody, body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import SelectedOne
-from app.api.dialect import NATIVE
 from app.api.inputs import InputList, Text, TextsBody, read_inputs
 from app.api.refusal import invalid
 from app.api.serving import Served, Serving
+from app.api.tei_errors import ERRORS, TEI
 from app.inference.caller import Caller
 from app.inference.choose import Selection
 from app.inference.classify import LabelWish, classify, score
 
 router = APIRouter(tags=["text-embeddings-inference"])
-TEXTS = replace(NATIVE, inputs="texts")
-ERRORS = NATIVE.documented(400, 404, 413, 415, 422, 429, 503)
 
 
 def read_sequences(value: Any) -> InputList:
@@ -64,8 +62,17 @@ Sequences = Annotated[
 ]
 
 
+class PredictParameters(JsonBody):
+    """What huggingface_hub's text_classification sends; it reads the answer one list deeper."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    function_to_apply: Scores | None = Field(None, description="Instead of the adapter's own.")
+    top_k: int | None = Field(None, ge=1, description="Only the best ones.")
+
+
 class PredictBody(TextsBody):
-    """TEI's body; the adapter comes from the query."""
+    """TEI's body, and huggingface_hub's."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"inputs": [["Is it late?", "My card has not arrived."]]}]}
@@ -73,10 +80,16 @@ class PredictBody(TextsBody):
 
     inputs: Sequences
     raw_scores: bool = Field(False, description="Logits, without the activation.")
+    parameters: PredictParameters | None = None
+
+    def wish(self) -> LabelWish:
+        """How the labels are wanted."""
+        more = self.parameters or PredictParameters()
+        return LabelWish(self.raw_scores, more.top_k, activation=more.function_to_apply)
 
 
 class RerankBody(TextsBody):
-    """TEI's body; the adapter comes from the query and has a head of one label."""
+    """TEI's body; the adapter has a head of one label."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -113,32 +126,36 @@ RANKING: dict[str, Any] = {
     responses=PREDICTED | ERRORS,
     openapi_extra=documented_body(PredictBody),
 )
-@access("any key", model=True)
+@access("any key", model=True, dialect=TEI)
 async def predict(
+    request: Request,
     body: Annotated[PredictBody, body_of(PredictBody)],
     selection: SelectedOne,
     caller: Called,
     serving: Served,
 ) -> Response:
     """Labels for texts and pairs, in TEI's shapes; one adapter."""
-    texts, wish = body.as_texts(body.inputs.items), LabelWish(body.raw_scores)
-    classified = await classify(serving.runtime, caller, texts, selection, wish)
+    texts = body.as_texts(body.inputs.items)
+    classified = await classify(serving.runtime, caller, texts, selection, body.wish())
     answers = classified.answers[0]
-    return json_answer(answers[0] if body.inputs.single else answers, ran_headers(classified.ran))
+    flat = body.inputs.single and body.parameters is None
+    headers = ran_headers(classified.ran) | tei_headers(request, classified.ran, texts)
+    return json_answer(answers[0] if flat else answers, headers)
 
 
 async def rerank(
-    body: RerankBody, selection: Selection, caller: Caller, serving: Serving
+    request: Request, body: RerankBody, selection: Selection, caller: Caller, serving: Serving
 ) -> Response:
     """The texts by how well each answers the query: one pair each, through a head of one label."""
     if body.return_text and body.shortened:
         raise invalid("return_text", "is asked for beside a text that is too long to be given back")
     if not all(body.texts):
-        raise invalid(f"texts[{body.texts.index('')}]", "is empty")
+        raise invalid(f"texts[{body.texts.index('')}]", "is empty", "empty")
     pairs = body.as_texts([(body.query, text) for text in body.texts])
     scored = await score(serving.runtime, caller, pairs, selection, raw_scores=body.raw_scores)
     answer = [
         {"index": i, "score": value, **({"text": body.texts[i]} if body.return_text else {})}
         for i, value in scored.best()
     ]
-    return json_answer(answer, ran_headers(scored.ran))
+    headers = ran_headers(scored.ran) | tei_headers(request, scored.ran, pairs)
+    return json_answer(answer, headers)

@@ -1,4 +1,4 @@
-"""vLLM's /tokenize and /detokenize."""
+"""vLLM's /detokenize, and its half of /tokenize (routes/tei_tokens.py)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _ModelBody(JsonBody):
     model: str | None = Field(None, description="Whose tokens: the base's, whichever it is.")
 
 
-class TokenizeBody(_ModelBody):
+class PromptBody(_ModelBody):
     """vLLM's; the prompt is not cut."""
 
     prompt: Text
@@ -61,25 +61,8 @@ class DetokenizeBody(_ModelBody):
     tokens: list[int] = Field(max_length=LOOK, fail_fast=True)
 
 
-@router.post(
-    "/tokenize",
-    response_class=Response,
-    responses=_answers("Token ids.", TOKENS),
-    openapi_extra=documented_body(TokenizeBody),
-)
-@access("any key", dialect=OPENAI)
-async def tokenize(
-    body: Annotated[TokenizeBody, body_of(TokenizeBody)],
-    selection: SelectedOne,
-    caller: Called,
-    serving: Served,
-) -> Response:
-    """The prompt's token ids, and how many the model reads."""
-    return await tokenized_prompt(body, selection, caller, serving)
-
-
 async def tokenized_prompt(
-    body: TokenizeBody, selection: Selection, caller: Caller, serving: Serving
+    body: PromptBody, selection: Selection, caller: Caller, serving: Serving
 ) -> Response:
     """POST /tokenize with vLLM's `prompt`."""
     if body.shortened or len(body.prompt) > LOOK:
