@@ -137,7 +137,7 @@ Odd()
 import transformers, huggingface_hub
 set_up("json")
 transformers.logging.get_logger("transformers.x").warning("a library's line")
-huggingface_hub.utils.logging.get_logger("huggingface_hub.x").warning("another's")
+huggingface_hub.utils.logging.get_logger("huggingface_hub.x").error("another's")
 {}["a text"]
 """
     command = [sys.executable, "-W", "default", "-c", code]
@@ -212,6 +212,10 @@ def bodies() -> Iterator[dict[str, Any]]:
         "adapters": [TEXT],
         "problem_type": TEXT,
         "source": TEXT,
+        "lora_name": TEXT,
+        "lora_path": TEXT,
+        "tokens": TEXT,
+        "prompt_ids": [TEXT],
     }
     yield {"json": texts}
     for name, value in texts.items():
@@ -223,6 +227,8 @@ def bodies() -> Iterator[dict[str, Any]]:
     yield {"json": {"input": TEXT, "model": "base"}}
     yield {"json": {"query": TEXT, "texts": [TEXT], "truncate": TEXT}}
     yield {"json": {"labels": [TEXT, TEXT]}}
+    yield {"json": {"lora_name": "up", "lora_path": f"/{MARK}"}}
+    yield {"json": {"lora_name": MARK, "lora_path": f"{MARK}/x"}}
     yield {"json": {"version": MARK}}
     yield {"json": TEXT}
     yield {"content": f'{{"inputs": "{MARK}'}
@@ -290,7 +296,7 @@ def test_nobodys_text_and_no_key_is_in_the_log(
     ending.append(server)
     client, by = server.client, {"Authorization": f"Bearer {KEYS['admin']}"}
     routes = [
-        (method, route.path)
+        (method, route.path_format)
         for route in build(Settings()).routes
         if not isinstance(route, Mount) and access_of(route)
         for method in route.methods
