@@ -271,10 +271,8 @@ class Engine:
             traceback.clear_frames(error.__traceback__)  # they hold what the forward computed
             torch.cuda.empty_cache()
             self.budget.short(tokens_of(batch))
-            most = {"max_batch_tokens": self.budget.tokens}
-            log.warning(
-                "out of memory: a batch is at most %(max_batch_tokens)d tokens for now", most
-            )
+            now = {"max_batch_tokens": self.budget.tokens}
+            log.warning("out of memory: a batch has at most %(max_batch_tokens)d tokens", now)
         size = (len(batch) + 1) // 2 if short else 1
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         return [request for part in parts for request in self._run(part, between)]
