@@ -162,7 +162,7 @@ ERRORS: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("/embed_sparse", {"inputs": "a"}, 424, "Backend", "no_head"),
     ("/predict", {"inputs": "a"}, 424, "Backend", "no_head"),
     ("/predict?adapter=c", {"inputs": []}, 400, "Empty", "validation"),
-    ("/rerank", {"query": "a", "texts": ["b"]}, 424, "Backend", "no_head"),
+    ("/rerank?adapter=a", {"query": "a", "texts": ["b"]}, 424, "Backend", "no_head"),
     ("/rerank?adapter=c", {"query": "a", "texts": ["b"]}, 424, "Backend", "validation"),
     ("/rerank?adapter=r", {"query": "a", "texts": []}, 400, "Empty", "validation"),
     ("/rerank?adapter=r", {"query": "", "texts": ["a"]}, 400, "Empty", "validation"),
