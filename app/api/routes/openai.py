@@ -45,13 +45,16 @@ class AzureEmbeddingBody(JinaMembers, VllmMembers):
     dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
     normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
     prompt: Prompt | None = Field(None, description="Put before each text.")
-    prompt_name: str | None = Field(None, description="One of the base's own prompts.")
+    prompt_name: str | None = Field(None, description="One of the base's own prompts, or a task.")
+    task: str | None = Field(None, description="One of the tasks that /info lists.")
     pooling: Pooling | None = Field(None, description="How token states become one vector.")
 
     def wish(self) -> EmbedWish:
         """How the vectors are wanted."""
         normalize = self.normalized if self.normalize is None else self.normalize
-        return EmbedWish(normalize, self.pooling, self.dimensions, self.prompt, self.prompt_name)
+        return EmbedWish(
+            normalize, self.pooling, self.dimensions, self.prompt, self.prompt_name, self.task
+        )
 
 
 class OpenAIEmbeddingBody(AzureEmbeddingBody):
