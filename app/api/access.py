@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal, TypeVar
 
 from starlette.routing import BaseRoute, Match
@@ -22,6 +23,7 @@ from app.catalog.change import Action
 
 Needs = Literal["nothing", "any key", "unrestricted key", "admin key"]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+MOST_WORDS = 16  # of a path that are compared with the routes' own
 LONGEST_COMPARED = 128  # characters of a path that is compared with the routes' own
 
 
@@ -119,10 +121,16 @@ def _unmatched(path: str, routes: Sequence[BaseRoute], refusal: Refusal) -> Matc
 
 
 def _dialect(path: str, routes: Sequence[BaseRoute]) -> Dialect:
-    """Of a path that matches no route: its neighbours', which begin with the same word."""
-    word = path.split("/")[1:2]
-    neighbours = (r for r in routes if getattr(r, "path", "").split("/")[1:2] == word)
-    return next((access_of(route).dialect for route in neighbours), NATIVE)
+    """Of a path that matches no route: of the route whose beginning it shares most words with."""
+    words = path.split("/", MOST_WORDS)[1:]
+
+    def shared(route: BaseRoute) -> int:
+        own = getattr(route, "path", "").split("/")[1:]
+        alike = (a == b or b.startswith("{") for a, b in zip(words, own, strict=False))
+        return sum(1 for _ in takewhile(bool, alike))
+
+    nearest = max(routes, key=shared)  # the first of several
+    return access_of(nearest).dialect if shared(nearest) else NATIVE
 
 
 def _not_allowed(method: str, allowed: set[str]) -> Refusal:

@@ -358,6 +358,18 @@ def test_errors_of_a_familys_paths_are_in_its_shape_whatever_is_wrong_with_them(
     assert isinstance(reachable.client.get(path.replace("v1", "v9")).json()["error"], str)
 
 
+def test_families_that_share_a_first_word_are_told_by_the_next(reachable: LiveServer) -> None:
+    for path, in_words in (
+        ("/v2/models/x%0a", True),
+        ("/a/x/v2/models/y%0a", True),
+        ("/v2/rerank%0a", False),
+        ("/a/x/v1/models/y%0a", False),
+    ):
+        answer = reachable.client.get(path)
+        assert answer.status_code == 400
+        assert isinstance(answer.json()["error"], str) is in_words, path
+
+
 def test_an_empty_text_is_named_by_its_place_in_its_clients_words(reachable: LiveServer) -> None:
     fields = {
         client.post(path, json=body).json()["problems"][0]["field"]

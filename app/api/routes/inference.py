@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -27,7 +28,7 @@ from app.api.dialect import NATIVE, documented
 from app.api.inputs import Inputs, Prompt, TextsBody
 from app.api.openai_errors import OPENAI
 from app.api.refusal import invalid
-from app.api.routes.vllm import ClassifyInputBody, classified_input
+from app.api.routes.vllm import LISTED, ClassifyInputBody, classified_input
 from app.api.serving import Served
 from app.api.tei_errors import ERRORS as TEI_ERRORS
 from app.api.tei_errors import TEI
@@ -41,6 +42,7 @@ ERRORS = documented(400, 404, 413, 415, 422, 429, 503)
 RETURN_ADAPTERS = (
     'Answer {"answer": …, "adapters": [{"adapter", "version"}, …]}: the headers hold few.'
 )
+EITHER = replace(NATIVE, schema={"anyOf": [NATIVE.schema, OPENAI.schema]})  # by the body
 PER_INPUT = "One adapter per input, in order; null: the base."
 
 
@@ -139,8 +141,8 @@ EMBEDDED: dict[int | str, dict[str, Any]] = {
 CLASSIFIED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "One text in: its labels, best first; or, from an adapter that labels "
-        "tokens, its entities with their places. A list in: a list of those.",
-        "content": _content({"anyOf": [LABELS, {"type": "array", "items": LABELS}]}),
+        "tokens, its entities with their places. A list in: a list of those. `input` in: vLLM's.",
+        "content": _content({"anyOf": [LABELS, {"type": "array", "items": LABELS}, LISTED]}),
     }
 }
 
@@ -178,10 +180,10 @@ async def embed_inputs(
 @router.post(
     "/classify",
     response_class=Response,
-    responses=CLASSIFIED | ERRORS,
+    responses=CLASSIFIED | EITHER.documented(404, 413, 415, 422, 429, 503),
     openapi_extra=documented_body(ClassifyBody, ClassifyInputBody),
 )
-@access("any key", model=True)
+@access("any key", model=True, dialect=EITHER)
 async def classify_inputs(
     request: Request,
     body: Annotated[

@@ -31,6 +31,7 @@ from app.inference.run import Ran
 router = APIRouter(tags=["vllm"])
 ERRORS = OPENAI.documented(404, 413, 415, 429, 503)
 PAIRS = replace(OPENAI, inputs="pairs")
+LISTED = {"type": "object", "required": ["id", "object", "created", "model", "data", "usage"]}
 PoolingTask = Literal["embed", "classify", "token_classify", "token_embed"]
 
 
@@ -123,8 +124,7 @@ def _content(name: str, **data: Any) -> dict[int | str, dict[str, Any]]:
         "data": [{"index": 0, **data}],
         "usage": {"prompt_tokens": 7, "total_tokens": 7},
     }
-    schema = {"type": "object", "required": ["id", "object", "created", "model", "data", "usage"]}
-    content = {"application/json": {"schema": schema, "example": example}}
+    content = {"application/json": {"schema": LISTED, "example": example}}
     return {200: {"description": "A list in vLLM's shape.", "content": content}}
 
 
