@@ -33,6 +33,8 @@ async def caller_of(request: Request) -> Caller:
     priority = request.headers.get(PRIORITY, "interactive") if waits else "interactive"
     if priority not in ("interactive", "bulk"):
         raise invalid(PRIORITY, f"is {priority!r}; it may be interactive or bulk")
+    change: Change = state.get("change") or Change()
+    change.by = name_of(scope)  # the name's history has it
     source = source_of(scope)
     asker = Asker(
         client_of(scope),
@@ -48,7 +50,7 @@ async def caller_of(request: Request) -> Caller:
         address=request.client.host if request.client else "",
         labels=request.headers,
         trace=state["trace"],
-        change=state.get("change") or Change(),
+        change=change,
     )
 
 

@@ -213,7 +213,7 @@ def test_another_adapter_than_the_tasks_is_a_contradiction(
 ) -> None:
     body = {"inputs": TEXTS, "task": "text-matching"}
     status, kind, told = refusal(client.post(f"/embed{query}", json=body))
-    assert (status, kind) == (400, "malformed")
+    assert (status, kind) == (400, "Validation")
     assert "task 'text-matching' is the adapter text_matching's" in told
     mixed = body | {"adapters": ["text_matching", None, "text_matching"]}
     assert client.post("/embed", json=mixed).status_code == 400
@@ -222,7 +222,7 @@ def test_another_adapter_than_the_tasks_is_a_contradiction(
 def test_an_unknown_task_is_refused_with_those_there_are(client: httpx.Client) -> None:
     answer = client.post("/embed", json={"inputs": "a", "task": "retrieval"})
     status, kind, told = refusal(answer)
-    assert (status, kind) == (422, "validation")
+    assert (status, kind) == (422, "Validation")
     names = "classification, retrieval.passage, retrieval.query, separation, text-matching"
     assert told == f"task: is 'retrieval'; this server names {names}" or names in told
 

@@ -213,7 +213,6 @@ def test_predict_reads_two_texts_as_one_pair(minilm_server: LiveServer, ranker: 
     ("path", "body", "status"),
     [
         ("/rerank?adapter=ner", {"query": "a", "texts": ["b"]}, 424),
-        ("/rerank", {"query": "a", "texts": ["b"]}, 424),
         ("/rerank?adapter=ranker", {"query": "a", "texts": []}, 400),
         ("/rerank?adapter=ranker", {"query": "a", "texts": ["b", ""]}, 400),
         ("/rerank?adapter=ranker&adapter=ner", {"query": "a", "texts": ["b"]}, 422),

@@ -95,4 +95,4 @@ def test_what_had_to_be_assumed_is_in_the_log(
     client: httpx.Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     load(client, "three", tmp_path / "allowed" / "c")
-    assert any("adapter three: " in message for message in caplog.messages)
+    assert any("three was loaded with " in message for message in caplog.messages)
