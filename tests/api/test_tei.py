@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, close_session
 from huggingface_hub.errors import HfHubHTTPError
 from jsonschema import Draft202012Validator
 from peft import PeftModel
@@ -287,6 +287,14 @@ def test_vertexs_instances_are_each_its_own_call(tei: httpx.Client) -> None:
     assert (many.status_code, many.json()["code"]) == (413, "too_many_inputs")
 
 
+@pytest.fixture
+def hub_session() -> Iterator[None]:
+    """The clients share one session, which nobody closes for them."""
+    yield
+    close_session()
+
+
+@pytest.mark.usefixtures("hub_session")
 @pytest.mark.parametrize("end", ["", "/"])
 def test_huggingface_hubs_client_by_url_alone(
     tei: httpx.Client,
@@ -315,6 +323,7 @@ def test_huggingface_hubs_client_by_url_alone(
     assert [e.score for e in best] == pytest.approx([float(logits.max().sigmoid())], abs=1e-5)
 
 
+@pytest.mark.usefixtures("hub_session")
 def test_huggingface_hubs_client_reads_the_error(
     tei: httpx.Client, tiny_server: LiveServer
 ) -> None:
