@@ -189,6 +189,13 @@ def test_tei_s_clients_find_it_too(client: httpx.Client) -> None:
     ]
 
 
+def test_tei_s_texts_may_be_asked_for_the_best_only(client: httpx.Client) -> None:
+    every = client.post("/rerank", json={"query": QUERY, "texts": TEXTS}).json()
+    for top_n, count in ((1, 1), (0, 4), (None, 4)):
+        body = {"query": QUERY, "texts": TEXTS, "top_n": top_n}
+        assert client.post("/rerank", json=body).json() == every[:count]
+
+
 def test_where_several_rerank_they_are_named_and_where_none_does_that_is_said(
     serve: Serve, tiny_bert: Path, ranker: Path
 ) -> None:

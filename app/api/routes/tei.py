@@ -101,6 +101,9 @@ class RerankBody(TextsBody):
     texts: list[Text] = Field(min_length=1, fail_fast=True)
     raw_scores: bool = Field(False, description="The head's own numbers, without the sigmoid.")
     return_text: bool = Field(False, description="Each text beside its score.")
+    top_n: int | None = Field(
+        None, ge=0, description="Only the best ones, as LiteLLM asks for; 0: all."
+    )
 
 
 PREDICTED: dict[int | str, dict[str, Any]] = {
@@ -155,7 +158,7 @@ async def rerank(
     scored = await score(serving.runtime, caller, pairs, selection, raw_scores=body.raw_scores)
     answer = [
         {"index": i, "score": value, **({"text": body.texts[i]} if body.return_text else {})}
-        for i, value in scored.best()
+        for i, value in scored.best(body.top_n or None)
     ]
     headers = ran_headers(scored.ran) | tei_headers(request, scored.ran, pairs)
     return json_answer(answer, headers)
