@@ -60,4 +60,4 @@ def test_rerank(client: AuthenticatedClient, server: Server, with_documents: boo
 
 def test_models_and_health(client: AuthenticatedClient) -> None:
     assert "sentiment" in {model.id for model in models.sync(client=client).data}
-    assert health.sync(client=client).unix > 0
+    assert health.sync(client=client)["unix"] > 0
