@@ -40,6 +40,7 @@ from app.catalog.collecting import collect
 from app.catalog.folders import sync_own
 from app.catalog.open_store import open_store
 from app.catalog.store import Store, StoreUnusable
+from app.catalog.stored_names import read_names
 from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
 from app.inference.caller import Key
@@ -88,14 +89,18 @@ def build(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with _store(settings.store) as store:
             folders = await asyncio.to_thread(look_at_start, settings.adapters_dir)
-            runtime, installer = await asyncio.to_thread(assemble, settings, metrics, store)
+            (runtime, installer), stored = await asyncio.gather(
+                asyncio.to_thread(assemble, settings, metrics, store),
+                asyncio.to_thread(read_names, store),
+            )
             serving = Serving(runtime, installer, keyed=bool(keys), drain=drain)
             app.state.serving = serving
             if tracing:
                 tracing.follow(runtime.engine)
             metrics.registry.register(Watched([ready_row(serving)]))
             async with _engine_running(serving, settings.max_forward_seconds):
-                await serving.runtime.fetcher.load_all()
+                await serving.runtime.fetcher.load_all(stored)
+                del stored  # some 3 KB a version
                 async with _beside(serving, settings.adapters_dir, folders):
                     log.info(*served_line(serving))
                     yield

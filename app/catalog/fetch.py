@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from app.catalog.load import Loader, from_store, load_version, to_store
 from app.catalog.pointer import Pointer
 from app.catalog.registry import Name, Registry, UnknownAdapter
 from app.catalog.store import Json, Store, StoreFull, StoreUnavailable, VersionDamaged
+from app.catalog.stored_names import StoredNames
 from app.catalog.stored_version import StoredVersion
 
 log = logging.getLogger(__name__)
@@ -42,16 +44,17 @@ class Fetcher:
     _loading: dict[str, asyncio.Task[StoredVersion]] = field(default_factory=dict)
     _certified: set[str] = field(default_factory=set)
 
-    async def load_all(self) -> None:
+    async def load_all(self, stored: StoredNames) -> None:
         """At start: every name of the store.
 
         What was measured on this base before is known at once; versions are loaded for EAGER_S, the
         rest when first asked for or by warm(), and verified then.
         """
         started = time.monotonic()
-        pointers, broken = await asyncio.to_thread(self._read_names)
-        self.registry.broken.update(broken)
-        for pointer, report in pointers:
+        self.registry.broken.update(stored.broken)
+        reports = await asyncio.to_thread(self._holding, stored.reports)
+        for pointer in stored.pointers:
+            report = reports.get(pointer.version or "")
             if report is None:
                 await self._load_name(pointer)
             else:
@@ -62,27 +65,13 @@ class Fetcher:
                 break
             await self._warm_one(name)
 
-    def _read_names(self) -> tuple[list[tuple[Pointer, Report | None]], dict[str, str]]:
-        """Every name with its version's report, and why others cannot be read. Blocks."""
-        pointers, broken = [], {}
-        reports: dict[str, Report | None] = {}  # of a version that many names point at, once
-        for name in self.store.every_name():
-            try:
-                pointer = self.store.look(name)
-            except StoreUnavailable as error:
-                broken[name] = reason_of(error)
-                continue
-            if pointer.version is not None:
-                if pointer.version not in reports:
-                    reports[pointer.version] = self._stored_report(pointer.version)
-                pointers.append((pointer, reports[pointer.version]))
-            elif not pointer.revision:
-                broken[name] = "what was stored about the name is damaged: PUT it again"
-        return pointers, broken
+    def _holding(self, stored: Mapping[str, Json | None]) -> dict[str, Report | None]:
+        """The stored reports that hold for this base, by version. Blocks."""
+        return {digest: self._report(digest, raw) for digest, raw in stored.items()}
 
-    def _stored_report(self, digest: str) -> Report | None:
-        """The version's stored report, where it holds for this base. Blocks."""
-        report = from_store(self.store.report(digest), self.loader.engine.encoder)
+    def _report(self, digest: str, stored: Json | None) -> Report | None:
+        """The version's stored report, where it holds for this base."""
+        report = from_store(stored, self.loader.engine.encoder)
         return report if report is not None and report.version == digest else None
 
     async def warm(self) -> None:
@@ -163,7 +152,7 @@ class Fetcher:
 
     async def _load_stored(self, digest: str) -> StoredVersion:
         folder, options = await self.files(digest)
-        report = await asyncio.to_thread(self._stored_report, digest)
+        report = self._report(digest, await asyncio.to_thread(self.store.report, digest))
         certify = digest not in self._certified
         load = partial(
             load_version,
