@@ -245,13 +245,11 @@ def test_info_says_what_tei_says_of_the_base_and_of_each_adapter(tei: httpx.Clie
     assert tei.get("/info?verfy=true").status_code == 422
 
 
-def test_one_address_answers_as_the_body_says_or_as_the_adapter_is_for(tei: httpx.Client) -> None:
+def test_one_address_answers_as_the_body_says(tei: httpx.Client) -> None:
     rank = {"query": "a", "texts": SENTENCES}
     embedding = {"input": SENTENCES, "model": "a"}
     for adapter, body, call in (
         ("a", {"inputs": SENTENCES}, "embed"),
-        ("c", {"inputs": [["good"], ["a", "b"]]}, "predict"),
-        ("r", {"inputs": [["a", "b"]]}, "predict"),
         ("c", {"inputs": "good", "normalize": False}, "embed"),
         ("c", {"inputs": "good", "parameters": {}}, "predict"),
         ("r", rank, "rerank"),
@@ -265,6 +263,22 @@ def test_one_address_answers_as_the_body_says_or_as_the_adapter_is_for(tei: http
                 got = tei.post(url, json=body)
                 assert got.content == wanted.content, url
                 assert got.headers["x-adapter"] == wanted.headers["x-adapter"]
+
+
+def test_bare_inputs_are_vectors_at_the_root_and_what_the_adapter_is_for_in_a_runtime(
+    tei: httpx.Client,
+) -> None:
+    for adapter, inputs, runtime in (
+        ("a", "good", "embed"),
+        ("c", [["good"], ["a", "b"]], "predict"),
+        ("c", "good", "predict"),
+        ("r", [["a", "b"]], "predict"),
+    ):
+        body = {"inputs": inputs}
+        wanted = tei.post(f"/a/{adapter}/{runtime}", json=body)
+        assert tei.post(f"/a/{adapter}/invocations", json=body).content == wanted.content
+    vectors = tei.post("/embed?adapter=c", json={"inputs": "good"})
+    assert tei.post("/a/c", json={"inputs": "good"}).content == vectors.content
 
 
 def test_sagemakers_header_names_the_adapter_and_openais_errors_are_openais(

@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["I love this film.", "My card has not arrived.", "Where is the nearest bank?"]
 QUERY = "When does my card arrive?"
 START_S = 120
+ADMIN_KEY = "a-key-for-admins"
 LIMITED = [f"limited-{i:03}" for i in range(200)]  # each for one test
 TOKENS_PER_S = 40
 CLOSE = 5e-5  # of numbers that went through a client's own decoding
@@ -71,6 +74,7 @@ def _running(folder: Path, key: str, **settings: str) -> Iterator[Server]:
     try:
         running = Server(f"http://127.0.0.1:{port}", key)
         _wait(running.url, process)
+        _put_reranker(running.url)
         yield running
     finally:
         process.terminate()
@@ -83,9 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder, key = tmp_path_factory.mktemp("server"), "a-key-for-clients"
     limited = [f"{key} tokens_per_s={TOKENS_PER_S}" for key in LIMITED]
     (folder / "keys").write_text("\n".join([key, *limited]))
-    with _running(
-        folder, key, API_KEYS_FILE=str(folder / "keys"), ADMIN_KEYS="a-key-for-admins"
-    ) as running:
+    with _running(folder, key, API_KEYS_FILE=str(folder / "keys"), ADMIN_KEYS=ADMIN_KEY) as running:
         yield running
 
 
@@ -94,6 +96,31 @@ def open_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Without keys, for clients that send none."""
     with _running(tmp_path_factory.mktemp("open"), "none") as running:
         yield running
+
+
+def _put_reranker(url: str) -> None:
+    """The adapter `rerank`: a head of one label, from random numbers. Clients are compared with
+    /rerank, whatever its scores are worth.
+    """
+    rng = np.random.default_rng(0)
+    query = "bert.encoder.layer.0.attention.self.query"
+    shapes = {
+        f"base_model.model.{query}.lora_A.weight": (8, 384),
+        f"base_model.model.{query}.lora_B.weight": (384, 8),
+        "base_model.model.classifier.weight": (1, 384),
+        "base_model.model.classifier.bias": (1,),
+    }
+    tensors = {name: rng.normal(0, 0.3, shape).astype("<f4") for name, shape in shapes.items()}
+    request = urllib.request.Request(
+        f"{url}/adapters/rerank?alpha=8&task=classify&labels=relevant",
+        save(tensors),
+        {"Content-Type": "application/octet-stream", "Authorization": f"Bearer {ADMIN_KEY}"},
+        method="PUT",
+    )
+    try:
+        urllib.request.urlopen(request, timeout=60).close()
+    except urllib.error.HTTPError as error:
+        raise AssertionError(error.read().decode()) from None
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -48,6 +49,10 @@ def test_openai_like(server: Server, path: str, model: str, adapter: str) -> Non
     assert len(many) == 2_048
 
 
+@pytest.mark.skipif(
+    version("llama-index-postprocessor-tei-rerank") < "0.5",
+    reason="gave the best score to the first text, whatever its place: wrong of TEI's answers too",
+)
 @pytest.mark.parametrize("path", ["", "/a/rerank"])
 @pytest.mark.parametrize("bearer", ["", "Bearer "])
 def test_tei_rerank(server: Server, path: str, bearer: str) -> None:

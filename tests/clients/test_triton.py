@@ -45,8 +45,9 @@ def test_metadata_and_readiness(client: Any) -> None:
     assert client.is_model_ready("sentiment")
     assert not client.is_model_ready("nobody")
     assert client.get_server_metadata()["name"]
-    metadata = client.get_model_metadata("sentiment")
-    assert {one["name"] for one in metadata["outputs"]} >= {"embedding"}
+    for model, outputs in (("base", {"embedding"}), ("sentiment", {"scores", "labels"})):
+        metadata = client.get_model_metadata(model)
+        assert {one["name"] for one in metadata["outputs"]} == outputs
 
 
 def test_errors(client: Any) -> None:

@@ -9,7 +9,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.access import matched_of
 from app.api.caller import adapter_of, address_of, name_of
@@ -25,7 +25,7 @@ MOST_ADAPTERS = 20  # that are named
 
 @dataclass(frozen=True)
 class AccessLog:
-    """Around everything that may refuse."""
+    """Around Count, which knows the status, and so around everything that may refuse."""
 
     app: ASGIApp
 
@@ -34,24 +34,13 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 499  # the client went away before an answer began
-
-        async def watched_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self.app(scope, receive, watched_send)
-        except Exception:
-            status = 500  # answered further outside
-            raise
+            await self.app(scope, receive, send)
         finally:
-            log.info(LINE, _members(scope, status))
+            log.info(LINE, _members(scope))
 
 
-def _members(scope: Scope, status: int) -> dict[str, object]:
+def _members(scope: Scope) -> dict[str, object]:
     state, path = scope["state"], matched_of(scope).path
     trace: Trace = state["trace"]
     adapters = trace.adapters or [name for name in [adapter_of(scope)] if name]
@@ -60,7 +49,7 @@ def _members(scope: Scope, status: int) -> dict[str, object]:
         "method": scope["method"],
         "route": path,
         "adapters": ",".join(adapters[:MOST_ADAPTERS]) or None,
-        "status": status,
+        "status": state["status"],
         "error_type": state["trace"].refusal,
         "tokens": trace.tokens,
         "ms": round(1000 * (time.perf_counter() - state["began"]), 3),

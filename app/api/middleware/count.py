@@ -50,6 +50,7 @@ class Count:
 
     def _count(self, scope: Scope, status: int) -> None:
         state = scope["state"]
+        state["status"] = status
         seconds = time.perf_counter() - state["began"]
         trace: Trace = state["trace"]
         route = (

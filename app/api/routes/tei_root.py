@@ -1,7 +1,8 @@
 """POST / and POST /invocations: one address for every body of TEI's, and OpenAI's.
 
-Which call it is says the body, or else what the adapter is for. That is TEI's own root, and
-SageMaker's and Vertex's runtime, whose clients send all they have to one path.
+Which call it is says the body. One of nothing but `inputs` asks for vectors at TEI's root, where
+embedding clients send it; in SageMaker's and Vertex's runtime, whose clients have no other path,
+for what the adapter is for.
 """
 
 from __future__ import annotations
@@ -88,7 +89,6 @@ BY_MEMBER = {  # a body with this member says itself which call it is
 BY_KIND: dict[Kind, Call] = {"embedding": EMBED, "classifier": PREDICT, "reranker": PREDICT}
 VECTORS_ONLY = EmbedBody.model_fields.keys() - PredictBody.model_fields.keys()
 LABELS_ONLY = PredictBody.model_fields.keys() - EmbedBody.model_fields.keys()
-HUGGINGFACE_HUB = "hf_hub/"  # of its User-Agent
 BODIES = documented_body(
     EmbedBody, PredictBody, RerankBody, SimilarityBody, OpenAIEmbeddingBody, DocumentsBody
 )
@@ -103,8 +103,8 @@ async def any_call(
     caller: Called,
     serving: Served,
 ) -> Response:
-    """Embed, predict, rerank or compare: as the body says, or else as the adapter is for."""
-    return await _answered(request, body, selection, caller, serving)
+    """Embed, predict, rerank or compare, as the body says; of bare inputs their vectors."""
+    return await _answered(request, body, EMBED, selection, caller, serving)
 
 
 @router.post("/invocations", response_class=Response, responses=ANY | ERRORS, openapi_extra=BODIES)
@@ -116,16 +116,25 @@ async def invocations(
     caller: Called,
     serving: Served,
 ) -> Response:
-    """The same where SageMaker's and Vertex's runtime send it."""
-    return await _answered(request, body, selection, caller, serving)
+    """The same in SageMaker's and Vertex's runtime; of bare inputs what the adapter is for."""
+    name = selection.adapters[0] if selection.adapters else BASE
+    chosen = await resolve(serving.runtime, caller, name)
+    bare = BY_KIND[kind_of(chosen.version.adapter)]
+    return await _answered(request, body, bare, selection, caller, serving)
 
 
 async def _answered(
-    request: Request, body: AnyBody, selection: Selection, caller: Caller, serving: Serving
+    request: Request,
+    body: AnyBody,
+    bare: Call,
+    selection: Selection,
+    caller: Caller,
+    serving: Serving,
 ) -> Response:
+    """bare: the call for a body of nothing but `inputs`."""
 
     async def answer(members: Any, *, speak: bool) -> Response:
-        call = await _call(request, members, selection, caller, serving)
+        call = _call(members, bare)
         if speak:
             request.state.dialect = call.dialect
         shortened = body.shortened
@@ -156,14 +165,7 @@ def _instances(request: Request, value: Any, most: int) -> list[Any]:
     return value
 
 
-async def _call(
-    request: Request, members: Any, selection: Selection, caller: Caller, serving: Serving
-) -> Call:
-    """By what the body says, else by what the adapter is for.
-
-    huggingface_hub asks for vectors where it sends no `parameters`, also of an adapter with a head.
-    Raises UnknownAdapter, UnknownVersion, Forbidden.
-    """
+def _call(members: Any, bare: Call) -> Call:
     has = members if isinstance(members, dict) else {}
     for member, call in BY_MEMBER.items():
         if member in has:
@@ -172,8 +174,4 @@ async def _call(
         return SIMILARITY
     if LABELS_ONLY & has.keys():
         return PREDICT
-    if VECTORS_ONLY & has.keys() or HUGGINGFACE_HUB in request.headers.get("user-agent", ""):
-        return EMBED
-    name = selection.adapters[0] if selection.adapters else BASE
-    chosen = await resolve(serving.runtime, caller, name)
-    return BY_KIND[kind_of(chosen.version.adapter)]
+    return EMBED if VECTORS_ONLY & has.keys() else bare
