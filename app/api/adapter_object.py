@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from app.adapters.report import Report
 from app.api.dialect import documented
+from app.api.document import documented_answer
 from app.api.refusal import invalid
 from app.catalog.install import PreconditionFailed
-from app.catalog.pointer import valid_name
+from app.catalog.pointer import Trial, valid_name
 from app.catalog.registry import Name, Registry
 
 
@@ -45,19 +47,27 @@ REPORT_EXAMPLE = {
     "targets": {"query": 6, "value": 6},
     "merged": False,
 }
-REPORT: dict[str, Any] = {
-    "description": "The adapter, as it was matched and measured against the base.",
-    "content": {"application/json": {"schema": {"type": "object"}, "example": REPORT_EXAMPLE}},
-}
 Answers = dict[int | str, dict[str, Any]]
-ONE: Answers = {200: REPORT, **documented(404, 422)}
-LIST: Answers = {
-    **documented(),
-    200: {
-        "description": "Every adapter.",
-        "content": {"application/json": {"schema": {"type": "array"}}},
-    },
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterObject(Report):
+    """docs/api.md's adapter object: its version's report, and what is the name's own."""
+
+    name: str
+    tokens_per_s: float | None
+    trial: Trial | None
+    merged: bool
+    resident: bool
+    created: str
+
+
+DESCRIBED = "The adapter, as it was matched and measured against the base."
+ADAPTER = documented_answer(AdapterObject, DESCRIBED, REPORT_EXAMPLE)
+ONE: Answers = ADAPTER | documented(404, 422)
+LIST: Answers = documented() | documented_answer(
+    list[AdapterObject], "The adapters, by name.", [REPORT_EXAMPLE]
+)
 
 
 def describe(served: Name, registry: Registry) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from app.adapters.sentence import Pooling
 from app.api.body import ON_LOOP_BYTES, JsonBody, checked_json, most_of, receive_body
@@ -35,6 +35,9 @@ class BytesParameters(_Part):
     binary_data_size: int | None = Field(None, ge=0, description="Its bytes behind the JSON.")
 
 
+TEXTS = {"type": "array", "items": {"type": ["string", "array"]}}  # nested as the shape says
+
+
 class InputTensor(_Part):
     """Strings: in `data`, or as bytes behind the JSON."""
 
@@ -42,7 +45,7 @@ class InputTensor(_Part):
     datatype: Literal["BYTES"]
     shape: list[int] = Field(min_length=1, max_length=2, description="[N] or [N, 1].")
     parameters: BytesParameters = BytesParameters()
-    data: list[Any] | None = None
+    data: Annotated[list[Any], WithJsonSchema(TEXTS)] | None = None
 
 
 class OutputParameters(_Part):

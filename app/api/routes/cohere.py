@@ -64,7 +64,7 @@ class CohereBody(JsonBody):
         return Texts(self.texts, self.truncate != "NONE", direction, self.shortened)
 
 
-class V1Body(CohereBody):
+class CohereV1Body(CohereBody):
     """Without `embedding_types` the answer's embeddings are lists of numbers."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"texts": ["Where is my card?"]}]})
@@ -73,7 +73,7 @@ class V1Body(CohereBody):
     input_type: InputType | None = Field(None, description="Chooses a prompt, if it has a name.")
 
 
-class V2Body(CohereBody):
+class CohereV2Body(CohereBody):
     """The answer's embeddings are an object, with a member for each type."""
 
     model_config = ConfigDict(
@@ -117,11 +117,11 @@ EMBEDDED: dict[int | str, dict[str, Any]] = {
     "/v1/embed",
     response_class=Response,
     responses=EMBEDDED | ERRORS,
-    openapi_extra=documented_body(V1Body),
+    openapi_extra=documented_body(CohereV1Body),
 )
 @access("any key", model=True, dialect=COHERE)
 async def embed_v1(
-    body: Annotated[V1Body, body_of(V1Body)],
+    body: Annotated[CohereV1Body, body_of(CohereV1Body)],
     selection: SelectedOne,
     caller: Called,
     serving: Served,
@@ -138,11 +138,11 @@ async def embed_v1(
     "/v2/embed",
     response_class=Response,
     responses=EMBEDDED | ERRORS,
-    openapi_extra=documented_body(V2Body),
+    openapi_extra=documented_body(CohereV2Body),
 )
 @access("any key", model=True, dialect=COHERE)
 async def embed_v2(
-    body: Annotated[V2Body, body_of(V2Body)],
+    body: Annotated[CohereV2Body, body_of(CohereV2Body)],
     selection: SelectedOne,
     caller: Called,
     serving: Served,
@@ -153,7 +153,7 @@ async def embed_v2(
 
 
 async def _embedded(
-    serving: Serving, caller: Caller, body: V1Body | V2Body, selection: Selection
+    serving: Serving, caller: Caller, body: CohereV1Body | CohereV2Body, selection: Selection
 ) -> Embedded:
     runtime = serving.runtime
     texts = body.as_texts(runtime.engine.encoder.max_length)

@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.sentence import Pooling
 from app.api.access import access
@@ -14,6 +14,7 @@ from app.api.answer import embedded_headers, encoded, json_answer
 from app.api.body import body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import AdapterQuery, SelectedOne, selection_of, with_model
+from app.api.document import documented_answer
 from app.api.inputs import InputList, Prompt
 from app.api.jina_members import InputsOrObjects, JinaMembers
 from app.api.openai_errors import OPENAI
@@ -73,38 +74,57 @@ class AzureQuery(AdapterQuery):
     api_version: str | None = Field(None, alias="api-version", description="Not read.")
 
 
-EMBEDDED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Embeddings in OpenAI's shape.",
-        "content": {
-            "application/json": {
-                "schema": {"type": "object", "required": ["object", "data", "model", "usage"]},
-                "example": {
-                    "object": "list",
-                    "data": [{"object": "embedding", "index": 0, "embedding": [0.0123]}],
-                    "model": "sentiment",
-                    "usage": {"prompt_tokens": 7, "total_tokens": 7},
-                },
-            }
-        },
-    }
-}
-MODELS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The base, then every adapter.",
-        "content": {
-            "application/json": {"schema": {"type": "object", "required": ["object", "data"]}}
-        },
-    }
-}
-MODEL: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The base, or an adapter.",
-        "content": {
-            "application/json": {"schema": {"type": "object", "required": ["id", "object"]}}
-        },
-    }
-}
+class Usage(BaseModel):
+    """Special tokens are counted."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingItem(BaseModel):
+    """One input's vector; a string is base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(BaseModel):
+    """In the inputs' order. model: as the adapter was named."""
+
+    object: Literal["list"]
+    data: list[EmbeddingItem]
+    model: str
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """The base, or an adapter, which alone has a parent and a version."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["base", "adapter"]
+    parent: str = ""
+    version: str = ""
+
+
+class ModelList(BaseModel):
+    """Every name that `model` may be."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+USAGE = {"prompt_tokens": 7, "total_tokens": 7}
+ITEM = {"object": "embedding", "index": 0, "embedding": [0.0123]}
+EMBEDDED = documented_answer(
+    EmbeddingList,
+    "Embeddings in OpenAI's shape.",
+    {"object": "list", "data": [ITEM], "model": "sentiment", "usage": USAGE},
+)
+MODELS = documented_answer(ModelList, "The base, then every adapter.")
+MODEL = documented_answer(ModelCard, "The base, or an adapter.")
 
 
 @router.post(

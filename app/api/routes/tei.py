@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from app.adapters.values import Scores
 from app.api.access import access
@@ -15,6 +15,7 @@ from app.api.answer import json_answer, ran_headers, tei_headers
 from app.api.body import JsonBody, body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import SelectedOne
+from app.api.document import documented_answer
 from app.api.inputs import InputList, Text, TextsBody, read_inputs
 from app.api.refusal import invalid
 from app.api.serving import Served, Serving
@@ -106,12 +107,18 @@ class RerankBody(TextsBody):
     )
 
 
-PREDICTED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "One input in: its labels, best first. A list in: a list of those.",
-        "content": {"application/json": {"schema": {"type": "array"}}},
-    }
-}
+class LabelScore(BaseModel):
+    """One label of an input."""
+
+    label: str
+    score: float
+
+
+PREDICTED = documented_answer(
+    list[LabelScore] | list[list[LabelScore]],
+    "One input in: its labels, best first. A list in: a list of those.",
+    [{"label": "positive", "score": 0.98}, {"label": "negative", "score": 0.02}],
+)
 RANKING: dict[str, Any] = {
     "type": "array",
     "items": {

@@ -13,7 +13,7 @@ from app.adapters.recipe import Options
 from app.adapters.sentence import Pooling
 from app.adapters.values import Task
 from app.api.access import access
-from app.api.adapter_object import REPORT, AdapterName, Answers, describe, etag, precondition
+from app.api.adapter_object import ADAPTER, AdapterName, Answers, describe, etag, precondition
 from app.api.answer import json_answer
 from app.api.caller import Called
 from app.api.dialect import documented
@@ -103,7 +103,20 @@ class UploadQuery(BaseModel):
         )
 
 
+FILE = {"type": "string", "format": "binary"}
+FILES = {
+    "title": "AdapterFiles",
+    "type": "object",
+    "required": ["adapter_model.safetensors"],
+    "properties": {
+        "adapter_model.safetensors": FILE,
+        "adapter_config.json": FILE,
+        "config.json": FILE,
+    },
+    "additionalProperties": FILE,
+}
 SOURCE = {
+    "title": "AdapterSource",
     "type": "object",
     "required": ["source"],
     "properties": {
@@ -115,21 +128,23 @@ UPLOAD: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}}
+            kind: {"schema": FILE}
             for kind in (
                 "application/octet-stream",
-                "multipart/form-data",
                 "application/x-tar",
                 "application/gzip",
                 "application/zip",
             )
         }
-        | {"application/json": {"schema": SOURCE}},
+        | {
+            "multipart/form-data": {"schema": FILES},
+            "application/json": {"schema": SOURCE},
+        },
     }
 }
 PUT_ANSWERS: Answers = {
-    200: REPORT,
-    201: REPORT,
+    **ADAPTER,
+    201: ADAPTER[200],
     **documented(400, 403, 404, 412, 413, 415, 422, 503, 507),
 }
 

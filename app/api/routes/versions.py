@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -10,13 +10,14 @@ from pydantic import ConfigDict, Field
 
 from app.adapters.values import ProblemType
 from app.api.access import access
-from app.api.adapter_object import LIST, NOTHING, ONE, AdapterName, describe, etag, precondition
+from app.api.adapter_object import NOTHING, ONE, AdapterName, describe, etag, precondition
 from app.api.answer import json_answer
 from app.api.body import JsonBody, body_of, documented_body
 from app.api.caller import Called
 from app.api.dialect import documented
+from app.api.document import documented_answer
 from app.api.serving import Served, Serving
-from app.catalog.pointer import Trial, current_index
+from app.catalog.pointer import Entry, Trial, current_index
 from app.catalog.relabel import relabel
 from app.catalog.trials import begin_trial, end_trial
 from app.inference.caller import Caller
@@ -33,13 +34,21 @@ class RollbackBody(JsonBody):
     version: str | None = Field(None, description="12 or more hex digits; none: the one before.")
 
 
+@dataclass(frozen=True)
+class HistoryEntry(Entry):
+    """One version that a name has held; current: whether it points there."""
+
+    current: bool = False
+
+
+HISTORY = documented_answer(list[HistoryEntry], "The versions, oldest first.")
 Rollback = Annotated[RollbackBody | None, body_of(RollbackBody, optional=True)]
 
 
 @router.get(
     "/{name}/versions",
     response_class=Response,
-    responses=LIST | documented(404, 422),
+    responses=HISTORY | documented(404, 422),
     dependencies=NOTHING,
 )
 @access("any key")
