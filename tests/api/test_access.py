@@ -275,7 +275,9 @@ def try_all(line: Line, subtests: pytest.Subtests) -> int:
             allowed = who in ALLOWED[needs] and not narrowed
             path = PLACES.sub(name, template)
             with subtests.test(who=who, method=method, path=path):
-                for spelled in spellings(path):
+                # Below the prefix are the routes that have been asked in every spelling without it.
+                few = 6 if template.startswith("/a/") else None
+                for spelled in spellings(path)[:few]:
                     status = line.status(method, spelled, key)
                     assert status < 500, spelled
                     assert allowed or status in REFUSALS, (spelled, status)

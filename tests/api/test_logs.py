@@ -299,6 +299,9 @@ def test_nobodys_text_and_no_key_is_in_the_log(
         (method, route.path_format, access_of(route).changes)
         for route in build(Settings()).routes
         if not isinstance(route, Mount)
+        and (
+            not route.path.startswith("/a/") or route.path.endswith("/embed")
+        )  # the same once more
         for method in route.methods
     ]
     client.put("/adapters/a", files=files_of(folders["c"]), headers=by)
