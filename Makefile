@@ -2,7 +2,8 @@
 
 VENV ?= .venv
 PORT ?= 8080
-# Processes that test side by side, each with a server or two.
+# Processes that test side by side, each with a server or two. In the order of the files: else the few long tests of
+# a file come last, and one process waits for the other.
 WORKERS ?= 2
 # The one machine that it is brought for.
 HELM_HERE = $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),build/tools/bin/helm)
@@ -21,7 +22,7 @@ serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
 
 test: $(VENV)/developed $(HELM_HERE)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The rooms without HTTP, and what reads the tree, but for the two slowest: under a minute.
 test-quick: $(VENV)/developed

@@ -126,6 +126,15 @@ def test_a_key_is_read_wherever_its_client_puts_it(
         assert status(KEYS["web"], Authorization="Basic eDp5") == 200
 
 
+def test_the_base_and_an_adapter_of_its_own_are_open_however_they_are_named(
+    keyed: LiveServer,
+) -> None:
+    base = keyed.client.get("/info", headers=by("web")).json()["model_id"]
+    for path in ("base", base, "a", f"{base}:a"):
+        answer = keyed.client.post(f"/a/{path}/embed", json=TEXT, headers=by(NARROW))
+        assert answer.status_code == 200, path
+
+
 def test_an_adapter_of_others_is_closed_however_it_is_named(keyed: LiveServer) -> None:
     openai = {"model": "c", "input": "x"}
     for path, more, body in (

@@ -22,7 +22,9 @@ from app.api.access import matched_of
 from app.api.errors import respond
 from app.api.key_entries import digest_of, secret_of
 from app.api.refusal import Refusal
+from app.api.serving import Serving
 from app.inference.caller import Key
+from app.inference.choose import name_of
 
 MOST_NAMED = 5  # keys
 
@@ -101,8 +103,7 @@ class Authenticate:
                 refusal = self._admin_refusal(scope, key)
             case _:
                 assert_never(matched.access.needs)
-        name = matched.params.get("name") or matched.params.get("adapter", "").partition("@")[0]
-        return refusal or _forbidden_adapter(name, key)
+        return refusal or _forbidden_adapter(_adapter_of(scope), key)
 
     def _key_refusal(self, key: Key | None) -> Refusal | None:
         if key is None and any(not k.admin for k in self.keys):
@@ -135,13 +136,22 @@ class Authenticate:
         )
 
 
+def _adapter_of(scope: Scope) -> str | None:
+    """The adapter that the path names, whichever way it spells it."""
+    params = matched_of(scope).params
+    if "adapter" not in params:
+        return params.get("name")
+    serving: Serving = scope["app"].state.serving
+    return name_of(serving.runtime, params["adapter"].partition("@")[0])
+
+
 def _restricted(key: Key | None, path: str) -> Refusal | None:
     if key is None or key.adapters is None:
         return None
     return Refusal(403, "forbidden", f"{path} shows every adapter, which this key may not")
 
 
-def _forbidden_adapter(name: str, key: Key | None) -> Refusal | None:
+def _forbidden_adapter(name: str | None, key: Key | None) -> Refusal | None:
     if key is None or not name or key.may_use(name):
         return None
     return Refusal(403, "forbidden", f"this key may not use the adapter {name!r}")
