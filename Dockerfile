@@ -19,6 +19,7 @@ RUN if [ -n "$TORCH_INDEX_URL" ]; then \
     fi
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
+COPY bert_lora bert_lora
 RUN pip install --no-deps --no-build-isolation . \
     && python -c 'from app.model.embedded import embedded_base; embedded_base()' \
     && pip uninstall -y pip setuptools

@@ -210,7 +210,7 @@ def _ours(bench: Bench, *, mixed: bool) -> Iterator[Peer]:
     for name, request in bench.job(mixed=mixed)["requests"].items():
         chosen = {"adapters": request["adapters"]} if mixed else {}
         bodies[name] = orjson.dumps({"inputs": request["texts"], **chosen})
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", "PORT", "--device", "cpu"]
+    command = [sys.executable, "-m", "bert_lora", "serve", "--port", "PORT", "--device", "cpu"]
     with tempfile.TemporaryDirectory() as store:
         folders = ["--store", store, "--adapters-dir", str(bench.adapters)]
         with serving([*command, *folders], {}, "/readyz", bench.cores, bench.folder) as started:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from app.cli import cli
 from app.model.encoder import Encoder
 from app.model.sequence import Sequence
+from bert_lora.cli import cli
 
 CRASH = [2, 11, 11, 12, 3]
 NO_MEMORY = [2, 12, 12, 11, 3]

@@ -52,7 +52,7 @@ def start(
     folder: Path,
     *,
     wait: bool = True,
-    module: str = "app.cli",
+    module: str = "bert_lora",
     **settings: Any,
 ) -> Process:
     """`python -m module serve` with a store and a log in `folder`.

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def bert_lora(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app.cli", *arguments]
+    command = [sys.executable, "-m", "bert_lora", *arguments]
     env = {**os.environ, **environ}
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -58,7 +58,7 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys\n"
-        "from app.cli import cli\n"
+        "from bert_lora.cli import cli\n"
         "try: cli(['serve', '--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'transformers', 'fastapi') if m in sys.modules])"
@@ -85,7 +85,7 @@ def test_every_setting_and_error_is_in_the_docs() -> None:
 
 def test_the_command_serves_and_stops_on_sigterm(tmp_path: Path, tiny_bert: Path) -> None:
     command = [
-        *(sys.executable, "-m", "app.cli", "serve", "--port", "0"),
+        *(sys.executable, "-m", "bert_lora", "serve", "--port", "0"),
         *("--model", str(tiny_bert), "--store", str(tmp_path / "store")),
         *("--adapters-dir", str(tmp_path / "none"), "--log-format", "json"),
     ]

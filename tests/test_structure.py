@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(p for p in (ROOT / "app").rglob("*.py") if p.name != "__init__.py")
+PACKAGES = ("app", "bert_lora")
+FILES = sorted(
+    path
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if path.name != "__init__.py"
+)
 MAX_LINES = 300
 MAX_FUNCTION_LINES = 50
 MAX_NESTING = 3

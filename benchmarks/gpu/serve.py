@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.cli import cli
 from benchmarks.gpu import older_torch  # noqa: F401  it adapts at import
+from bert_lora.cli import cli
 
 if __name__ == "__main__":
     cli()

@@ -31,7 +31,7 @@ CONFIG = {
 
 @contextmanager
 def our_server(
-    store: Path, *option: str, device: str = "cpu", module: str = "app.cli"
+    store: Path, *option: str, device: str = "cpu", module: str = "bert_lora"
 ) -> Iterator[httpx.Client]:
     """On all cores, which the load shares with it."""
     command = [sys.executable, "-m", module, "serve", "--port", "PORT", "--device", device]

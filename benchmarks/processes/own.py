@@ -27,7 +27,7 @@ def own_server(**settings: object) -> Iterator[tuple[httpx.Client, int]]:
     with tempfile.TemporaryDirectory() as store:
         said = {"port": port, "store": store, "adapters_dir": f"{store}/none", **settings}
         environment = os.environ | {f"BERT_LORA_{k.upper()}": str(v) for k, v in said.items()}
-        server = subprocess.Popen([sys.executable, "-m", "app.cli", "serve"], env=environment)
+        server = subprocess.Popen([sys.executable, "-m", "bert_lora", "serve"], env=environment)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 _wait(client)

@@ -247,7 +247,7 @@ def test_without_the_setting_nothing_is_traced(serve: Serve, tiny_bert: Path) ->
 def test_tracing_without_opentelemetry_is_a_refusal_that_names_the_extra(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['opentelemetry.sdk'] = None\n"
-        "from app.cli import cli\n"
+        "from bert_lora.cli import cli\n"
         f"cli(['serve', '--tracing', 'true', '--port', '0', '--store', {str(tmp_path)!r}])"
     )
     done = subprocess.run(

@@ -284,6 +284,6 @@ def test_a_load_that_makes_no_sense_is_refused(asked: tuple[str, ...], said: str
 
 def test_the_command_starts_without_torch() -> None:
     """Seconds of import, on cores that the measured server may need."""
-    script = "import sys, app.cli; assert 'aiohttp' not in sys.modules; import benchmarks.load.percentiles"
+    script = "import sys, bert_lora.cli; assert 'aiohttp' not in sys.modules; import benchmarks.load.percentiles"
     script += "; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -67,7 +67,7 @@ def _running(folder: Path, key: str, **settings: str) -> Iterator[Server]:
     port = free_port()
     settings |= {"PORT": str(port), "STORE": str(folder / "store")}
     process = subprocess.Popen(
-        [os.environ["SERVER_PYTHON"], "-m", "app.cli", "serve"],
+        [os.environ["SERVER_PYTHON"], "-m", "bert_lora", "serve"],
         cwd=ROOT,
         env={**os.environ, **{f"BERT_LORA_{name}": value for name, value in settings.items()}},
     )

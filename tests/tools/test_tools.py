@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from app.cli import cli
+from bert_lora.cli import cli
 from tests.adapters.made import tutorial_file
 from tests.conftest import Serve
 from tests.kinds import make_kind, peft_answers

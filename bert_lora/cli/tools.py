@@ -1,85 +1,14 @@
-"""The command `bert-lora`. Every setting is a flag; torch is imported only once serving starts."""
+"""bert-lora check, certify and extract: about adapters on this disk, without a server."""
 
 from __future__ import annotations
 
-import gc
-import inspect
-import logging
-import os
-import signal
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from app.logs import set_up
-from app.settings import PREFIX, Settings, SettingsRefused, read_settings
-
 T = TypeVar("T")
-log = logging.getLogger("app")
-cli = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,  # importing rich alone takes 0.2 s
-    help="One frozen BERT in memory, many LoRA adapters, each request picks its own.",
-)
-
-
-def _serve(**flags: Any) -> None:
-    """Serve the base and its adapters over HTTP until interrupted."""
-    try:
-        settings = read_settings(flags)
-    except SettingsRefused as error:
-        if _wants_json(flags):
-            set_up("json")
-            log.critical("cannot start: %(reason)s", {"reason": str(error)})
-        else:
-            typer.echo(f"bert-lora: {error}", err=True)
-        raise typer.Exit(2) from None
-    set_up(settings.log_format)
-    for caught in (signal.SIGTERM, signal.SIGINT):  # until it serves
-        signal.signal(caught, lambda *_: sys.exit(0))
-    gc.disable()  # nothing that an import makes is garbage: looking takes a tenth of the start
-    from app.assemble import StartRefused
-    from app.serve import serve  # torch and transformers: seconds
-
-    try:
-        serve(settings)
-    except StartRefused as error:
-        log.critical("cannot start: %(reason)s", {"reason": str(error)})
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _wants_json(flags: Mapping[str, Any]) -> bool:
-    """Of settings that could not be read."""
-    form = flags.get("log_format") or os.environ.get(f"{PREFIX}LOG_FORMAT", "")
-    return str(form) == "json"
-
-
-def _flag(name: str) -> inspect.Parameter:
-    """The setting as a keyword that typer reads; its value is checked by Settings."""
-    field = Settings.model_fields[name]
-    default = "" if field.default is None else f" [default: {field.default}]"
-    option = typer.Option(
-        None,
-        f"--{name.replace('_', '-')}",
-        help=f"{field.description}{default} [{PREFIX}{name.upper()}]",
-        show_default=False,
-        metavar="VALUE",
-    )
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, keyword, default=option, annotation=str | None)
-
-
-_serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [_flag(name) for name in Settings.model_fields]
-)
-cli.command("serve")(_serve)
-
 Layout = Literal["peft", "tutorial", "tutorial-swapped"]
 Task = Literal["embed", "classify", "tokens"]
 Model = Annotated[
@@ -88,7 +17,6 @@ Model = Annotated[
 ]
 
 
-@cli.command()
 def check(
     source: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Or a .safetensors, tar or zip.")
@@ -118,7 +46,6 @@ def check(
     raise typer.Exit(0 if served else 1)
 
 
-@cli.command()
 def certify(
     folder: Annotated[Path, typer.Argument(help="A PEFT folder.")],
     model: Model = None,
@@ -132,7 +59,6 @@ def certify(
     typer.echo(_tool(lambda: run(folder, model, None if inputs is None else _lines(inputs))))
 
 
-@cli.command()
 def extract(
     checkpoint: Annotated[Path, typer.Argument(help="A fully fine-tuned checkpoint's folder.")],
     output: Annotated[Path, typer.Argument(help="The adapter's folder, to be made.")],
@@ -178,7 +104,3 @@ def _tool(work: Callable[[], T]) -> T:
         for problem in getattr(error, "problems", []):
             typer.echo(f"  {problem.tensor or ''} {problem.reason}", err=True)
         raise typer.Exit(1) from None
-
-
-if __name__ == "__main__":
-    cli()

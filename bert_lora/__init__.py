@@ -1,0 +1,1 @@
+"""What users of the server import: its client, the engine without a server, the command line."""
