@@ -14,9 +14,11 @@ from fastapi import Request, Response
 from torch import Tensor
 
 from app.api.serving import Serving
+from app.inference.choose import BASE
 from app.inference.embed import Embedded
 from app.inference.read import Texts
 from app.inference.run import Ran
+from app.inference.runtime import Runtime
 
 Encoding = Literal["float", "base64", "binary", "ubinary"]
 OCTETS = "application/octet-stream"
@@ -70,6 +72,14 @@ def ran_headers(ran: Ran) -> dict[str, str]:
         "X-Adapter": header_list([c.stamp for c in ran.choice.distinct]),
         "Server-Timing": ", ".join(f"{k};dur={1000 * s:.2f}" for k, s in steps.items()),
     }
+
+
+def model_of(runtime: Runtime, ran: Ran) -> str:
+    """The adapter that answered, as it was named; the base by its id, under which /v1/models has
+    it.
+    """
+    named = ran.choice.distinct[0].spelled
+    return runtime.engine.encoder.files.id if named == BASE else named
 
 
 def tei_headers(request: Request, ran: Ran, texts: Texts) -> dict[str, str]:

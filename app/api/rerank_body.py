@@ -10,16 +10,16 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from app.api.documents import Documents, text_of
-from app.api.inputs import Text, TextsBody
+from app.api.inputs import Text
 from app.api.refusal import invalid
-from app.engine.windows import Direction
+from app.api.vllm_members import VllmMembers
 from app.inference.classify import Scored
 from app.inference.read import Texts
 
 SEARCH_UNIT = 100  # documents, as Cohere counts
 
 
-class DocumentsBody(TextsBody):
+class DocumentsBody(VllmMembers):
     """Any other member is refused by its name."""
 
     model_config = ConfigDict(
@@ -42,11 +42,8 @@ class DocumentsBody(TextsBody):
     max_tokens_per_doc: int | None = Field(
         None, ge=0, description="No fewer than the model reads at all; 0: so many."
     )
-    truncation_side: Direction | None = Field(None, description="As truncation_direction.")
     raw_scores: bool = Field(False, description="The head's own numbers, without the sigmoid.")
     use_activation: bool = Field(True, description="false: as raw_scores.")
-    priority: Literal[0] = Field(0, description="The header X-Priority has this.")
-    user: str | None = Field(None, description="Not read.")
 
     def as_pairs(self, max_length: int) -> Texts:
         """Each document behind the query. Raises Refusal for what cannot be honoured.
@@ -63,9 +60,7 @@ class DocumentsBody(TextsBody):
             raise invalid(
                 "return_documents", "is not false beside a text that is too long to be given back"
             )
-        direction = self.truncation_side or self.truncation_direction
-        pairs = [(self.query, text_of(document)) for document in self.documents]
-        return Texts(pairs, self.truncate, direction, self.shortened)
+        return self.as_texts([(self.query, text_of(document)) for document in self.documents])
 
     @property
     def raw(self) -> bool:
@@ -83,7 +78,7 @@ class DocumentsBody(TextsBody):
                 document = self.documents[result["index"]]
                 result["document"] = {"text": document} if isinstance(document, str) else document
         return {
-            "id": f"rerank-{uuid.uuid4()}",
+            "id": f"rerank-{self.request_id or uuid.uuid4()}",
             "model": scored.ran.choice.distinct[0].spelled,
             "results": results,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},

@@ -47,6 +47,16 @@ class VllmMembers(TextsBody):
         )
 
 
+class EncodedMembers(TextsBody):
+    """Of bodies that ask for vectors."""
+
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32"] = "float32"
+    endianness: Literal["native", "little"] = "native"
+    dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
+    normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
+
+
 class VllmBody(VllmMembers):
     """Of vLLM's own calls, which refuse what is too long."""
 

@@ -111,6 +111,26 @@ def test_members_that_are_null_are_as_if_left_out(served: httpx.Client) -> None:
     assert with_nulls["data"] == served.post("/v1/embeddings", json=body).json()["data"]
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "adapter", "named"),
+    [
+        ("/v1/embeddings", {}, "base", "tiny-bert"),
+        ("/a/a/v1/embeddings", {}, "a", "a"),
+        ("/v1/embeddings?adapter=a", {}, "a", "a"),
+        ("/openai/v1/embeddings", {"X-Adapter": "a"}, "a", "a"),
+        ("/invocations", {"X-Amzn-SageMaker-Adapter-Identifier": "a"}, "a", "a"),
+    ],
+)
+def test_a_body_may_leave_model_out_as_tei_s_and_vllm_s_may(
+    served: httpx.Client, path: str, headers: dict[str, str], adapter: str, named: str
+) -> None:
+    answer = served.post(path, json={"input": "good"}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    expected = native(served, f"?adapter={adapter}", "good")
+    assert_close(torch.tensor([answer.json()["data"][0]["embedding"]]), expected, **FP32)
+    assert answer.json()["model"] == named
+
+
 def test_our_own_members_are_honoured(openai_client: openai.OpenAI, served: httpx.Client) -> None:
     wish = {"normalize": False, "pooling": "cls", "prompt": "good ", "truncation_direction": "Left"}
     made = openai_client.embeddings.create(model="a", input=SENTENCES, extra_body=wish)

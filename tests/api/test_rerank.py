@@ -133,6 +133,9 @@ def test_the_head_s_own_numbers_come_without_the_sigmoid(
         {"max_chunks_per_doc": 10},
         {"priority": 0},
         {"truncation_side": "left"},
+        {"truncate_prompt_tokens": -1},
+        {"add_special_tokens": True, "padding": "do_not_pad", "cache_salt": "x"},
+        {"request_id": "mine", "mm_processor_kwargs": None},
         {"user": "me", "top_n": None, "rank_fields": None},
     ],
 )
@@ -144,6 +147,21 @@ def test_what_changes_nothing_here_changes_nothing(
     )
 
 
+@pytest.mark.parametrize("path", OWN)
+def test_truncate_prompt_tokens_cuts_each_pair_as_vllm_s_score_does(
+    client: httpx.Client, path: str
+) -> None:
+    how = {"model": "ranker", "truncate_prompt_tokens": 7, "request_id": "mine"}
+    ranked = client.post(path, json={"query": QUERY, "documents": TEXTS, **how}).json()
+    scored = client.post("/score", json={"text_1": QUERY, "text_2": TEXTS, **how}).json()
+    scores = [
+        result["relevance_score"] for result in sorted(ranked["results"], key=lambda r: r["index"])
+    ]
+    assert scores == pytest.approx([one["score"] for one in scored["data"]], abs=1e-5)
+    assert ranked["usage"]["total_tokens"] == scored["usage"]["total_tokens"] == 7 * len(TEXTS)
+    assert ranked["id"] == "rerank-mine"
+
+
 @pytest.mark.parametrize(
     ("members", "field"),
     [
@@ -152,6 +170,7 @@ def test_what_changes_nothing_here_changes_nothing(
         ({"relevant_spans": {"mode": "all"}}, "relevant_spans"),
         ({"instruction": "be kind"}, "instruction"),
         ({"priority": 5}, "priority"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"top_n": -1}, "top_n"),
         ({"documents": []}, "documents"),
         ({"documents": ["a", ""]}, "documents[1]"),

@@ -197,6 +197,20 @@ def test_pooling_of_embeddings_is_normalised_as_asked(sdk: openai.OpenAI) -> Non
 
 
 @torch.inference_mode()
+def test_embeddings_take_how_vllm_s_bodies_want_the_vectors(
+    sdk: openai.OpenAI, served: httpx.Client
+) -> None:
+    how = {"embed_dtype": "float32", "endianness": "native", "use_activation": False}
+    got = call(sdk, "/v1/embeddings", model="a", input="good", **how)["data"][0]["embedding"]
+    body = {"inputs": "good", "normalize": False}
+    expected = served.post("/embed?adapter=a", json=body).json()
+    assert_close(torch.tensor([got]), torch.tensor(expected), **FP32)
+    for name, value in {"embed_dtype": "float16", "endianness": "big"}.items():
+        with pytest.raises(openai.BadRequestError) as refused:
+            call(sdk, "/v1/embeddings", model="a", input="good", **{name: value})
+        assert refused.value.param == name
+
+
 def test_pooling_gives_every_tokens_scores_of_an_adapter_that_labels_tokens(
     sdk: openai.OpenAI, served: httpx.Client, tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.adapters.sentence import Pooling
 from app.api.access import access
-from app.api.answer import embedded_headers, encoded, json_answer
+from app.api.answer import embedded_headers, encoded, json_answer, model_of
 from app.api.body import body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import AdapterQuery, SelectedOne, selection_of, with_model
@@ -20,7 +20,7 @@ from app.api.jina_members import InputsOrObjects, JinaMembers
 from app.api.openai_errors import OPENAI
 from app.api.refusal import invalid
 from app.api.serving import Served, Serving
-from app.api.vllm_members import VllmMembers
+from app.api.vllm_members import EncodedMembers, VllmMembers
 from app.catalog.registry import Name, find_version
 from app.inference.caller import Caller
 from app.inference.choose import BASE, Selection, name_of
@@ -32,19 +32,20 @@ router = APIRouter(tags=["openai"])
 ERRORS = OPENAI.documented(404, 413, 415, 429, 503)
 
 
-class AzureEmbeddingBody(JinaMembers, VllmMembers):
-    """As OpenAI's clients send it, our own members, Jina's and vLLM's; any other is refused.
+class OpenAIEmbeddingBody(JinaMembers, VllmMembers, EncodedMembers):
+    """As OpenAI's clients send it, our own members, Jina's and vLLM's; any other is refused."""
 
-    The path says what `model` says elsewhere.
-    """
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "sentiment", "input": ["I love this film."]}]}
+    )
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["I love this film."]}]})
-
-    model: str | None = Field(None, description="Not read beside the deployment.")
+    model: str | None = Field(
+        None,
+        description="base-id, adapter or base-id:adapter, each also with @version; none: the base. "
+        "Not read beside a deployment in the path.",
+    )
     input: InputsOrObjects
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
-    normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
+    use_activation: bool | None = Field(None, description="As normalize.")
     prompt: Prompt | None = Field(None, description="Put before each text.")
     prompt_name: str | None = Field(None, description="One of the base's own prompts, or a task.")
     task: str | None = Field(None, description="One of the tasks that /info lists.")
@@ -52,20 +53,11 @@ class AzureEmbeddingBody(JinaMembers, VllmMembers):
 
     def wish(self) -> EmbedWish:
         """How the vectors are wanted."""
-        normalize = self.normalized if self.normalize is None else self.normalize
+        spellings = (self.normalize, self.normalized, self.use_activation)
+        normalize = next((value for value in spellings if value is not None), None)
         return EmbedWish(
             normalize, self.pooling, self.dimensions, self.prompt, self.prompt_name, self.task
         )
-
-
-class OpenAIEmbeddingBody(AzureEmbeddingBody):
-    """The same, with `model`."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "sentiment", "input": ["I love this film."]}]}
-    )
-
-    model: str = Field(description="base-id, adapter or base-id:adapter, each also with @version.")
 
 
 class AzureQuery(AdapterQuery):
@@ -149,13 +141,13 @@ async def embeddings(
     "/openai/deployments/{deployment:path}/embeddings",
     response_class=Response,
     responses=EMBEDDED | ERRORS,
-    openapi_extra=documented_body(AzureEmbeddingBody),
+    openapi_extra=documented_body(OpenAIEmbeddingBody),
 )
 @access("any key", model=True, dialect=OPENAI)
 async def azure_embeddings(
     request: Request,
     deployment: str,
-    body: Annotated[AzureEmbeddingBody, body_of(AzureEmbeddingBody)],
+    body: Annotated[OpenAIEmbeddingBody, body_of(OpenAIEmbeddingBody)],
     query: Annotated[AzureQuery, Query()],
     caller: Called,
     serving: Served,
@@ -169,7 +161,7 @@ router.add_api_route("/openai/v1/embeddings", embeddings, methods=["POST"], incl
 
 
 async def _embedded(
-    serving: Serving, caller: Caller, body: AzureEmbeddingBody, selection: Selection
+    serving: Serving, caller: Caller, body: OpenAIEmbeddingBody, selection: Selection
 ) -> Response:
     _refuse_foreign_ids(serving.runtime, body.input)
     texts = body.as_texts(body.input.items)
@@ -181,7 +173,7 @@ async def _embedded(
         "data": [
             {"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)
         ],
-        "model": selection.adapters[0],
+        "model": model_of(serving.runtime, embedded.ran),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return json_answer(answer, embedded_headers(embedded))

@@ -12,7 +12,7 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from app.adapters.values import Adapter
 from app.api.access import access
-from app.api.answer import embedded_headers, encoded, json_answer, ran_headers
+from app.api.answer import embedded_headers, encoded, json_answer, model_of, ran_headers
 from app.api.body import body_of, documented_body
 from app.api.caller import Called
 from app.api.choosing import SelectedOne, with_model
@@ -20,7 +20,7 @@ from app.api.inputs import Inputs
 from app.api.openai_errors import OPENAI
 from app.api.refusal import invalid
 from app.api.serving import Served, Serving
-from app.api.vllm_members import VllmBody
+from app.api.vllm_members import EncodedMembers, VllmBody
 from app.inference.caller import Caller
 from app.inference.choose import Selection, choose
 from app.inference.classify import HeadScores, head_scores
@@ -59,7 +59,7 @@ class ClassifyInputBody(HeadBody):
     input: Inputs
 
 
-class PoolingBody(HeadBody):
+class PoolingBody(HeadBody, EncodedMembers):
     """vLLM's; without `task` what the adapter is for."""
 
     model_config = ConfigDict(
@@ -68,11 +68,6 @@ class PoolingBody(HeadBody):
 
     input: Inputs
     task: PoolingTask | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    embed_dtype: Literal["float32"] = "float32"
-    endianness: Literal["native", "little"] = "native"
-    dimensions: int | None = Field(None, ge=1, description="Keep only the first ones.")
-    normalize: bool | None = Field(None, description="Scale each embedding to length 1.")
 
 
 Side = str | list[str]
@@ -132,12 +127,11 @@ def _listed(
     name: str, request: Request, body: VllmBody, serving: Serving, ran: Ran, data: Sequence[Any]
 ) -> dict[str, Any]:
     """The answer around an answer's data."""
-    chosen, base = ran.choice.lines[0][0], serving.runtime.engine.encoder.files.id
     return {
         "id": f"{name}-{body.request_id or request.state.request_id}",
         "object": "list",
         "created": int(time.time()),
-        "model": base if chosen.spelled == "base" else chosen.spelled,
+        "model": model_of(serving.runtime, ran),
         "data": [{"index": i, **one} for i, one in enumerate(data)],
         "usage": {
             "prompt_tokens": ran.token_count,
