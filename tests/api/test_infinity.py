@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 UNNAMED = "default/not-specified"
@@ -27,12 +29,17 @@ def test_embeddings_are_the_native_route_s(served: httpx.Client, model: str, ada
     assert abs(answer["created"] - time.time()) < 600
 
 
-def test_dimensions_keep_the_first_ones_and_one_text_may_be_bare(served: httpx.Client) -> None:
-    body = {"input": TEXTS[0], "model": "a", "dimensions": 4}
-    data = served.post("/infinity/embeddings", json=body).json()["data"]
-    assert [entry["embedding"] for entry in data] == native(
-        served, "/embed?adapter=a", inputs=TEXTS[:1], dimensions=4
-    )
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_dimensions_keep_the_first_ones_as_they_are_and_one_text_may_be_bare(
+    served: httpx.Client, encoding: str
+) -> None:
+    body = {"input": TEXTS[0], "model": "a", "dimensions": 4, "encoding_format": encoding}
+    (item,) = served.post("/infinity/embeddings", json=body).json()["data"]
+    vector = item["embedding"]
+    if encoding == "base64":
+        vector = np.frombuffer(base64.b64decode(vector), "<f4")
+    whole = native(served, "/embed?adapter=a", inputs=TEXTS[:1])[0]
+    assert list(vector) == pytest.approx(whole[:4], abs=1e-6)
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -83,3 +90,9 @@ def test_a_model_that_cannot_is_a_400_as_infinity_has_it(
     answer = served.post("/infinity/classify", json={"input": TEXTS, "model": model})
     assert (answer.status_code, answer.json()["error_type"]) == (400, kind)
     assert answer.json()["error"]["message"]
+
+
+def test_a_head_of_another_sort_is_a_400_too(served: httpx.Client) -> None:
+    body = {"query": "q", "documents": TEXTS, "model": "c"}
+    answer = served.post("/infinity/rerank", json=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (400, "validation")

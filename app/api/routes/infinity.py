@@ -25,7 +25,7 @@ from app.api.routes.health import readyz
 from app.api.serving import Served
 from app.inference.choose import Selection
 from app.inference.classify import LabelWish, classify, score
-from app.inference.embed import EmbedWish, embed
+from app.inference.embed import embed
 from app.inference.read import Texts
 from app.inference.run import Ran
 from app.inference.runtime import Runtime
@@ -57,7 +57,9 @@ class InfinityEmbeddingsBody(InfinityBody):
 
     input: TextOrTexts
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int = Field(0, ge=0, description="Keep only the first ones; 0: all.")
+    dimensions: int = Field(
+        0, ge=0, description="Keep only the first ones, as they are in the whole vector; 0: all."
+    )
     modality: Literal["text"] = Field("text", description="Nothing but texts is read.")
     user: str | None = Field(None, description="Not read.")
 
@@ -120,10 +122,12 @@ async def infinity_embeddings(
 ) -> Response:
     """Vectors; `model` chooses the adapter."""
     runtime = serving.runtime
+    if body.dimensions > (width := runtime.engine.encoder.base.hidden):
+        raise invalid("dimensions", f"is over the base's {width}")
     texts = Texts(body.input, shortened=body.shortened)
-    wish = EmbedWish(dimensions=body.dimensions or None)
-    embedded = await embed(runtime, caller, texts, body.chosen(runtime, selection), wish)
-    vectors = encoded(embedded.ran.lines[0], body.encoding_format)
+    embedded = await embed(runtime, caller, texts, body.chosen(runtime, selection))
+    rows = [row[: body.dimensions or None] for row in embedded.ran.lines[0]]
+    vectors = encoded(rows, body.encoding_format)
     data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
     answer = {"object": "list", "data": data, **_meta(embedded.ran)}
     return json_answer(answer, embedded_headers(embedded))
