@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from tests import faulty
 from tests.live import eventually
@@ -35,15 +36,18 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "bert-lora-server.json"
 MINUTE_S = 2
 RESIDENT = 8  # versions of 8,192 bytes that fit into memory
 IDS = [[2, 7, 8, 9, 3]]
+TOKEN = 75  # of no text that an upload is tried with
 MISBEHAVED = {
     "BertLoraErrors",
     "BertLoraOverloaded",
     "BertLoraQueueNearLimit",
     "BertLoraAdapterBroken",
+    "BertLoraNotFinite",
     "BertLoraUploadsRefused",
     "BertLoraCertificateFailed",
     "BertLoraEvictionThrash",
     "BertLoraCanaryErrors",
+    "BertLoraCanaryRefuses",
     "BertLoraShadowDiffers",
     "BertLoraVersionsDamaged",
 }
@@ -253,6 +257,17 @@ def refuse_uploads(client: httpx.Client, folder: Path) -> None:
         assert client.put("/adapters/wrong", files=files).status_code == 422
 
 
+def too_large_for_a_token(base: Path, folder: Path) -> Path:
+    """An adapter whose answers are NaN, and only for texts with TOKEN."""
+    make_adapter(base, folder, 0, r=1, target_modules=["query", "word_embeddings"])
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    rows = next(tensor for name, tensor in tensors.items() if "lora_embedding_A" in name)
+    rows.zero_()[:, TOKEN] = 3e38
+    save_file(tensors, file)
+    return folder
+
+
 def test_every_alert_fires_once_it_should_and_not_before_and_every_panel_has_a_value(
     server: Process,
     prometheus: Prometheus,
@@ -281,6 +296,12 @@ def test_every_alert_fires_once_it_should_and_not_before_and_every_panel_has_a_v
     weights = tmp_path / "store" / "versions" / version / "adapter_model.safetensors"
     weights.write_bytes(b"nothing")
     clients.again("canary", inputs=[faulty.CRASH])
+    nan = with_another_version(
+        client, "nan", folders[0], too_large_for_a_token(tiny_bert, tmp_path / "nan")
+    )
+    body = {"version": nan, "percent": 50}
+    client.post("/adapters/nan/canary", json=body).raise_for_status()
+    clients.again("nan", inputs=[[2, TOKEN, 3]])
     client.post("/adapters/shadow/shadow", json={"version": other}).raise_for_status()
     clients.again(*names)
     assert eventually(lambda: set(prometheus.fired()) >= MISBEHAVED, 90), MISBEHAVED - set(
