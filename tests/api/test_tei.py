@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.testing import assert_close
 from transformers import AutoModel
 
 from app.api.draining import Drain
+from app.api.routes.tei_root import AT_ONCE
 from tests.conftest import Serve
 from tests.live import LiveServer
 from tests.oracles import FP32, SENTENCES, encode, make_adapter, peft_embeddings, peft_logits, put
@@ -299,6 +301,19 @@ def test_vertexs_instances_are_each_its_own_call(tei: httpx.Client) -> None:
     assert tei.post("/", json={"instances": bodies}, headers=octets).status_code == 422
     many = tei.post("/", json={"instances": [{"inputs": "a"}] * 2_049})
     assert (many.status_code, many.json()["code"]) == (413, "too_many_inputs")
+
+
+def test_of_a_bodys_instances_a_few_are_before_the_model_at_once(tei: httpx.Client) -> None:
+    body = {"instances": [{"inputs": "good"}] * 2_048}
+    most = 0.0
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(tei.post, "/", json=body)
+        while not answer.done():
+            lines = tei.get("/metrics").text.split("\n")
+            starts = ("bert_lora_running_requests ", "bert_lora_waiting_requests ")
+            most = max(most, sum(float(x.split()[1]) for x in lines if x.startswith(starts)))
+    assert len(answer.result().json()["predictions"]) == 2_048
+    assert 0 < most <= AT_ONCE
 
 
 @pytest.fixture

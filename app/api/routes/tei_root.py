@@ -87,6 +87,7 @@ BY_MEMBER = {  # a body with this member says itself which call it is
     "query": Call(RerankBody, rerank, TEXTS),
 }
 BY_KIND: dict[Kind, Call] = {"embedding": EMBED, "classifier": PREDICT, "reranker": PREDICT}
+AT_ONCE = 16  # instances of a request that run: 2,048 together kept the event loop for seconds
 VECTORS_ONLY = EmbedBody.model_fields.keys() - PredictBody.model_fields.keys()
 LABELS_ONLY = PredictBody.model_fields.keys() - EmbedBody.model_fields.keys()
 BODIES = documented_body(
@@ -133,20 +134,31 @@ async def _answered(
 ) -> Response:
     """bare: the call for a body of nothing but `inputs`."""
 
-    async def answer(members: Any, *, speak: bool) -> Response:
-        call = _call(members, bare)
-        if speak:
-            request.state.dialect = call.dialect
-        shortened = body.shortened
-        typed = await asyncio.to_thread(checked, call.model, members, shortened=shortened)
-        return await call.answer(request, typed, selection, caller, serving)
+    several = "instances" in body.members
+    bodies: list[Any] = [body.members]
+    if several:
+        bodies = _instances(request, body.members["instances"], serving.runtime.max_inputs)
+    calls = [_call(one, bare) for one in bodies]
+    if not several:
+        request.state.dialect = calls[0].dialect
 
-    if "instances" not in body.members:
-        return await answer(body.members, speak=True)
-    instances = _instances(request, body.members["instances"], serving.runtime.max_inputs)
+    def read() -> list[JsonBody]:
+        pairs = zip(calls, bodies, strict=True)
+        return [checked(call.model, one, shortened=body.shortened) for call, one in pairs]
+
+    typed = await asyncio.to_thread(read)
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def answer(call: Call, one: JsonBody) -> Response:
+        async with turn:
+            return await call.answer(request, one, selection, caller, serving)
+
+    if not several:
+        return await answer(calls[0], typed[0])
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer(one, speak=False)) for one in instances]
+            pairs = zip(calls, typed, strict=True)
+            tasks = [group.create_task(answer(call, one)) for call, one in pairs]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
     predictions = b",".join(bytes(task.result().body) for task in tasks)
