@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Response
@@ -136,7 +136,7 @@ async def _tokenized(
         specials=body.add_special_tokens,
         prompt_name=body.prompt_name,
     )
-    return json_answer([[asdict(token) for token in row] for row in rows], {})
+    return json_answer(rows, {})  # orjson writes the Tokens themselves
 
 
 @router.post(
