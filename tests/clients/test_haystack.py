@@ -93,8 +93,12 @@ def test_vllm(server: Server) -> None:
         "api_base_url": f"{server.url}/v1",
         "api_key": Secret.from_token(server.key),
     }
-    text = VLLMTextEmbedder(model="sentiment", **more).run(QUERY)
-    assert_close(text["embedding"], server.vectors([QUERY], "sentiment")[0])
-    ranked = VLLMRanker(model="rerank", **more).run(query=QUERY, documents=documents())
+    embed: dict[str, Any] = {"truncate_prompt_tokens": 256, "use_activation": False}
+    embedder = VLLMTextEmbedder(model="sentiment", extra_parameters=embed, **more)
+    expected = server.vectors([QUERY], "sentiment", normalize=False)[0]
+    assert_close(embedder.run(QUERY)["embedding"], expected)
+    rerank = {"truncate_prompt_tokens": 256}  # as its documentation has it
+    ranker = VLLMRanker(model="rerank", extra_parameters=rerank, **more)
+    ranked = ranker.run(query=QUERY, documents=documents())
     expected = server.native("/rerank?adapter=rerank", {"query": QUERY, "texts": TEXTS})
     assert_close([one.score for one in ranked["documents"]], [one["score"] for one in expected])
