@@ -35,7 +35,8 @@ class BytesParameters(_Part):
     binary_data_size: int | None = Field(None, ge=0, description="Its bytes behind the JSON.")
 
 
-TEXTS = {"type": "array", "items": {"type": ["string", "array"]}}  # nested as the shape says
+STRINGS = {"type": "array", "items": {"type": "string"}}
+TEXTS = {"type": "array", "items": {"anyOf": [{"type": "string"}, STRINGS]}}  # as the shape says
 
 
 class InputTensor(_Part):

@@ -69,6 +69,13 @@ def test_embed_classify_and_openais_embeddings(made: Any, ask: Any, open_server:
     assert_close([one.embedding for one in answer.data], open_server.vectors(adapter="sentiment"))
 
 
+def test_every_call_of_the_document_is_made(made: Any, open_server: Server) -> None:
+    paths = httpx.get(f"{open_server.url}/openapi.json").json()["paths"]
+    calls = sum(len(methods) for methods in paths.values())
+    api = Path(made.package.__file__).parent / "api"
+    assert len([file for file in api.glob("*/*.py") if file.name != "__init__.py"]) == calls
+
+
 @pytest.mark.skipif(
     version("openapi-python-client") < "0.28", reason="sent forms without their boundary"
 )
