@@ -35,18 +35,17 @@ def packed_attention(
     *,
     runs: list[Run],
     ends: Tensor | None = None,
+    longest: int = 0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """One scaled_dot_product_attention per run of equal lengths, or one call for all.
 
     query, key, value [1, heads, T, d] -> [1, T, heads, d]. sliding_window: transformers' flash
     convention, one more than the largest distance that is attended to (ModernBERT's local layers).
-    ends: Batch.ends() where one call for all lengths serves.
+    ends, longest: see batch.Inputs; where one call for all lengths serves.
     """
     if ends is not None and _serves(query.dtype, sliding_window):
-        return _varlen(
-            query, key, value, ends, max(r.length for r in runs), scaling, sliding_window
-        )
+        return _varlen(query, key, value, ends, longest, scaling, sliding_window)
     outs = []
     for run in runs:
         q, k, v = (_sequences(t, run) for t in (query, key, value))

@@ -37,12 +37,51 @@ class Run:
     length: int
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """A shape that small batches are padded to, so that one captured forward serves them all.
+
+    tokens: how many rows it has. A batch of at most so many tokens fits where it has at most
+    `sequences` sequences, none of more tokens than `longest`.
+    """
+
+    tokens: int
+    sequences: int
+    longest: int
+
+    def holds(self, lengths: list[int]) -> bool:
+        """Whether sequences of these lengths fit."""
+        return (
+            len(lengths) <= self.sequences
+            and sum(lengths) <= self.tokens
+            and max(lengths) <= self.longest
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the model reads. input_ids, token_type_ids, position_ids: int64 [1, rows].
+
+    ends: int32, 0 and then where each sequence ends; longest: none has more tokens. runs: the same
+    by length; a captured forward has none, since it serves batches of other lengths.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    position_ids: Tensor
+    ends: Tensor
+    longest: int
+    runs: list[Run]
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """input_ids, token_type_ids, position_ids: int64 [1, T]; positions restart at 0 per sequence.
+    """sequences[i], starts[i] and lengths[i] belong to the i-th packed sequence; order[i] is its
+    place in what pack() was given. segments: over all rows. runs: the T rows by length.
 
-    sequences[i], starts[i] and lengths[i] belong to the i-th packed sequence; order[i] is its place
-    in what pack() was given. segments: over the T rows. runs: the same rows by length.
+    numbers: int64 [3, T or bucket.tokens]: ids, types, and positions, from 0 in each sequence.
+    bucket: what it is padded to. The rows after T are zeros: one more sequence and one more
+    segment, of the base. Nothing reads what becomes of them.
     """
 
     sequences: list[Sequence]
@@ -51,20 +90,36 @@ class Batch:
     lengths: list[int]
     segments: list[Segment]
     runs: list[Run]
-    input_ids: Tensor
-    token_type_ids: Tensor
-    position_ids: Tensor
+    numbers: np.ndarray
+    bucket: Bucket | None
 
-    def ends(self) -> Tensor:
-        """[sequences + 1] int32 on the device: 0, then where each packed sequence ends."""
-        ends = [*self.starts, self.starts[-1] + self.lengths[-1]]
-        return to_device(torch.tensor(ends, dtype=torch.int32), self.input_ids.device)
+    @property
+    def tokens(self) -> int:
+        """T, the sum of the lengths."""
+        return self.starts[-1] + self.lengths[-1]
+
+    def ends(self) -> list[int]:
+        """0, then where each sequence ends; in a bucket as many as fit in it, and the padding."""
+        ends = [*self.starts, self.tokens]
+        if self.bucket is not None:
+            ends += [self.bucket.tokens] * (self.bucket.sequences + 2 - len(ends))
+        return ends
+
+    def inputs(self, device: torch.device) -> Inputs:
+        """On the device."""
+        rows = to_device(torch.from_numpy(self.numbers), device)
+        ends = to_device(torch.tensor(self.ends(), dtype=torch.int32), device)
+        longest = max(self.lengths) if self.bucket is None else self.bucket.longest
+        return Inputs(rows[0:1], rows[1:2], rows[2:3], ends, longest, self.runs)
 
 
-def pack(sequences: list[Sequence], device: torch.device, padding: int | None = None) -> Batch:
+def pack(
+    sequences: list[Sequence], padding: int | None = None, buckets: Iterable[Bucket] = ()
+) -> Batch:
     """Pack sequences of any length and version; T = the sum of their lengths.
 
-    padding: RoBERTa's padding id, which takes no position where it stands in a text.
+    padding: RoBERTa's padding id, which takes no position where it stands in a text. buckets: the
+    first that holds them is what they are padded to.
     """
     place = {BASE_LAYERS: 0}
     for sequence in sequences:
@@ -82,24 +137,18 @@ def pack(sequences: list[Sequence], device: torch.device, padding: int | None = 
         starts.append(starts[-1] + length)
 
     total = starts[-1] + lengths[-1]
-    numbers = np.empty((3, total), np.int64)  # not lists: they took half of a GPU's forward
-    numbers[0] = np.fromiter(chain.from_iterable(s.ids for s in packed), np.int64, total)
-    numbers[1] = np.fromiter(chain.from_iterable(s.types for s in packed), np.int64, total)
-    numbers[2] = np.arange(total) - np.repeat(starts, lengths)
-    if padding is not None and (numbers[0] == padding).any():
-        numbers[2] = [p for sequence in packed for p in _positions(sequence.ids, padding)]
-    rows = to_device(torch.from_numpy(numbers), device)
-    return Batch(
-        packed,
-        order,
-        starts,
-        lengths,
-        segments(packed, lengths),
-        runs_of(lengths),
-        rows[0:1],
-        rows[1:2],
-        rows[2:3],
-    )
+    bucket = next((b for b in buckets if b.holds(lengths)), None)
+    numbers = np.zeros((3, bucket.tokens if bucket else total), np.int64)
+    rows = numbers[:, :total]  # not lists: they took half of a GPU's forward
+    rows[0] = np.fromiter(chain.from_iterable(s.ids for s in packed), np.int64, total)
+    rows[1] = np.fromiter(chain.from_iterable(s.types for s in packed), np.int64, total)
+    rows[2] = np.arange(total) - np.repeat(starts, lengths)
+    if padding is not None and (rows[0] == padding).any():
+        rows[2] = [p for sequence in packed for p in _positions(sequence.ids, padding)]
+    joined = segments(packed, lengths)
+    if total < numbers.shape[1]:
+        joined.append(Segment(slice(total, numbers.shape[1]), BASE_LAYERS))
+    return Batch(packed, order, starts, lengths, joined, runs_of(lengths), numbers, bucket)
 
 
 def _positions(ids: list[int], padding: int) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,16 @@ class Layers:
     norms: Mapping[str, Norm] = field(default_factory=dict)
     embeddings: Mapping[str, Rows] = field(default_factory=dict)
     table: np.ndarray | None = None
+
+    @cached_property
+    def widest(self) -> int | None:
+        """The largest rank of its updates where they are all that it does, and the kernels serve
+        them; None where there is more."""
+        if self.own or self.norms or self.embeddings:
+            return None
+        if self.table is None:
+            return None if self.updates else 0
+        return max(update.rank for update in self.updates.values())
 
 
 BASE_LAYERS = Layers()
@@ -112,17 +123,30 @@ def gather(
     kernels_on: the device whose kernel serves; None: torch's way.
     """
     with_some = [(rows, layers) for rows, layers in segments if layers.updates]
-    tables = [layers.table for _, layers in with_some if layers.table is not None]
-    if kernels_on is None or not with_some or len(tables) < len(with_some):
+    stacked = stack(with_some)
+    if kernels_on is None or stacked is None:
         return Updates(with_some)
-    rows = np.array([(rows.start, rows.stop) for rows, _ in with_some], np.int64)
-    table = np.stack(tables, axis=1)
+    rows, table = stacked
     touched = [bool(entries.any()) for entries in table]
     if kernels_on.type == "cpu":
         return Updates(with_some, rows, table, touched=touched)
     from app.model import kernel_cuda
 
     return Updates(with_some, plan=kernel_cuda.plan(rows, table, kernels_on), touched=touched)
+
+
+def stack(
+    segments: Sequence[tuple[slice, Layers]],
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Their rows [S, 2] and tables [the base's Linears, S, kernel.FIELDS], int64, for the kernels.
+
+    None where there is no segment, or one that the kernels do not serve.
+    """
+    tables = [layers.table for _, layers in segments if layers.table is not None]
+    if not tables or len(tables) < len(segments):
+        return None
+    rows = np.array([(rows.start, rows.stop) for rows, _ in segments], np.int64)
+    return rows, np.stack(tables, axis=1)
 
 
 def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) -> Tensor:

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,16 @@ from app.adapters.values import Adapter
 from app.model import head
 from app.model.base_files import BaseFiles, BaseRefused
 from app.model.base_model import describe, load_model, read_config
-from app.model.batch import Batch, pack, segments
-from app.model.delta import BASE_LAYERS, Layers
-from app.model.fast_paths import try_paths
+from app.model.batch import Batch, Bucket, Inputs, pack, segments
+from app.model.delta import BASE_LAYERS, Layers, Updates
+from app.model.fast_paths import try_paths, warn
 from app.model.lora import LinearWithLoRA, Route, insert_lora
 from app.model.machine import first_line
 from app.model.sequence import Sequence, Want
 from app.model.version import Version
+
+if TYPE_CHECKING:
+    from app.model.graphs import Graphs
 
 # The first position is the padding id + 1.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
@@ -41,6 +44,7 @@ class Encoder:
 
     version: the base itself, for sequences that no adapter changes; its digest is sha256 over every
     parameter and buffer at load. max_length: tokens per sequence. slow_paths: see FastPaths.slow.
+    graphs: on a GPU, for few texts.
     """
 
     model: nn.Module
@@ -59,6 +63,7 @@ class Encoder:
     _takes_types: bool
     _pooler: LinearWithLoRA | None = field(default=None)
     _varlen: bool = False
+    graphs: Graphs | None = None
 
     @property
     def digest(self) -> str:
@@ -90,28 +95,43 @@ class Encoder:
         between: called before each Linear. It may run other sequences first, or raise: that ends
         the run.
         """
-        batch = pack(sequences, self.device, self._padding)
-        hidden = self._forward(batch, between).last_hidden_state[0]
+        batch = self.pack(sequences, self.graphs.buckets if self.graphs else ())
+        hidden = self.graphs.run(batch, between) if self.graphs else None
+        if hidden is None:
+            hidden = self.launch(batch, between)
         rows = head.answers(hidden, batch, self._pool if self._pooler else None)
         ordered: list[Tensor | None] = [None] * len(sequences)
         for place, row in zip(batch.order, rows, strict=True):
             ordered[place] = row
         return [row for row in ordered if row is not None]
 
-    def _forward(
-        self, batch: Batch, between: Callable[[], None] = lambda: None, **more: Any
-    ) -> Any:
-        if self._takes_types:
-            more["token_type_ids"] = batch.token_type_ids
-        if self._varlen:
-            more["ends"] = batch.ends()
+    def pack(self, sequences: list[Sequence], buckets: Iterable[Bucket] = ()) -> Batch:
+        """Pack them for this base; buckets: see batch.pack."""
+        return pack(sequences, self._padding, buckets)
+
+    def launch(self, batch: Batch, between: Callable[[], None] = lambda: None) -> Tensor:
+        """The batch's hidden states [T, H], kernel by kernel."""
         with self.route.run(batch.segments, between):
-            return self.model(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids + self._first_position,
-                runs=batch.runs,
-                **more,
-            )
+            hidden: Tensor = self._model(batch.inputs(self.device)).last_hidden_state[0]
+        return hidden[: batch.tokens]
+
+    def forward(self, inputs: Inputs, updates: Updates) -> Tensor:
+        """Hidden states [rows, H] through these updates and nothing else: what a graph holds."""
+        with self.route.run((), updates=updates):
+            hidden: Tensor = self._model(inputs).last_hidden_state[0]
+        return hidden
+
+    def _model(self, inputs: Inputs, **more: Any) -> Any:
+        if self._takes_types:
+            more["token_type_ids"] = inputs.token_type_ids
+        if self._varlen:
+            more |= {"ends": inputs.ends, "longest": inputs.longest}
+        return self.model(
+            input_ids=inputs.input_ids,
+            position_ids=inputs.position_ids + self._first_position,
+            runs=inputs.runs,
+            **more,
+        )
 
     def _pool(self, rows: Tensor, sequences: list[Sequence]) -> Tensor:
         """The base's pooler over first-token rows [S, H], each through its sequence's layers."""
@@ -127,7 +147,9 @@ class Encoder:
         """One text's hidden states, through an adapter's layers or the plain base."""
         tokens, version = list(ids), replace(self.version, layers=layers)
         text = Sequence(tokens, [0] * len(tokens), Want("embedding", normalize=False), version)
-        out = self._forward(pack([text], self.device, self._padding), output_hidden_states=True)
+        batch = self.pack([text])
+        with self.route.run(batch.segments):
+            out = self._model(batch.inputs(self.device), output_hidden_states=True)
         last = out.last_hidden_state[0]
         ends = [last.flatten()]
         if self._pooler is not None:
@@ -202,6 +224,8 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         paths.varlen,
     )
     _try_forward(encoder)
+    if device.type == "cuda" and not paths.slow:
+        add_graphs(encoder)
     return encoder
 
 
@@ -212,6 +236,19 @@ def _try_forward(encoder: Encoder) -> None:
     except Exception as error:  # whatever torch, an operator or a driver raises
         what = f"{encoder.files.id} in {encoder.dtype} does not run on {encoder.device}"
         raise BaseRefused(f"{what}: {first_line(error)}") from error
+
+
+@torch.inference_mode()
+def add_graphs(encoder: Encoder) -> None:
+    """Where the other fast paths serve; why not is said."""
+    from app.model.graphs import graphs_of
+
+    graphs = graphs_of(encoder)
+    if isinstance(graphs, str):
+        warn("graphs", graphs)
+        encoder.slow_paths = {**encoder.slow_paths, "graphs": graphs}
+    else:
+        encoder.graphs = graphs
 
 
 def _digest(tensors: list[tuple[str, Tensor]]) -> str:

@@ -44,10 +44,15 @@ def try_paths(
     whys["attention"] = attention.varlen_why_not(config, device, dtype) if varlen else None
     slow = {part: why for part, why in whys.items() if why is not None}
     for part, why in slow.items():
-        log.warning("%(part)s: %(why)s", {"part": part, "why": why})
+        warn(part, why)
     return FastPaths(
         None if "updates" in slow else device, varlen and "attention" not in slow, slow
     )
+
+
+def warn(part: str, why: str) -> None:
+    """Say in the log that this part goes a slower way."""
+    log.warning("%(part)s: %(why)s", {"part": part, "why": why})
 
 
 def _kernels_why_not(

@@ -48,22 +48,25 @@ class Plan:
 
 def plan(rows: np.ndarray, table: np.ndarray, device: torch.device) -> Plan:
     """rows [S, 2], table [the base's Linears, S, FIELDS], int64, on the CPU."""
-    tiles = [
+    widest = table[..., 2].max(axis=1, initial=0)
+    blocks = tuple(triton.cdiv(int(rank), RANKS) for rank in widest)
+    tiles = to_device(torch.tensor(tiles_of(rows), dtype=torch.int64), device)
+    sums = torch.empty(int(rows.max()) * max(blocks) * RANKS, device=tiles.device)
+    return plan_of(tiles, to_device(torch.from_numpy(table), device), blocks, sums)
+
+
+def tiles_of(rows: np.ndarray) -> list[tuple[int, int, int]]:
+    """Plan.tiles for the segments' rows [S, 2]."""
+    return [
         (i, first, stop)
         for i, (start, stop) in enumerate(rows.tolist())
         for first in range(start, stop, ROWS)
     ]
-    widest = table[..., 2].max(axis=1, initial=0)
-    blocks = tuple(triton.cdiv(int(rank), RANKS) for rank in widest)
-    size = int(rows.max()) * max(blocks) * RANKS
-    on_device = to_device(torch.tensor(tiles, dtype=torch.int64), device)
-    return Plan(
-        on_device,
-        to_device(torch.from_numpy(table), device),
-        blocks,
-        torch.empty(size, device=on_device.device, dtype=torch.float32),
-        _precision(on_device.device),
-    )
+
+
+def plan_of(tiles: Tensor, table: Tensor, blocks: tuple[int, ...], sums: Tensor) -> Plan:
+    """Of parts that are on the device."""
+    return Plan(tiles, table, blocks, sums, _precision(tiles.device))
 
 
 @cache

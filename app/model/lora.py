@@ -63,11 +63,18 @@ class Route(threading.local):
 
     @contextmanager
     def run(
-        self, segments: Sequence[Segment], between: Callable[[], None] = _go_on
+        self,
+        segments: Sequence[Segment],
+        between: Callable[[], None] = _go_on,
+        updates: Updates | None = None,
     ) -> Iterator[None]:
-        """Route the forward inside by these segments; one that it interrupts goes on afterwards."""
+        """Route the forward inside by these segments; one that it interrupts goes on afterwards.
+
+        updates: instead of the segments' own.
+        """
         before = self.running
-        updates = gather([(s.rows, s.layers) for s in segments], self.kernels_on)
+        if updates is None:
+            updates = gather([(s.rows, s.layers) for s in segments], self.kernels_on)
         self.running = Pass(
             segments,
             updates,

@@ -1,0 +1,257 @@
+"""The forward of few texts as CUDA graphs: one launch in place of hundreds that starve the card.
+
+One graph for each bucket without low-rank updates, and one with them. A graph reads its batch from
+one table that never moves: tokens, where each sequence ends, and each adapter's matrices by
+address. So it serves adapters that came after it, and any batch that fits. All are captured at
+start, and each is compared with the same forward launched one by one. Import it only where Triton
+is. Knows rows, tables and addresses; knows no model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.adapters.values import Adapter, LoRALayer, laid_out
+from app.model import kernel_cuda
+from app.model.batch import Batch, Bucket, Inputs
+from app.model.delta import Updates, stack, unmerged_layers
+from app.model.kernel import FIELDS
+from app.model.kernel_cuda import RANKS, ROWS
+from app.model.lora import LinearWithLoRA
+from app.model.machine import first_line
+from app.model.sequence import Sequence, Want
+from app.model.version import Version
+
+TOKENS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
+PADDING = 256  # between two of them at most; it is a sequence too
+SEQUENCES = 64  # at most, of one bucket
+RANK = 256  # an adapter of a larger one is launched one by one
+TRIED_RANK = 20
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest value
+ONE_BY_ONE = "few texts are launched kernel by kernel"
+
+Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+Forward = Callable[[Inputs, Updates], Tensor]  # hidden states [rows, H], launched one by one
+
+
+class Launcher(Protocol):
+    """What is captured: encoder.Encoder, whose words these are."""
+
+    device: torch.device
+    dtype: torch.dtype
+    max_length: int
+    vocabulary: int
+    wrappers: dict[str, LinearWithLoRA]
+    version: Version
+
+    def pack(self, sequences: list[Sequence], buckets: list[Bucket]) -> Batch:
+        """See Encoder.pack."""
+        ...
+
+    def launch(self, batch: Batch) -> Tensor:
+        """See Encoder.launch."""
+        ...
+
+    def forward(self, inputs: Inputs, updates: Updates) -> Tensor:
+        """See Encoder.forward."""
+        ...
+
+
+def buckets(longest: int) -> list[Bucket]:
+    """The smallest first. longest: tokens that a sequence may have."""
+    longest = max(longest, PADDING)
+    return [Bucket(n, min(SEQUENCES, max(4, n // 8)), min(n, longest)) for n in TOKENS]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What differs between two batches of a bucket: views of one int64 tensor, copied at once.
+
+    rows [3, tokens] and ends [sequences + 2]: as batch.Inputs has them. tiles [n, 3] and
+    entries [linears, sequences + 1, FIELDS]: as kernel_cuda.Plan has them; the last sequence's
+    entries are zeros, which change nothing, and what tiles are left over are its own.
+    """
+
+    flat: Tensor
+    rows: Tensor
+    ends: Tensor
+    tiles: Tensor
+    entries: Tensor
+
+    def fill(self, batch: Batch) -> None:
+        """From a batch of this bucket; this table is new, and on the CPU."""
+        self.rows.numpy()[:] = batch.numbers
+        self.ends.numpy()[:] = batch.ends()
+        tiles, entries = self.tiles.numpy(), self.entries.numpy()
+        tiles[:, 0] = entries.shape[1] - 1
+        stacked = stack([(s.rows, s.layers) for s in batch.segments if s.layers.updates])
+        if stacked is not None:
+            rows, table = stacked
+            entries[:, : len(rows)] = table
+            own = kernel_cuda.tiles_of(rows)
+            tiles[: len(own)] = own
+
+
+def table_of(bucket: Bucket, linears: int, device: torch.device, pinned: bool = False) -> Table:
+    """Zeros: no sequences and no updates. linears: 0 for a table without updates."""
+    shapes = (
+        (3, bucket.tokens),
+        (bucket.sequences + 2,),
+        (bucket.sequences + bucket.tokens // ROWS, 3),
+        (linears, bucket.sequences + 1, FIELDS),
+    )
+    sizes = [-(-prod(shape) // 2) * 2 for shape in shapes]  # parts begin at multiples of 16 bytes
+    flat = torch.zeros(sum(sizes), dtype=torch.int64, device=device, pin_memory=pinned)
+    parts = [
+        part[: prod(shape)].view(shape)
+        for part, shape in zip(torch.split(flat, sizes), shapes, strict=True)
+    ]
+    return Table(flat, *parts)
+
+
+class Graph:
+    """One bucket's forward over a table of its own, as often as it is asked for."""
+
+    def __init__(
+        self, bucket: Bucket, linears: int, forward: Forward, device: torch.device, capture: Capture
+    ) -> None:
+        """linears: how many the base has; 0: this graph serves batches without updates."""
+        self.bucket = bucket
+        self.linears = linears
+        self.table = table_of(bucket, linears, device)
+        sums = torch.empty(bucket.tokens * RANK if linears else 0, device=device)
+        blocks = (RANK // RANKS,) * linears
+        plan = kernel_cuda.plan_of(self.table.tiles, self.table.entries, blocks, sums)
+        self._updates = Updates(plan=plan, touched=(True,) * linears)  # a replay reads its memory
+        self._replay = capture(lambda: forward(self._inputs(), self._updates))
+
+    def _inputs(self) -> Inputs:
+        rows, ends = self.table.rows, self.table.ends.to(torch.int32)
+        return Inputs(rows[0:1], rows[1:2], rows[2:3], ends, self.bucket.longest, [])
+
+    def run(self, batch: Batch) -> Tensor:
+        """The batch's hidden states [T, H], the caller's own."""
+        on_card = self.table.flat.is_cuda
+        host = table_of(self.bucket, self.linears, torch.device("cpu"), pinned=on_card)
+        host.fill(batch)
+        self.table.flat.copy_(host.flat, non_blocking=True)
+        return self._replay()[: batch.tokens].clone()
+
+
+def capture_on(device: torch.device) -> Capture:
+    """What makes CUDA graphs of forwards. They share their memory: one runs at a time.
+
+    Whoever has a graph keeps every tensor that the forward reads. Raises whatever a capture raises.
+    """
+    pool = torch.cuda.graph_pool_handle()
+    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def capture(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            forward()  # so that what is loaded or allocated for good at a first run is there
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool, aside, capture_error_mode="thread_local"):
+            out = forward()
+        torch.cuda.current_stream(device).wait_stream(aside)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+    return capture
+
+
+class Graphs:
+    """All graphs of one base."""
+
+    def __init__(self, encoder: Launcher) -> None:
+        """Capture them, the largest first: the others find their memory in its."""
+        self.buckets = buckets(encoder.max_length)
+        self._lock = threading.Lock()
+        self._graphs: dict[tuple[Bucket, bool], Graph] = {}
+        capture = capture_on(encoder.device)
+        for bucket in reversed(self.buckets):
+            for linears in (0, len(encoder.wrappers)):
+                graph = Graph(bucket, linears, encoder.forward, encoder.device, capture)
+                self._graphs[bucket, linears > 0] = graph
+
+    def run(self, batch: Batch, between: Callable[[], None] = lambda: None) -> Tensor | None:
+        """The batch's hidden states [T, H]; None where no graph gives them.
+
+        None does where an adapter brings weights, norms or embeddings of its own. between: called
+        once before, since nothing interrupts a graph.
+        """
+        ranks = [segment.layers.widest for segment in batch.segments]
+        if batch.bucket is None or any(rank is None or rank > RANK for rank in ranks):
+            return None
+        updated = any(segment.layers.updates for segment in batch.segments)
+        between()
+        with self._lock:
+            return self._graphs[batch.bucket, updated].run(batch)
+
+
+def graphs_of(encoder: Launcher) -> Graphs | str:
+    """Its graphs, or why it has none, in words: captured and tried here, at start."""
+    try:
+        graphs = Graphs(encoder)
+        worst = max(
+            _off(encoder, graphs, bucket, versions)
+            for versions in ([encoder.version], [_drawn(encoder, i) for i in range(3)])
+            for bucket in graphs.buckets
+        )
+    except Exception as error:  # whatever a driver, or what cannot be captured, raises
+        return f"CUDA graphs do not run here ({first_line(error)}), {ONE_BY_ONE}"
+    if not worst <= TOLERANCE[encoder.dtype]:
+        return f"CUDA graphs are off by {worst:.1e} here, {ONE_BY_ONE}"
+    return graphs
+
+
+def _off(encoder: Launcher, graphs: Graphs, bucket: Bucket, versions: list[Version]) -> float:
+    """How far a graph is from the same forward launched kernel by kernel, over drawn sequences."""
+    longest = min(bucket.longest, encoder.max_length)
+    total = min(bucket.tokens - 1, bucket.sequences * longest)
+    count = max(-(-total // longest), min(bucket.sequences, 5))
+    lengths = [total // count + (i < total % count) for i in range(count)]
+    for i in range(0, count - 1, 2):
+        moved = min(lengths[i + 1], longest - lengths[i]) // 2
+        lengths[i : i + 2] = lengths[i] + moved, lengths[i + 1] - moved
+    rng = np.random.default_rng(bucket.tokens)
+    sequences = [
+        Sequence(
+            rng.integers(0, encoder.vocabulary, length).tolist(),
+            [0] * length,
+            Want("embedding"),
+            versions[i % len(versions)],
+        )
+        for i, length in enumerate(lengths)
+    ]
+    batch = encoder.pack(sequences, [bucket])
+    launched, replayed = encoder.launch(batch), graphs.run(batch)
+    if replayed is None:  # pragma: no cover - every drawn batch fits
+        return float("inf")
+    off = (replayed - launched).abs().max() / launched.abs().max()
+    return float(torch.nan_to_num(off.float(), nan=float("inf")))
+
+
+def _drawn(encoder: Launcher, seed: int) -> Version:
+    """An adapter of low-rank updates of every other Linear, or of none for seed 0."""
+    rng = torch.Generator().manual_seed(seed)
+    layers = {}
+    for path, wrapper in list(encoder.wrappers.items())[seed % 2 :: 2] if seed else []:
+        out, in_ = wrapper.linear.weight.shape
+        A = torch.randn(TRIED_RANK, in_, generator=rng)
+        B = torch.randn(out, TRIED_RANK, generator=rng)
+        layers[path] = LoRALayer(A / in_, B / TRIED_RANK, torch.ones(out), torch.ones(out) / out)
+    adapter = laid_out(Adapter(layers, "peft"), encoder.device, encoder.dtype)
+    return Version(str(seed), adapter, unmerged_layers(adapter, list(encoder.wrappers)))
