@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,10 +103,24 @@ def add_updates(y: Tensor, x: Tensor, plan: Plan, number: int) -> None:
     sums, more = plan.sums, (ROWS, RANKS, COLUMNS, FIELDS, plan.precision)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if blocks:
-            _shrink[(tiles, blocks)](x, sums, plan.tiles, plan.table, offset, in_, blocks, *more)
-        _expand[(tiles, triton.cdiv(out, COLUMNS))](
-            y, sums, plan.tiles, plan.table, offset, out, blocks, *more
-        )
+            of_shrink = (x, sums, plan.tiles, plan.table, offset, in_, blocks, *more)
+            _launch(_shrink, (tiles, blocks, 1), in_, of_shrink)
+        of_expand = (y, sums, plan.tiles, plan.table, offset, out, blocks, *more)
+        _launch(_expand, (tiles, triton.cdiv(out, COLUMNS), 1), out, of_expand)
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}  # by what Triton compiles a variant for
+
+
+def _launch(kernel: Any, grid: tuple[int, int, int], width: int, of: tuple[Any, ...]) -> None:
+    """kernel[grid](*of), without Triton's search for the variant each time: it takes longer than
+    the kernel itself. All pointers are multiples of LOAD_BYTES."""
+    key = (kernel, of[0].dtype, of[0].device, width)
+    found = _compiled.get(key)
+    if found is None:
+        _compiled[key] = kernel[grid](*of)  # None in the interpreter, which compiles nothing
+    else:
+        found[grid](*of)
 
 
 # The kernels' arguments have no annotations but constexpr: Triton's compiler looks each up in its
