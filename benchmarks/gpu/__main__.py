@@ -21,6 +21,7 @@ from pathlib import Path
 LIMITS_S = {
     "smoke": 120,
     "truth": 300,
+    "graphs": 120,
     "kernels": 120,
     "forward": 600,
     "server": 240,
