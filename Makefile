@@ -8,7 +8,7 @@ WORKERS ?= 2
 # The one machine that it is brought for.
 HELM_HERE = $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),build/tools/bin/helm)
 QUICK = tests/adapters tests/catalog tests/engine tests/inference tests/test_structure.py tests/test_every_value.py \
-	--deselect tests/engine/test_windows.py::test_of_a_pair_the_longer_text_is_cut_first \
+	-m "not slow" \
 	--deselect tests/catalog/test_local_store.py::test_killed_at_any_step_the_old_state_is_there_or_the_new
 # PyTorch's CPU-only build is a tenth of the size: TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX_URL ?=
@@ -16,15 +16,19 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: serve test test-quick test-clients check bench soak sbom audit lock lock-clients clean
+.PHONY: serve test test-all test-quick test-clients check bench soak sbom audit lock lock-clients clean
 
 serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
 
 test: $(VENV)/developed $(HELM_HERE)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# With what takes long: kills and restarts under load, every architecture with every kind of adapter.
+test-all: $(VENV)/developed $(HELM_HERE)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# The rooms without HTTP, and what reads the tree, but for the two slowest: under a minute.
+# The rooms without HTTP, and what reads the tree, but for the slowest: under a minute.
 test-quick: $(VENV)/developed
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(QUICK)
 

@@ -259,6 +259,7 @@ def test_a_route_that_says_nothing_needs_an_admin_key() -> None:
     assert access_of(router.routes[0]).needs == ADMIN
 
 
+@pytest.mark.slow
 def test_no_spelling_of_a_path_opens_a_door(keyed: LiveServer, subtests: pytest.Subtests) -> None:
     with contextlib.closing(Line(keyed.url)) as line:
         assert try_all(line, subtests)

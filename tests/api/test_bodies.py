@@ -54,6 +54,7 @@ def test_a_flood_is_answered_and_others_are_too(alone: Process, what: str) -> No
     assert not refused
 
 
+@pytest.mark.slow
 def test_floods_leave_no_memory_behind(alone: Process) -> None:
     def resident() -> int:
         metrics = alone.client.get("/metrics").text

@@ -67,6 +67,7 @@ def arch(
     server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_any_config_that_peft_takes_is_served_as_peft_does(
     arch: tuple[str, Path, LiveServer, Path],

@@ -47,6 +47,7 @@ def embed(client: httpx.Client, name: str) -> object:
     return answer.json()
 
 
+@pytest.mark.slow
 def test_killed_amid_changes_what_was_acknowledged_is_there(
     run: Callable[..., Process], folders: list[Path]
 ) -> None:
@@ -89,6 +90,7 @@ def test_killed_amid_changes_what_was_acknowledged_is_there(
         assert embed(process.client, "x") == wanted[found]
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_changes_are_refused_and_the_rest_goes_on(
     run: Callable[..., Process], folders: list[Path], tmp_path: Path
 ) -> None:

@@ -31,7 +31,18 @@ UNMADE = {(arch, "one layer") for arch in PATHLESS}  # PEFT finds no layers ther
 LIKE_ROBERTA = {"camembert", "xlm-roberta"}  # its very modules: test_architectures.py has them
 
 
-@pytest.fixture(scope="module", params=[name for name in NAMES if name not in LIKE_ROBERTA])
+# In test_architectures.py with fewer kinds of adapters; here with all in make test-all.
+LATER = {"distilbert", "electra", "gte", "nomic_bert", "xlm-roberta-xl"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in LATER else [])
+        for name in NAMES
+        if name not in LIKE_ROBERTA
+    ],
+)
 def arch(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Path, LiveServer]]:

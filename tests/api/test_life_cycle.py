@@ -239,6 +239,7 @@ def test_every_address_of_a_host_is_listened_on() -> None:
     assert len(families) == len(sockets) >= 1
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_loses_no_request_that_is_sent_once_more(
     run: Callable[..., Process],
 ) -> None:

@@ -280,6 +280,7 @@ def plant(client: httpx.Client, method: str, template: str) -> None:
             ask(headers=headers, **body)
 
 
+@pytest.mark.slow
 def test_nobodys_text_and_no_key_is_in_the_log(
     tiny_bert: Path, folders: dict[str, Path], tmp_path: Path, ending: list[process.Process]
 ) -> None:

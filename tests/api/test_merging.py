@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import httpx
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -23,6 +24,7 @@ def digest(client: httpx.Client) -> str:
     return str(base["digest"])
 
 
+@pytest.mark.slow
 def test_hundreds_of_cycles_under_traffic_change_no_answer(
     tiny_server: LiveServer, served: httpx.Client
 ) -> None:

@@ -103,6 +103,7 @@ def vector(client: httpx.Client, adapter: str) -> Any:
     return np.array(answer.json())
 
 
+@pytest.mark.slow
 def test_a_backup_of_a_live_store_has_every_adapter_that_was_acknowledged_before_it(
     tmp_path: Path, tiny_bert: Path
 ) -> None:

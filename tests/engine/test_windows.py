@@ -176,6 +176,7 @@ def specials(kind: str) -> set[int]:
     return {token for part in KINDS[kind].single.around for token in part}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20, deadline=None)
 @given(first=RUNS, second=RUNS, length=st.integers(24, 60), side=st.sampled_from(["left", "right"]))

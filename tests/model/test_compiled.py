@@ -70,6 +70,7 @@ def _as_anybody() -> None:
     ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or level_of(binding.get_host_cpu_features()) is None,
     reason="needs a processor of one of the levels, and Linux's permissions",
