@@ -21,7 +21,7 @@ export function openTab(name) {
     tab.tabIndex = other === name ? 0 : -1;
     $(other).hidden = other !== name;
   }
-  history.replaceState(null, "", `#${name}`);
+  history.replaceState(null, "", `#/${name}`); // no element's id: the Tab key begins at the top
   TABS[name].show();
 }
 
@@ -48,7 +48,8 @@ async function look() {
   } catch (error) {
     $("about").textContent = `The server does not answer: ${error.message}`;
   }
-  openTab(open ?? (location.hash.slice(1) in TABS ? location.hash.slice(1) : "try"));
+  const named = location.hash.slice(2);
+  openTab(open ?? (Object.hasOwn(TABS, named) ? named : "try"));
 }
 
 function spoken() {

@@ -52,7 +52,7 @@ async function update() {
   const text = $("try-text").value;
   const cards = shown().map((adapter) => card(adapter));
   $("try-cards").replaceChildren(...cards.map((c) => c.node));
-  if (!text.trim() || !may("ask")) return;
+  if (!text.trim() || !may("ask")) return cards.forEach(clear);
   const told = await Promise.all(cards.map((c) => fill(c, text, signal)));
   if (!signal.aborted) $("try-status").textContent = told.filter(Boolean).join("; ");
 }
@@ -67,6 +67,12 @@ function card(adapter) {
     el("h3", {}, adapter.name), el("p", { class: "meta quiet" }, made.version), made.body);
   old.set(adapter.name, made);
   return made;
+}
+
+function clear({ node, version, body }) {
+  version.replaceChildren();
+  body.replaceChildren();
+  node.removeAttribute("aria-busy");
 }
 
 /** One card's answer. Returns what a screen reader is told. */
@@ -173,6 +179,7 @@ export function calls() {
 }
 
 function later() {
+  for (const node of $("try-cards").children) node.setAttribute("aria-busy", "true");
   clearTimeout(timer);
   timer = setTimeout(update, QUIET_MS);
 }
