@@ -28,8 +28,8 @@ test: $(VENV)/developed $(HELM_HERE)
 test-quick: $(VENV)/developed
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(QUICK)
 
-# The page in a real headless Chromium (apt-get install chromium), which make test does, too. Screenshots for the
-# documentation: SCREENSHOTS=docs/page make test-page.
+# The page in a real headless Chromium (apt-get install chromium), which make test does, too. The pictures of
+# docs/page.md: python -m tests.page.screenshots
 test-page: $(VENV)/developed
 	$(VENV)/bin/python -m pytest -rs tests/api/test_page.py tests/page
 

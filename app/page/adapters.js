@@ -23,7 +23,7 @@ export async function show() {
     return;
   }
   await load();
-  if (may("watch")) timer = setInterval(() => !document.hidden && measure(), REFRESH_MS);
+  if (may("watch")) timer = setInterval(() => !document.hidden && measure().catch((error) => say(error.message)), REFRESH_MS);
 }
 
 export function hide() {

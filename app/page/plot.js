@@ -9,7 +9,7 @@ const PLAY_MS = 1600;
 const WAYS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class Plot {
-  #canvas; #tip; #heard; #ends = []; #groups = null; #texts = []; #t = 0; #frame = 0; #playing = 0;
+  #canvas; #tip; #heard; #ends = []; #members = new Map(); #texts = []; #t = 0; #frame = 0; #playing = 0;
   #at = -1; #lit = -1; #x = new Float32Array(0); #y = new Float32Array(0);
 
   /** heard: picked(i) for a click or Enter, over(i) for the dot that keys have come to. */
@@ -27,7 +27,8 @@ export class Plot {
 
   /** ends: [{x, y}] of one or two; groups: a number for each dot, or nothing. */
   set(ends, groups, texts) {
-    [this.#ends, this.#groups, this.#texts, this.#t, this.#at, this.#lit] = [ends, groups, texts, 0, -1, -1];
+    [this.#ends, this.#texts, this.#t, this.#at, this.#lit] = [ends, texts, 0, -1, -1];
+    this.#members = Map.groupBy(texts.keys(), (i) => groups?.[i] ?? 0);
     this.draw();
   }
 
@@ -93,13 +94,11 @@ export class Plot {
     draw.setTransform(ratio, 0, 0, ratio, 0, 0);
     draw.clearRect(0, 0, width, height);
     this.#place(width, height);
-    const groups = this.#groups ?? new Array(this.#x.length).fill(0);
-    for (const group of new Set(groups)) {
+    for (const [group, members] of this.#members) {
       draw.globalAlpha = this.#lit < 0 || this.#lit === group ? 0.8 : 0.12;
       draw.fillStyle = this.colour(group);
       draw.beginPath();
-      for (let i = 0; i < groups.length; i++) {
-        if (groups[i] !== group) continue;
+      for (const i of members) {
         draw.moveTo(this.#x[i] + RADIUS, this.#y[i]);
         draw.arc(this.#x[i], this.#y[i], RADIUS, 0, 7);
       }

@@ -26,7 +26,7 @@ export function listen(served) {
     });
   }
   for (const id of ["upload-name", "upload-labels", "upload-task", "upload-alpha", "upload-path"]) {
-    $(id).addEventListener("input", () => { $("upload-serve").hidden = $("upload-stage-label").hidden = true; });
+    $(id).addEventListener("input", () => offer(false));
   }
   $("upload-check").addEventListener("click", check);
   $("upload-serve").addEventListener("click", serve);
@@ -55,13 +55,22 @@ function take(all) {
   const size = files.reduce((sum, { file }) => sum + file.size, 0);
   const aside = all.length - files.length;
   $("upload-files").textContent = `${files.map(({ path }) => path).slice(0, 8).join(", ")}${files.length > 8 ? ", …" : ""} · ${bytes(size)}`
-    + (aside ? ` · ${aside} other files stay here` : "");
+    + (aside ? ` · ${aside} other ${aside === 1 ? "file stays" : "files stay"} here` : "");
   $("upload-name").value = nameOf(all);
   $("upload-form").hidden = false;
-  $("upload-serve").hidden = $("upload-stage-label").hidden = true;
+  offer(false);
   $("upload-report").replaceChildren();
   say(files.length ? "Nothing is served before you say so." : "There is no adapter in it.");
   $("upload-check").focus();
+}
+
+/** Whether what was checked may be served now. exists: its name is served already. */
+function offer(on, exists = false) {
+  $("upload-serve").hidden = !on;
+  $("upload-stage-label").hidden = !exists;
+  $("upload-stage").checked = false;
+  $("upload-serve").textContent = exists ? "Replace the one that is served" : "Serve it";
+  $("upload-check").classList.toggle("main", !on);
 }
 
 /** The media type of a single file that is sent as it is; null: files of a folder. */
@@ -88,17 +97,14 @@ const target = (more) => `adapters/${encodeURIComponent($("upload-name").value.t
 
 async function check() {
   const subject = target({});
-  $("upload-serve").hidden = $("upload-stage-label").hidden = true;
+  offer(false);
   $("upload-report").replaceChildren();
   try {
     const report = await send(target({ dry_run: true }), "Checking …");
     const exists = await isServed(report.name);
     $("upload-report").replaceChildren(...reported(report));
     checked = subject;
-    $("upload-serve").hidden = false;
-    $("upload-stage-label").hidden = !exists;
-    $("upload-stage").checked = false;
-    $("upload-serve").textContent = exists ? "Replace the one that is served" : "Serve it";
+    offer(true, exists);
     say(`It would be served as ${report.name}. Nothing is served yet.`);
   } catch (error) {
     await refused(error);
@@ -111,11 +117,11 @@ async function isServed(name) {
 
 async function serve() {
   if (target({}) !== checked) return check();
-  const stage = $("upload-stage").checked && !$("upload-stage-label").hidden;
+  const stage = $("upload-stage").checked;
   try {
     const adapter = await send(target(stage ? { stage: true } : {}), "Installing …");
     say(stage ? `Held beside ${adapter.name}: begin a canary under its versions.` : `${adapter.name} is served.`);
-    $("upload-serve").hidden = $("upload-stage-label").hidden = true;
+    offer(false);
     if (!stage) $("upload-status").append(" ", el("button", { type: "button", onclick: () => {
       document.dispatchEvent(new CustomEvent("try-adapter", { detail: adapter.name }));
       document.dispatchEvent(new CustomEvent("open-tab", { detail: "try" }));

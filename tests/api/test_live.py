@@ -55,7 +55,7 @@ def test_latencies_are_of_calls_of_the_model_that_were_answered(fresh: httpx.Cli
     assert 0 < latency["p50_ms"] <= latency["p99_ms"]
 
 
-def test_a_canary_has_its_names_tokens(
+def test_an_old_versions_tokens_are_its_names(
     fresh: httpx.Client, tiny_bert: Path, tmp_path: Path
 ) -> None:
     before = fresh.get("/adapters/a").json()["version"]

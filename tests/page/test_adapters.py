@@ -47,7 +47,20 @@ def words(size: float | None) -> str:
     return "untouched" if size is None else f"{100 * size:.2f} % of the weight's size"
 
 
-@pytest.mark.parametrize("way", ["folder", "zip", "file"])
+def drop(page: Page, path: Path) -> None:
+    """As a mouse drops a folder or a file from elsewhere."""
+    page.locator("#drop").wait_for()
+    box = page.locator("#drop").bounding_box()
+    assert box is not None
+    at = {"x": box["x"] + 40, "y": box["y"] + 20}
+    files = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for step in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": step, **at, "data": files})
+    session.detach()
+
+
+@pytest.mark.parametrize("way", ["folder", "drop", "zip", "file"])
 def test_an_upload_is_checked_first_and_served_when_somebody_says_so(
     open_page: Open,
     client: httpx.Client,
@@ -62,7 +75,9 @@ def test_an_upload_is_checked_first_and_served_when_somebody_says_so(
     (folder / "optimizer.pt").write_bytes(b"x" * 1000)
     if way == "folder":
         page.set_input_files("#upload-folder", folder)
-        expect(page.locator("#upload-files")).to_contain_text("other files stay here")
+        expect(page.locator("#upload-files")).to_contain_text("other file")
+    elif way == "drop":
+        drop(page, folder)
     elif way == "zip":
         page.set_input_files("#upload-file", zipped(adapters["vectors"], tmp_path / "Mine.zip"))
     else:

@@ -52,14 +52,16 @@ def show_everything(page: Page, tab: str) -> None:
         page.get_by_role("button", name="Draw").click()
         expect(page.locator("#map-legend button")).to_have_count(2)
     if tab == "adapters":
+        paths = [f"encoder.layer.{i}.attention.output.dense" for i in range(24)]
+        large = {"changes": {path: 0.01 * i for i, path in enumerate(paths)}}
+        page.route("**/changes", lambda route: route.fulfill(json=large))  # of a large base
         page.get_by_role("button", name="Layers").first.click()
         expect(page.locator(".grid")).to_be_visible()
     if tab == "live":
         page.get_by_text("The batches as a table").click()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_each_tab_fits_its_width_can_be_read_and_names_what_it_has(
     open_page: Open, width: int, scheme: str
 ) -> None:
