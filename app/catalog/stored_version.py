@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from app.adapters.base import Base
 from app.adapters.changes import module_changes
 from app.adapters.report import Report
+from app.adapters.values import move
 from app.model.version import Version
 
 Changes = Mapping[str, float | None]
@@ -23,5 +26,6 @@ class StoredVersion(Version):
     def changes(self, base: Base) -> Changes:
         """How much each module's weight changes (adapters/changes.py). Blocks the first time."""
         if not self._changes:
-            self._changes.update(module_changes(self.adapter, base))
+            adapter = move(self.adapter, torch.device("cpu"), torch.float32)
+            self._changes.update(module_changes(adapter, base))
         return self._changes
