@@ -1,14 +1,14 @@
 // Adapters: a card for each, with its traffic, layers, versions, merge and trial.
 
 import { adapters, ask, json, may } from "./api.js";
-import { $, el, facts, hash, whole } from "./dom.js";
+import { $, button, el, facts, hash, table, whole } from "./dom.js";
 import { grid } from "./grid.js";
 import { arm, parse, shadow, traffic } from "./prometheus.js";
 import * as upload from "./upload.js";
 
 const REFRESH_MS = 5000;
 const PAGE = 30;
-const BOXED = ["layers", "versions"];
+const BOXES = { layers, versions }; // what a card opens
 let list = [];
 let metrics = [];
 let timer = 0;
@@ -52,41 +52,46 @@ async function measure() {
   for (const node of $("adapters-cards").children) {
     const adapter = list.find(({ name }) => name === node.dataset.name);
     const own = all.get(adapter.name) ?? { requests: 0, errors: 0, tokens: 0 };
-    node.querySelector(".traffic").textContent = `${whole(own.requests)} requests, ${whole(own.errors)} errors, ${whole(own.tokens)} tokens`;
+    node.querySelector(".traffic").textContent =
+      `${whole(own.requests)} requests, ${whole(own.errors)} errors, ${whole(own.tokens)} tokens`;
     if (adapter.trial) node.querySelector(".arms").replaceChildren(arms(adapter));
   }
 }
 
 function card(adapter) {
   const box = el("div", { class: "box" });
-  const badges = [adapter.task, adapter.merged && "merged", adapter.trial && adapter.trial.mode].filter(Boolean);
+  const badges = [adapter.task, adapter.merged && "merged", adapter.trial && adapter.trial.mode].filter(Boolean)
+    .map((text) => [el("span", { class: "badge" }, text), " "]);
+  const merge = adapter.merged ? "unmerge" : "merge";
+  const boxed = (what) => button(capital(what), () => toggle(node, box, adapter, what), { "aria-expanded": "false", "data-box": what });
   const node = el("article", { class: "card", "aria-label": adapter.name, "data-name": adapter.name },
     el("div", {},
-      el("div", { class: "head" }, el("h3", {}, adapter.name), el("span", {}, badges.map((text) => [el("span", { class: "badge" }, text), " "]))),
+      el("div", { class: "head" }, el("h3", {}, adapter.name), el("span", {}, badges)),
       upload.description(adapter, [
         ["Since", new Date(adapter.created).toLocaleString()],
         ["Traffic", el("span", { class: "traffic" }, may("watch") ? "…" : "told to an unrestricted key")],
       ]),
       adapter.trial ? trial(adapter) : null,
       el("div", { class: "row" },
-        ...BOXED.map((what) => el("button", { type: "button", "aria-expanded": "false", "data-box": what, onclick: () => toggle(node, box, adapter, what) },
-          what[0].toUpperCase() + what.slice(1))),
-        may("change") && el("button", { type: "button", onclick: () => change(adapter, adapter.merged ? "unmerge" : "merge") }, adapter.merged ? "Unmerge" : "Merge"))),
+        Object.keys(BOXES).map(boxed),
+        may("change") && button(capital(merge), () => change(adapter, merge)))),
     box);
   if (opened.has(adapter.name)) toggle(node, box, adapter, opened.get(adapter.name));
   return node;
 }
 
 async function toggle(node, box, adapter, what) {
-  const button = node.querySelector(`[data-box="${what}"]`);
-  const open = button.getAttribute("aria-expanded") === "false";
-  for (const other of node.querySelectorAll("[data-box]")) other.setAttribute("aria-expanded", String(open && other === button));
+  const pressed = node.querySelector(`[data-box="${what}"]`);
+  const open = pressed.getAttribute("aria-expanded") === "false";
+  for (const other of node.querySelectorAll("[data-box]")) {
+    other.setAttribute("aria-expanded", String(open && other === pressed));
+  }
   box.replaceChildren();
   node.classList.toggle("wide", open);
   opened[open ? "set" : "delete"](adapter.name, what);
   if (!open) return;
   try {
-    const content = await { layers, versions }[what](adapter);
+    const content = await BOXES[what](adapter);
     if (opened.get(adapter.name) === what) box.replaceChildren(content);
   } catch (error) {
     box.replaceChildren(el("p", { class: "bad" }, error.message));
@@ -98,51 +103,53 @@ async function layers({ name }) {
 }
 
 async function versions(adapter) {
-  const rows = await json(`adapters/${adapter.name}/versions`);
-  const share = el("input", { type: "number", min: 1, max: 100, value: 10, size: 4, "aria-label": "Percent of the requests for a canary" });
-  const actions = ({ version, current }) => !current && may("change") && el("span", { class: "row" },
-    el("button", { type: "button", onclick: () => change(adapter, "rollback", { version }) }, "Roll back"),
-    el("button", { type: "button", onclick: () => change(adapter, "canary", { version, percent: Number(share.value) }) }, "Canary"));
+  const entries = await json(`adapters/${adapter.name}/versions`);
+  const share = el("input", {
+    type: "number", min: 1, max: 100, value: 10, size: 4, "aria-label": "Percent of the requests for a canary",
+  });
+  const canary = (version) => change(adapter, "canary", { version, percent: Number(share.value) });
+  const actions = ({ version }) => may("change") && el("span", { class: "row" },
+    button("Roll back", () => change(adapter, "rollback", { version })), button("Canary", () => canary(version)));
+  const rows = entries.reverse().map((entry) => [
+    hash(entry.version), new Date(entry.created).toLocaleString(), entry.how + (entry.by ? ` by ${entry.by}` : ""),
+    entry.current ? "current" : actions(entry) || "",
+  ]);
   return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Versions of ${adapter.name}` },
-    el("table", {},
-      el("thead", {}, el("tr", {}, ["Version", "Since", "How", ""].map((text) => el("th", { scope: "col" }, text)))),
-      el("tbody", {}, rows.reverse().map((row) => el("tr", {},
-        el("td", {}, hash(row.version)),
-        el("td", {}, new Date(row.created).toLocaleString()),
-        el("td", {}, row.how + (row.by ? ` by ${row.by}` : "")),
-        el("td", {}, row.current ? "current" : actions(row)))))),
-    rows.length > 1 && may("change") ? el("label", { class: "quiet" }, "A canary gets ", share, " % of the requests") : null);
+    table(["Version", "Since", "How", ""], rows),
+    rows.length > 1 && may("change") && el("label", { class: "quiet" }, "A canary gets ", share, " % of the requests"));
 }
 
 function trial(adapter) {
-  const act = (what) => el("button", { type: "button", onclick: () => change(adapter, what) }, what === "promote" ? "Promote" : "Abort");
+  const what = adapter.trial.mode === "canary" ? "Canary:" : "Shadow of";
   return el("div", {},
-    el("h4", {}, adapter.trial.mode === "canary" ? `Canary: ${adapter.trial.percent} % of the requests` : `Shadow of ${adapter.trial.percent} % of the requests`),
+    el("h4", {}, `${what} ${adapter.trial.percent} % of the requests`),
     el("div", { class: "arms scroll" }, arms(adapter)),
-    may("change") ? el("div", { class: "row" }, act("promote"), act("abort")) : null);
+    may("change") && el("div", { class: "row" },
+      button("Promote", () => change(adapter, "promote")), button("Abort", () => change(adapter, "abort"))));
 }
 
 /** The two versions beside each other, as /metrics counts them. */
-function arms(adapter) {
-  if (adapter.trial.mode === "shadow") {
-    return facts([["Version", hash(adapter.trial.version)], ...Object.entries(shadow(metrics, adapter.name)).map(([what, n]) => [what, whole(n)])]);
+function arms({ name, version, trial: { mode, version: other } }) {
+  if (mode === "shadow") {
+    return facts([["Version", hash(other)], ...Object.entries(shadow(metrics, name)).map(([what, n]) => [what, whole(n)])]);
   }
-  const both = ["current", "canary"].map((name) => arm(metrics, adapter.name, name));
+  const both = ["current", "canary"].map((one) => arm(metrics, name, one));
   const ms = (value) => (value == null ? "–" : `${value.toFixed(1)} ms`);
-  const rows = [
-    ["Version", hash(adapter.version), hash(adapter.trial.version)],
-    ["Requests", ...both.map((a) => whole(a.requests))],
-    ["Errors", ...both.map((a) => whole(a.errors))],
-    ["Mean", ...both.map((a) => ms(a.mean))],
-    ["p50", ...both.map((a) => ms(a.p50))],
-    ["p99", ...both.map((a) => ms(a.p99))],
-  ];
-  return el("table", {},
-    el("thead", {}, el("tr", {}, ["", "current", "canary"].map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", {}, rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((cell) => el("td", {}, cell))))));
+  return table(["", "current", "canary"], [
+    ["Version", hash(version), hash(other)],
+    ["Requests", ...both.map((one) => whole(one.requests))],
+    ["Errors", ...both.map((one) => whole(one.errors))],
+    ["Mean", ...both.map((one) => ms(one.mean))],
+    ["p50", ...both.map((one) => ms(one.p50))],
+    ["p99", ...both.map((one) => ms(one.p99))],
+  ]);
 }
 
-const DONE = { merge: "is merged", unmerge: "is no longer merged", rollback: "is rolled back", canary: "has a canary", promote: "has its trial's version now", abort: "goes on without a trial" };
+const capital = (word) => word[0].toUpperCase() + word.slice(1);
+const DONE = {
+  merge: "is merged", unmerge: "is no longer merged", rollback: "is rolled back", canary: "has a canary",
+  promote: "has its trial's version now", abort: "goes on without a trial",
+};
 
 async function change(adapter, what, body) {
   try {

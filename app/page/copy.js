@@ -1,23 +1,23 @@
 // "Copy as": the calls behind what is on the screen, in four languages. A key is only ever the variable KEY.
 
 import { server } from "./api.js";
-import { $, el } from "./dom.js";
+import { $, button } from "./dom.js";
 
 const LANGUAGES = { curl, Python: python, JavaScript: javascript, OpenAI: openai };
 let shown = { calls: [], needsKey: false, language: "curl" };
 
 export function openCopy(calls, needsKey) {
   Object.assign(shown, { calls, needsKey });
-  $("copy-languages").replaceChildren(...Object.keys(LANGUAGES).map((name) => el("button", {
-    type: "button", "aria-pressed": String(name === shown.language), onclick: () => choose(name),
-  }, name)));
+  $("copy-languages").replaceChildren(...Object.keys(LANGUAGES).map((name) => button(name, () => choose(name))));
   choose(shown.language);
   $("copy").showModal();
 }
 
 function choose(language) {
   shown.language = language;
-  for (const button of $("copy-languages").children) button.setAttribute("aria-pressed", String(button.textContent === language));
+  for (const other of $("copy-languages").children) {
+    other.setAttribute("aria-pressed", String(other.textContent === language));
+  }
   $("copy-code").textContent = LANGUAGES[language](shown.calls, shown.needsKey);
   $("copy-status").textContent = "";
 }
@@ -26,7 +26,8 @@ const address = ({ path, query }) => `${server}${path}${Object.keys(query).lengt
 /** In single quotes for a shell. */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 /** JSON of texts and lists is Python and JavaScript, too, once line separators are escaped. */
-const literal = (value) => JSON.stringify(value).replace(/[\u2028\u2029\u007f]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+const literal = (value) => JSON.stringify(value)
+  .replace(/[\u2028\u2029\u007f]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
 const remark = (mark, { more }) => (more > 0 ? `${mark} and ${more} more texts\n` : "");
 
 function curl(calls, needsKey) {
@@ -48,8 +49,9 @@ function python(calls, needsKey) {
   for (const call of calls) {
     const given = [literal(address(call))];
     if (call.body) given.push(`json=${literal(call.body)}`);
-    if (call.type) given.push(`content=open(${literal(call.files[0])}, "rb").read()`, `headers={"Content-Type": ${literal(call.type)}}`);
-    else if (call.files) given.push(`files={${call.files.map((path) => `${literal(path)}: open(${literal(path)}, "rb")`).join(", ")}}`);
+    const opened = (path) => `open(${literal(path)}, "rb")`;
+    if (call.type) given.push(`content=${opened(call.files[0])}.read()`, `headers={"Content-Type": ${literal(call.type)}}`);
+    else if (call.files) given.push(`files={${call.files.map((path) => `${literal(path)}: ${opened(path)}`).join(", ")}}`);
     lines.push(`${remark("#", call)}answer = client.${call.method.toLowerCase()}(${given.join(", ")})`, "print(answer.json())");
   }
   return lines.join("\n");
@@ -70,12 +72,13 @@ function javascript(calls, needsKey) {
       before = 'import { openAsBlob } from "node:fs";\n';
       if (call.type) options.push(`body: await openAsBlob(${literal(call.files[0])})`);
       else {
-        before += "const form = new FormData();\n"
-          + call.files.map((path) => `form.append(${literal(path)}, await openAsBlob(${literal(path)}), ${literal(path)});\n`).join("");
+        before += "const form = new FormData();\n";
+        for (const path of call.files.map(literal)) before += `form.append(${path}, await openAsBlob(${path}), ${path});\n`;
         options.push("body: form");
       }
     }
-    return `${remark("//", call)}${before}console.log(await (await fetch(${literal(address(call))}, {\n  ${options.join(",\n  ")},\n})).json());`;
+    const asked = `fetch(${literal(address(call))}, {\n  ${options.join(",\n  ")},\n})`;
+    return `${remark("//", call)}${before}console.log(await (await ${asked}).json());`;
   }).join("\n");
 }
 
@@ -88,7 +91,8 @@ function openai(calls, needsKey) {
   if (asked.some((call) => call.path !== "embed")) lines.push("# OpenAI's API has no labels: these are the adapters' vectors.");
   for (const call of asked) {
     const input = call.body.inputs ?? [call.body.query, ...call.body.texts];
-    lines.push(`${remark("#", call)}print(client.embeddings.create(model=${literal(call.query.adapter ?? "base")}, input=${literal(input)}))`);
+    const model = literal(call.query.adapter ?? "base");
+    lines.push(`${remark("#", call)}print(client.embeddings.create(model=${model}, input=${literal(input)}))`);
   }
   return lines.join("\n");
 }

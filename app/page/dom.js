@@ -7,7 +7,17 @@ export function el(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
+export const button = (text, onclick, more = {}) => el("button", { type: "button", onclick, ...more }, text);
+
+/** A table: the columns' heads, and rows of cells, which may be elements; the first is its row's head. */
+export function table(heads, rows) {
+  return el("table", {},
+    el("thead", {}, el("tr", {}, heads.map((text) => el("th", { scope: "col" }, text)))),
+    el("tbody", {}, rows.map(([head, ...cells]) => el("tr", {},
+      el("th", { scope: "row" }, head), cells.map((cell) => el("td", {}, cell))))));
+}
+
+/** The same as el() for SVG. */
 export function svg(tag, attributes = {}, ...children) {
   return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }

@@ -20,11 +20,12 @@ export function grid(changes, refused = {}) {
   const shade = shades(Object.values(changes).filter((size) => size != null));
   const cell = (path) => el("td", {}, path && square(path, changes[path], shade, refused[path]));
   const numbers = Array.from({ length: layers }, (_, i) => i);
+  const heads = ["layer", ...numbers].map((text) => el("th", { scope: "col" }, String(text)));
   const head = (text) => el("th", { scope: "row" }, text);
   return el("div", {},
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Layers and modules" },
       el("table", { class: "grid" },
-        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "layer"), numbers.map((i) => el("th", { scope: "col" }, String(i))))),
+        el("thead", {}, el("tr", {}, heads)),
         el("tbody", {},
           [...rows].map(([name, paths]) => el("tr", {}, head(name), numbers.map((i) => cell(paths.get(i))))),
           [...single].map(([name, path]) => el("tr", {}, head(name), cell(path)))))),
@@ -50,7 +51,8 @@ function legend(changes, refused) {
   const bad = Object.keys(refused).length;
   if (bad) return `Red: ${bad} refused. Grey: the rest.`;
   if (!sizes.length) return "No layer is touched.";
-  return `${sizes.length} of ${Object.keys(changes).length} modules changed, by ${percent(Math.min(...sizes))} (pale) to ${percent(Math.max(...sizes))} (full) of the weight's own size. Grey: untouched.`;
+  return `${sizes.length} of ${Object.keys(changes).length} modules changed, by ${percent(Math.min(...sizes))} (pale) to `
+    + `${percent(Math.max(...sizes))} (full) of the weight's own size. Grey: untouched.`;
 }
 
 /** Of a refusal's problems, the modules that they are about: {path: reason}. The longest path in a tensor's name. */

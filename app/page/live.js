@@ -41,7 +41,8 @@ function paint({ tokens_per_s: seconds, queue, latency, batches, batch_limit_tok
   const most = Math.max(1, ...seconds);
   $("live-seconds").replaceChildren(...seconds.map((tokens, i) => {
     const height = (76 * tokens) / most;
-    return svg("rect", { class: "bar", x: 10 * i + 1, y: 80 - height, width: 8, height }, svg("title", {}, `${whole(tokens)} tokens`));
+    const title = svg("title", {}, `${whole(tokens)} tokens`);
+    return svg("rect", { class: "bar", x: 10 * i + 1, y: 80 - height, width: 8, height }, title);
   }));
   const highest = Math.max(...batches.map(tokensOf), limit / 8);
   $("live-batches").replaceChildren(...batches.flatMap((batch, i) => stack(batch, 10 * (64 - batches.length + i) + 1, highest)));
@@ -59,7 +60,8 @@ function stack(batch, x, highest) {
   return Object.entries(batch.adapters).map(([name, tokens]) => {
     const height = (156 * tokens) / highest;
     y -= height;
-    const part = svg("rect", { x, y, width: 8, height }, svg("title", {}, `${name}: ${whole(tokens)} tokens, batch of ${batch.ms.toFixed(1)} ms`));
+    const title = svg("title", {}, `${name}: ${whole(tokens)} tokens, batch of ${batch.ms.toFixed(1)} ms`);
+    const part = svg("rect", { x, y, width: 8, height }, title);
     part.style.fill = colours.of(name);
     return part;
   });

@@ -119,7 +119,8 @@ function place(signal, seconds) {
       if (data.agreement) return sayAgreement(data.agreement);
       shown(data.drawn);
       const shares = data.drawn.explained.map((share) => percent(share, 0)).join(" of the base's variance, ");
-      say(`${whole(texts.length)} texts in ${seconds.toFixed(1)} s. The plane shows ${shares} of ${ends.length > 1 ? "the adapter's" : "the base's variance"}.`);
+      const whose = ends.length > 1 ? "the adapter's" : "the base's variance";
+      say(`${whole(texts.length)} texts in ${seconds.toFixed(1)} s. The plane shows ${shares} of ${whose}.`);
       resolve();
     };
     worker.postMessage({ ends, width, labels });
@@ -146,11 +147,14 @@ function legend(groups) {
   const marks = groups.slice(0, 24).map((name, i) => {
     const mark = el("i", { "aria-hidden": "true" });
     mark.style.background = plot.colour(i);
-    const button = el("button", { type: "button", "aria-pressed": "false", onclick: () => {
+    const press = () => {
       const on = plot.highlight(i);
-      for (const other of $("map-legend").querySelectorAll("button")) other.setAttribute("aria-pressed", String(on && other === button));
-    } }, mark, name);
-    return button;
+      for (const other of $("map-legend").querySelectorAll("button")) {
+        other.setAttribute("aria-pressed", String(on && other === pressed));
+      }
+    };
+    const pressed = el("button", { type: "button", "aria-pressed": "false", onclick: press }, mark, name);
+    return pressed;
   });
   const more = groups.length > 24 ? el("span", {}, `and ${groups.length - 24} more labels`) : null;
   $("map-legend").replaceChildren(...marks, ...(more ? [more] : []));

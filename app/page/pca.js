@@ -94,7 +94,10 @@ function squares(vector) {
 
 function unit(vectors, width) {
   const rows = vectors.slice();
-  for (let at = 0; at < rows.length; at += width) scale(rows.subarray(at, at + width), 1 / (Math.sqrt(squares(rows.subarray(at, at + width))) || 1));
+  for (let at = 0; at < rows.length; at += width) {
+    const row = rows.subarray(at, at + width);
+    scale(row, 1 / (Math.sqrt(squares(row)) || 1));
+  }
   return rows;
 }
 

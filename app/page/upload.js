@@ -13,7 +13,12 @@ let done = () => {};
 export function listen(served) {
   done = served;
   const drop = $("drop");
-  for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  for (const name of ["dragenter", "dragover"]) {
+    drop.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.add("over");
+    });
+  }
   for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
   drop.addEventListener("drop", async (event) => {
     event.preventDefault();
@@ -54,7 +59,8 @@ function take(all) {
   files = archive ? all : all.filter(({ path }) => OF_AN_ADAPTER.test(path));
   const size = files.reduce((sum, { file }) => sum + file.size, 0);
   const aside = all.length - files.length;
-  $("upload-files").textContent = `${files.map(({ path }) => path).slice(0, 8).join(", ")}${files.length > 8 ? ", …" : ""} · ${bytes(size)}`
+  const names = files.slice(0, 8).map(({ path }) => path).join(", ") + (files.length > 8 ? ", …" : "");
+  $("upload-files").textContent = `${names} · ${bytes(size)}`
     + (aside ? ` · ${aside} other ${aside === 1 ? "file stays" : "files stay"} here` : "");
   $("upload-name").value = nameOf(all);
   $("upload-form").hidden = false;
@@ -89,11 +95,12 @@ function nameOf(all) {
 
 /** What is said beside the files. */
 function query() {
-  const said = { labels: $("upload-labels").value.trim(), task: $("upload-task").value, alpha: $("upload-alpha").value.trim(), path: $("upload-path").value.trim() };
-  return Object.fromEntries(Object.entries(said).filter(([, value]) => value));
+  const said = ["labels", "task", "alpha", "path"].map((name) => [name, $(`upload-${name}`).value.trim()]);
+  return Object.fromEntries(said.filter(([, value]) => value));
 }
 
-const target = (more) => `adapters/${encodeURIComponent($("upload-name").value.trim())}?${new URLSearchParams({ ...query(), ...more })}`;
+const name = () => $("upload-name").value.trim();
+const target = (more) => `adapters/${encodeURIComponent(name())}?${new URLSearchParams({ ...query(), ...more })}`;
 
 async function check() {
   const subject = target({});
@@ -211,6 +218,6 @@ function say(text, bad = false) {
 export function call() {
   if ($("upload-form").hidden || !files.length) return null;
   const type = files.length === 1 ? typeOf(files[0].path) : null;
-  return { method: "PUT", path: `adapters/${$("upload-name").value.trim()}`, query: { ...query(), dry_run: true },
+  return { method: "PUT", path: `adapters/${name()}`, query: { ...query(), dry_run: true },
     files: files.map(({ path }) => path), type };
 }
