@@ -1,4 +1,4 @@
-# serve, test, test-quick, check, bench, soak; sbom, audit and lock for what is shipped. Each installs what it needs, once.
+# serve, test, test-quick, test-page, check, bench, soak; sbom, audit and lock for what is shipped. Each installs what it needs, once.
 
 VENV ?= .venv
 PORT ?= 8080
@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: serve test test-all test-quick test-clients check bench soak sbom audit lock lock-clients clean
+.PHONY: serve test test-all test-quick test-page test-clients check bench soak sbom audit lock lock-clients clean
 
 serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
@@ -31,6 +31,11 @@ test-all: $(VENV)/developed $(HELM_HERE)
 # The rooms without HTTP, and what reads the tree, but for the slowest: under a minute.
 test-quick: $(VENV)/developed
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(QUICK)
+
+# The page in a real headless Chromium (apt-get install chromium), which make test does, too. The pictures of
+# docs/page.md: python -m tests.page.screenshots
+test-page: $(VENV)/developed
+	$(VENV)/bin/python -m pytest -rs tests/api/test_page.py tests/page
 
 check: $(VENV)/developed
 	$(VENV)/bin/ruff format --check .

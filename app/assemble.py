@@ -48,7 +48,7 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
     encoder, tokenizer = _base(settings)
     tasks = _tasks(settings.tasks_file, encoder.base.has_pooler)
     engine = _engine(settings, encoder)
-    engine.on_forward = metrics.forwards.observe
+    engine.on_forward = metrics.forward
     loader = make_loader(engine, tokenizer, metrics.loads.observe)
     budget = settings.adapter_memory_bytes
     registry = Registry(

@@ -32,7 +32,7 @@ from app.api.middleware.refuse_early import RefuseEarly
 from app.api.middleware.shed_load import ShedLoad
 from app.api.middleware.trace import BeginSpan, TraceRequests
 from app.api.reasons import reasons
-from app.api.routes import DIALECTS, ROUTES
+from app.api.routes import DIALECTS, ROUTES, page
 from app.api.routes.health import ready_row
 from app.api.serving import Serving
 from app.assemble import StartRefused, assemble
@@ -113,20 +113,27 @@ def build(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    _add_routes(app, metrics, with_page=settings.page)
+    install_errors(app)
+    _add_middlewares(app, settings, keys, metrics, drain, tracing.begin if tracing else None)
+    describe(app)
+    app.state.drain, app.state.metrics = drain, metrics
+    app.state.page = settings.page
+    app.state.needs_key = any(not key.admin for key in keys)
+    app.state.who_may_change = who_may_change(keys, settings.host)
+    return app
+
+
+def _add_routes(app: FastAPI, metrics: Metrics, *, with_page: bool) -> None:
+    """Ours beside the documentation's; those that any key may ask below the prefix, too."""
     open_pages(app.routes)
-    for module in ROUTES:  # not include_router: the middlewares ask the very routes that will run
+    shown = (*ROUTES, *([page] if with_page else []))
+    for module in shown:  # not include_router: the middlewares ask the very routes that will run
         app.router.routes.extend(module.router.routes)
     for path, reason in reasons(app.routes):
         metrics.refusals.labels(path, reason)
     for module in DIALECTS:
         app.router.routes.extend(below_prefix(module.router.routes))
-    install_errors(app)
-    _add_middlewares(app, settings, keys, metrics, drain, tracing.begin if tracing else None)
-    describe(app)
-    app.state.drain, app.state.metrics = drain, metrics
-    app.state.needs_key = any(not key.admin for key in keys)
-    app.state.who_may_change = who_may_change(keys, settings.host)
-    return app
 
 
 def _add_middlewares(

@@ -121,6 +121,9 @@ class Settings(BaseSettings):
         "",
         description="Origins of pages that may ask from a browser, comma-separated; unset: none.",
     )
+    page: bool = Field(
+        True, description="Whether a browser gets the page at /; false: it is led to /docs."
+    )
     tracing: bool = Field(
         False,
         description="Whether spans are sent, as OpenTelemetry's own variables (OTEL_…) say where.",

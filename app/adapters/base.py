@@ -48,6 +48,11 @@ class Base:
     norm_eps: float
     classifier: Classifier | None = None
 
+    @property
+    def modules(self) -> list[str]:
+        """The path of every module whose weight an adapter can change, in order."""
+        return [*self.embeddings, *self.linears, *self.norms]
+
     def resolve(self, path: str) -> str | None:
         """The base's own path of a layer, which a model with a head spells with a prefix."""
         bare = path.removeprefix(f"{self.prefix}.")

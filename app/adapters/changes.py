@@ -26,12 +26,17 @@ def weight_changes(adapter: Adapter, base: Base) -> dict[str, float]:
         **adapter.norms,
         **adapter.embeddings,
     }
-    for path in [*base.embeddings, *base.linears, *base.norms]:
+    for path in base.modules:
         if path in changes:
             weight = base.weight(path).detach().cpu().float()
             norm = torch.linalg.vector_norm(_changed(changes[path], weight) - weight)
             sizes[path] = float(norm / torch.linalg.vector_norm(weight))
     return sizes
+
+
+def module_changes(adapter: Adapter, base: Base) -> dict[str, float | None]:
+    """weight_changes() with every module of the base; None: the adapter leaves it as it is."""
+    return dict.fromkeys(base.modules) | weight_changes(adapter, base)
 
 
 def changes_a_weight(adapter: Adapter, base: Base) -> bool:

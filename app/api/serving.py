@@ -19,8 +19,8 @@ from app.inference.runtime import Runtime
 class Serving:
     """keyed: whether any key is needed for anything.
 
-    verifier: one thread, so that who has the weights read again takes no thread from others and
-    waits for whoever asked before.
+    verifier: one thread, so that who has the weights read again, or an adapter's changes measured,
+    takes no thread from others and waits for whoever asked before.
     """
 
     runtime: Runtime

@@ -33,7 +33,7 @@ from app.catalog.open_store import receiving
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, find_version, version_before
 from app.catalog.store import StaleRevision, Store, StoreUnavailable, content_version
-from app.catalog.stored_version import StoredVersion
+from app.catalog.stored_version import Changes, StoredVersion
 
 T = TypeVar("T")
 
@@ -44,12 +44,13 @@ class PreconditionFailed(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Installed:
-    """What a PUT did. name: None after a dry run, which changes nothing."""
+    """What a PUT did. name: None after a dry run, which changes nothing and tells the changes."""
 
     report: Report
     name: Name | None
     created: bool = False
     unchanged: bool = False
+    changes: Changes | None = None
 
 
 Precondition = Callable[[str | None], None]  # gets the current version; raises PreconditionFailed
@@ -157,7 +158,9 @@ class Installer:
                 self.loader, folder, digest, options, allow_noop=how.allow_noop
             )
             if how.dry_run:
-                return Installed(version.report, None)
+                base = self.loader.engine.encoder.base
+                changes = await asyncio.to_thread(version.changes, base)
+                return Installed(version.report, None, changes=changes)
             report = to_store(version.report, self.loader.engine.encoder)
             await asyncio.to_thread(self.store.commit, folder, digest, options, report)
             return await _until_it_wins(partial(self._point, name, version, content, how))

@@ -16,8 +16,10 @@ from prometheus_client import (
     generate_latest,
 )
 
+from app.engine.forward import Forward
 from app.inference.batch_metrics import ForwardMetrics, LoadMetrics
 from app.inference.busiest import Busiest
+from app.inference.live import Live
 
 NO_ADAPTERS = ("", "base")  # labels that are always shown
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -27,7 +29,7 @@ DISTANCES = (1e-6, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1, 3)
 
 class Metrics:
     """One server's counters. A request through several adapters counts once for each that is
-    named.
+    named. live: the last minute, which GET /live shows.
     """
 
     def __init__(self, most_adapters: int = 200) -> None:
@@ -38,6 +40,7 @@ class Metrics:
         self.busiest = Busiest(most_adapters, lambda _: True, self._drop)
         ProcessCollector(registry=at)
         self.forwards, self.loads = ForwardMetrics(at), LoadMetrics(at)
+        self.live = Live()
         by = ["route", "adapter"]
         what = "Requests answered."
         self.requests = Counter("bert_lora_requests", what, [*by, "status"], registry=at)
@@ -87,6 +90,11 @@ class Metrics:
             self.latency.labels(route, label).observe(seconds)
         if reason is not None:
             self.refusals.labels(route, reason).inc()
+
+    def forward(self, forward: Forward) -> None:
+        """One forward pass is over."""
+        self.forwards.observe(forward)
+        self.live.ran(forward)
 
     def ran(self, tokenize_s: float, queue_s: float) -> None:
         """A request has come through the model."""

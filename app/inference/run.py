@@ -64,6 +64,8 @@ async def run(
     trace, distinct = caller.trace, choice.distinct
     trace.adapters = list(dict.fromkeys(c.name for c in distinct))
     trace.versions = [c.stamp for c in distinct]
+    for chosen in distinct:
+        runtime.metrics.live.called(chosen.version.digest, chosen.name)
     runtime.quotas.charge(_charges(runtime, caller, choice))  # who is in debt is refused at once
     started = time.perf_counter()
     tokens = await _tokens(runtime, choice, texts)

@@ -58,5 +58,7 @@ class Count:
         )  # the same route, whatever the way
         adapters = trace.adapters or [""]
         self.metrics.request(route, adapters, status, seconds, trace.refusal)
+        if status == 200 and matched_of(scope).access.model:
+            self.metrics.live.answered(seconds)
         for adapter, arm in trace.arms:
             self.metrics.trial(adapter, arm, status, seconds)

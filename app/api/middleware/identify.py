@@ -14,7 +14,7 @@ from app.api.draining import Drain
 from app.inference.caller import Trace
 
 MAX_ID_LENGTH = 128
-PAGE = {  # the page's script is in the page itself
+DOCUMENTATION = {  # its pages hold their scripts; the page at / brings its own, stricter ones
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -52,8 +52,9 @@ class Identify:
                 headers["X-Content-Type-Options"] = "nosniff"
                 if self.drain.leaving:
                     headers["Connection"] = "close"
-                if headers.get("content-type", "").startswith("text/html"):
-                    headers.update(PAGE)
+                html = headers.get("content-type", "").startswith("text/html")
+                if html and "content-security-policy" not in headers:
+                    headers.update(DOCUMENTATION)
             await send(message)
 
         await self.app(scope, receive, marked_send)

@@ -11,6 +11,7 @@ from app.api.routes import (
     infinity,
     info,
     kserve,
+    live,
     openai,
     rerank,
     root,
@@ -43,4 +44,4 @@ DIALECTS = (
     info,
     root,
 )
-ROUTES = (*DIALECTS, uploads, vllm_adapters, adapters, versions, audit)
+ROUTES = (*DIALECTS, live, uploads, vllm_adapters, adapters, versions, audit)

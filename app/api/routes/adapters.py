@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
+from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -28,9 +29,11 @@ from app.api.adapter_object import (
 from app.api.answer import json_answer
 from app.api.caller import Called
 from app.api.dialect import documented
+from app.api.document import documented_answer
 from app.api.serving import Served, Serving
 from app.catalog import merging
 from app.catalog.registry import Name, Registry
+from app.catalog.stored_version import Changes
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
@@ -42,6 +45,26 @@ FILES: Answers = {
     },
     **documented(404, 422),
 }
+
+
+@dataclass(frozen=True)
+class AdapterChanges:
+    """changes: by each module's path, in the base's order; null: the adapter leaves it as it is."""
+
+    name: str
+    version: str
+    changes: Changes
+
+
+CHANGES: Answers = documented_answer(
+    AdapterChanges,
+    "The change's size over the weight's own (Frobenius), module by module.",
+    {
+        "name": "sentiment",
+        "version": "4f1c22ab90d3",
+        "changes": {"encoder.layer.0.attention.self.query": 0.084, "pooler.dense": None},
+    },
+) | documented(404, 422, 503)
 
 
 class ListQuery(BaseModel):
@@ -131,6 +154,18 @@ async def files(name: AdapterName, serving: Served) -> Response:
         "Content-Disposition": f'attachment; filename="{name}-{digest[:12]}.tar"',
     }
     return Response(body, 200, headers, "application/x-tar")
+
+
+@router.get("/{name}/changes", response_class=Response, responses=CHANGES, dependencies=NOTHING)
+@access("any key")
+async def changes(name: AdapterName, serving: Served) -> Response:
+    """How much the adapter changes the weight of each module of the base."""
+    version = await serving.runtime.fetcher.ready(serving.runtime.registry.get(name))
+    base = serving.runtime.engine.encoder.base
+    loop = asyncio.get_running_loop()
+    by_module = await loop.run_in_executor(serving.verifier, version.changes, base)
+    answer = {"name": name, "version": version.digest, "changes": by_module}
+    return json_answer(answer, {"ETag": etag(version.digest)})
 
 
 @router.post(

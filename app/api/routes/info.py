@@ -34,6 +34,7 @@ class InfoQuery(AdapterQuery):
     """Whose information, and whether the weights are read again."""
 
     verify: bool = Field(False, description="An admin's: read every weight of the base again.")
+    modules: bool = Field(False, description="Name every module that an adapter can change.")
 
 
 @router.get("/info", response_class=Response, responses=OBJECT | documented(401, 403, 404, 422))
@@ -43,7 +44,7 @@ async def info(
 ) -> Response:
     """The base, or the adapter that is chosen, and the limits.
 
-    verify=true reads every weight again: `digest_now`.
+    verify=true reads every weight again: `digest_now`. modules=true: `modules`, their paths.
     """
     runtime, encoder = serving.runtime, serving.runtime.engine.encoder
     names = selection_of_one(request, query.adapter).adapters
@@ -72,6 +73,8 @@ async def info(
         "broken": usable(caller, registry.not_served),
         "merged_bytes": registry.merged_bytes,
     }
+    if query.modules:
+        answer["modules"] = encoder.base.modules
     return json_answer(answer, {})
 
 

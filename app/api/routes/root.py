@@ -12,8 +12,10 @@ from app.api.answer import json_answer
 from app.api.caller import Called
 from app.api.refusal import Refusal
 from app.api.routes.health import check_ready
-from app.api.serving import Served
+from app.api.routes.page import page_file
+from app.api.serving import Served, Serving
 from app.inference.build import own_version
+from app.inference.caller import Caller
 
 router = APIRouter(tags=["running"])
 VARY = {"Vary": "Accept"}
@@ -23,8 +25,10 @@ VARY = {"Vary": "Accept"}
 @router.get("/", include_in_schema=False)
 @access("nothing")
 async def root(request: Request, caller: Called, serving: Served) -> Response:
-    """A browser goes to the documentation; others are told what this is and how to ask."""
+    """A browser gets the page, or else the documentation; others are told how to ask."""
     if "text/html" in request.headers.get("accept", ""):
+        if request.app.state.page and "adapter" not in request.path_params:
+            return page_file("index.html", request, VARY)
         return RedirectResponse("/docs", 307, VARY)
     try:
         check_ready(serving)
@@ -42,7 +46,16 @@ async def root(request: Request, caller: Called, serving: Served) -> Response:
         "docs": f"{url}/docs",
         "openapi": f"{url}/openapi.json",
         "example": shlex.join(words) + key,
+        "may": _may(request, caller, serving),
     }
     if not serving.keyed or caller.key is not None:
         answer["base"] = serving.runtime.engine.encoder.files.id
     return json_answer(answer, VARY)
+
+
+def _may(request: Request, caller: Caller, serving: Serving) -> list[str]:
+    """What the request's key is enough for: `ask`, `watch` (what shows every adapter), `change`."""
+    asks = caller.key is not None or not request.app.state.needs_key
+    changes = request.scope["state"]["admin_refusal"]() is None
+    allowed = {"ask": asks, "watch": asks and caller.sees_all, "change": changes}
+    return [word for word, holds in allowed.items() if holds]

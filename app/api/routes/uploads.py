@@ -183,7 +183,8 @@ def _answer(name: str, done: Installed, query: UploadQuery, registry: Registry) 
     report = done.report.to_json()
     if done.name is None:
         absent = {"merged": False, "resident": False, "created": None}
-        return json_answer({"name": name, **report, **absent, "dry_run": True}, {})
+        measured = {"changes": done.changes, "dry_run": True}
+        return json_answer({"name": name, **report, **absent, **measured}, {})
     adapter = describe(done.name, registry)
     if query.stage:
         location = {"Location": f"/adapters/{name}/versions"}
