@@ -35,8 +35,8 @@ Options = TypeVar("Options", EmbedOptions, ClassifyOptions)
 class Calls:
     """Thread-safe. Ends with close(), as a context manager, or with the process."""
 
-    def __init__(self, calls: AsyncCalls, loop: LoopThread) -> None:
-        self._calls, self._loop = calls, loop
+    def __init__(self, core: AsyncCalls, loop: LoopThread) -> None:
+        self.core, self._loop = core, loop
 
     def embed(
         self,
@@ -49,7 +49,7 @@ class Calls:
 
         progress: a bar on stderr.
         """
-        return self._run(self._calls.embed(texts, progress=progress, **options))
+        return self._run(self.core.embed(texts, progress=progress, **options))
 
     def classify(
         self,
@@ -62,7 +62,7 @@ class Calls:
 
         A text that comes bare gets its labels alone. Raises BertLoraError.
         """
-        return self._run(self._calls.classify(texts, progress=progress, **options))
+        return self._run(self.core.classify(texts, progress=progress, **options))
 
     def rerank(
         self,
@@ -74,9 +74,7 @@ class Calls:
         **options: Unpack[RerankOptions],
     ) -> list[dict[str, Any]]:
         """`[{"index", "score"}, …]` of the texts, best first. Raises BertLoraError."""
-        return self._run(
-            self._calls.rerank(query, texts, top_n=top_n, progress=progress, **options)
-        )
+        return self._run(self.core.rerank(query, texts, top_n=top_n, progress=progress, **options))
 
     def embed_each(
         self, texts: Iterable[Text], **options: Unpack[EmbedOptions]
@@ -85,13 +83,13 @@ class Calls:
 
         `adapter` is one for all. Raises BertLoraError.
         """
-        return self._each(texts, self._calls.embedding(_one(options)))
+        return self.each(texts, self.core.embedding(_one(options)), set())
 
     def classify_each(
         self, texts: Iterable[Text], **options: Unpack[ClassifyOptions]
     ) -> Iterator[tuple[Sequence[Text], list[Labels]]]:
         """(texts, their labels), as embed_each."""
-        return self._each(texts, self._calls.labelling(_one(options)))
+        return self.each(texts, self.core.labelling(_one(options)), set())
 
     def put(self, name: str, source: Any, **options: Unpack[PutOptions]) -> Adapter:
         """Serve an adapter by that name, or replace it; the answer is the adapter object.
@@ -99,19 +97,19 @@ class Calls:
         source: a PEFT folder, a file (.safetensors, tar, zip), a PEFT model, or a module that holds
         trained LoRA tensors. The same bytes again change nothing. Raises BertLoraError.
         """
-        return self._run(self._calls.put(name, source, **options))
+        return self._run(self.core.put(name, source, **options))
 
     def list(self) -> Adapters:
         """All adapters that the key may use, by name."""
-        return self._run(self._calls.list())
+        return self._run(self.core.list())
 
     def delete(self, name: str) -> None:
         """Stop serving the name."""
-        self._run(self._calls.delete(name))
+        self._run(self.core.delete(name))
 
     def close(self) -> None:
         """Nothing can be asked after this."""
-        self._run(self._calls.close())
+        self._run(self.core.close())
         self._loop.close()
 
     def __enter__(self) -> Self:
@@ -128,28 +126,44 @@ class Calls:
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(call)
 
-    def _each(self, texts: Iterable[Text], ask: AskPiece) -> Iterator[tuple[Sequence[Text], Any]]:
-        """The texts are read in this thread, no further ahead than requests may be under way."""
-        most = self._run(self._calls.most_texts())
+    def each(
+        self, texts: Iterable[Text], ask: AskPiece, stamps: set[str]
+    ) -> Iterator[tuple[Sequence[Text], Any]]:
+        """(texts, what each piece of them was answered), in order.
+
+        The texts are read in this thread, no further ahead than requests may be under way. stamps:
+        the versions that have answered, filled on the way. Raises BertLoraError.
+        """
+        most = self._run(self.core.most_texts())
         asked: deque[tuple[Piece, Future[list[Answer]]]] = deque()
-        stamps: set[str] = set()
 
         def answered() -> Iterator[tuple[Sequence[Text], Any]]:
             piece, future = asked.popleft()
             start = 0
             for answer in future.result():
+                one_version([*stamps, answer.stamp])
                 stamps.add(answer.stamp)
-                one_version(stamps)
                 yield piece.texts[start : start + len(answer.rows)], answer.rows
                 start += len(answer.rows)
 
+        unread: Exception | None = None
+        made = pieces(texts, most)
         try:
-            for piece in pieces(texts, most):
-                asked.append((piece, self._loop.submit(self._calls.piece(piece, ask))))
-                while asked and (len(asked) >= 2 * self._calls.pace.most or asked[0][1].done()):
+            while True:
+                try:
+                    piece = next(made)
+                except StopIteration:
+                    break
+                except Exception as error:  # what was read before it is answered first
+                    unread = error
+                    break
+                asked.append((piece, self._loop.submit(self.core.piece(piece, ask))))
+                while asked and (len(asked) >= 2 * self.core.pace.most or asked[0][1].done()):
                     yield from answered()
             while asked:
                 yield from answered()
+            if unread is not None:
+                raise unread
         finally:
             for _, future in asked:
                 future.cancel()

@@ -77,8 +77,10 @@ class _Given(Settings):
 class LocalCalls(AsyncCalls):
     """The engine's calls, on the loop that opened them."""
 
-    def __init__(self, model: str | None, device: str, dtype: Any) -> None:
-        super().__init__(None, AT_ONCE, PATIENCE_S)
+    def __init__(
+        self, model: str | None, device: str, dtype: Any, adapter: str | None = None
+    ) -> None:
+        super().__init__(adapter, AT_ONCE, PATIENCE_S)
         self._given = {"model": model, "device": device, "dtype": dtype}
         self._open = ExitStack()
 
@@ -197,21 +199,23 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    adapter: str | None = None,
 ) -> Local:
     """Load a base and adapters into this process.
 
     model: a folder or a hub's id; None: the embedded all-MiniLM-L6-v2. adapters: name -> what put
-    takes. device, dtype: as BERT_LORA_DEVICE and BERT_LORA_DTYPE. Raises Unreadable, Refused.
+    takes. device, dtype: as BERT_LORA_DEVICE and BERT_LORA_DTYPE. adapter: of calls that name none.
+    Raises Unreadable, Refused.
     """
     loop = LoopThread()
-    calls = LocalCalls(model, device, dtype)
+    core = LocalCalls(model, device, dtype, adapter)
     try:
-        loop.run(calls.start())
-        local = Local(calls, loop)
+        loop.run(core.start())
+        local = Local(core, loop)
         for name, source in (adapters or {}).items():
             local.put(name, source)
     except BaseException:
-        loop.run(calls.close())
+        loop.run(core.close())
         loop.close()
         raise
     return local
