@@ -100,7 +100,7 @@ def main() -> None:
                     command, cwd=ROOT, check=True, capture_output=True
                 ),
             }
-            client.embed(texts[:2000])  # warm
+            client.embed(texts[:1000])  # warm
             rounds = [{name: took(way) for name, way in ways.items()} for _ in range(args.rounds)]
         memory_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"{machine()}; {args.rounds} rounds of {len(texts):,} texts each way")

@@ -64,18 +64,37 @@ def vector_bytes(vectors: NDArray[Any], *, first: bool) -> bytes:
 
 def finish(part: Part, output: Path, kind: Kind, order: Order | None = None) -> None:
     """Make the output of a part that is complete. order: of all rows, which memory holds then."""
-    if kind == "npy":
-        part.patch(_header(part))
+    FINISH[kind](part, output, order)
+    part.remove()
+
+
+def _finish_vectors(part: Part, output: Path, _: Order | None) -> None:
+    part.patch(_header(part))
     part.close()
-    if kind == "npy" or (kind == "jsonl" and order is None):
+    part.path.replace(output)
+
+
+def _finish_lines(part: Part, output: Path, order: Order | None) -> None:
+    part.close()
+    if order is None:
         part.path.replace(output)
     else:
-        made = output.with_name(f"{output.name}.made")
-        in_order = None if order is None else order(list(_rows(part.path)))
-        chunks = partial(_chunks, part.path, in_order)
-        (_write_parquet if kind == "parquet" else _write_lines)(chunks, made)
-        made.replace(output)
-    part.remove()
+        _whole(_write_lines, part.path, output, order)
+
+
+def _finish_parquet(part: Part, output: Path, order: Order | None) -> None:
+    part.close()
+    _whole(_write_parquet, part.path, output, order)
+
+
+def _whole(
+    write: Callable[[Chunks, Path], None], lines: Path, output: Path, order: Order | None
+) -> None:
+    """Write the rows of `lines` to the output, which is there when all are."""
+    made = output.with_name(f"{output.name}.made")
+    in_order = None if order is None else order(list(_rows(lines)))
+    write(partial(_chunks, lines, in_order), made)
+    made.replace(output)
 
 
 def _header(part: Part) -> bytes:
@@ -129,3 +148,10 @@ def _table(rows: list[Row]) -> Any:
         return pa.Table.from_pylist(rows)
     schema = pa.schema([("text", pa.string()), ("embedding", pa.list_(pa.float32()))])
     return pa.Table.from_pylist(rows, schema)
+
+
+FINISH: dict[Kind, Callable[[Part, Path, Order | None], None]] = {
+    "npy": _finish_vectors,
+    "jsonl": _finish_lines,
+    "parquet": _finish_parquet,
+}
