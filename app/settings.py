@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "BERT_LORA_"
+OF_CLIENTS = ("BERT_LORA_URL", "BERT_LORA_API_KEY")  # which the other commands read
 
 
 class SettingsRefused(Exception):
@@ -140,14 +141,25 @@ def read_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
     """Flags over variables over defaults. Raises SettingsRefused, naming the nearest variable."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in environ:
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
+        if name.upper().startswith(PREFIX) and name.upper() not in (*known, *OF_CLIENTS):
             near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
             raise SettingsRefused(f"{name} is not a setting; did you mean {near[0]}?")
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         faults = [f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
         raise SettingsRefused("; ".join(faults)) from None
+    if environ.get("BERT_LORA_API_KEY") and not _has_keys(settings):
+        raise SettingsRefused(
+            "BERT_LORA_API_KEY is the key that clients send, and this server would ask for none; "
+            "did you mean BERT_LORA_API_KEYS?"
+        )
+    return settings
+
+
+def _has_keys(settings: Settings) -> bool:
+    keys = (settings.api_keys, settings.admin_keys)
+    return any((*keys, settings.api_keys_file, settings.admin_keys_file))
 
 
 def listed(text: str) -> list[str]:

@@ -55,6 +55,13 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         read_settings({}, {"BERT_LORA_MODLE": "x"})
 
 
+def test_what_client_commands_read_stops_no_server_that_asks_for_keys() -> None:
+    theirs = {"BERT_LORA_URL": "http://server", "BERT_LORA_API_KEY": "one"}
+    assert read_settings({"api_keys": "one"}, theirs).port == 8080
+    with pytest.raises(SettingsRefused, match="did you mean BERT_LORA_API_KEYS"):
+        read_settings({}, theirs)
+
+
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys\n"

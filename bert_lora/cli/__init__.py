@@ -7,7 +7,6 @@ A new command: a function in a module of this package, and its line in COMMANDS.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +17,16 @@ COMMANDS = {  # name: the module with a function of that name; in the order of -
     "check": "tools",
     "certify": "tools",
     "extract": "tools",
+    "embed": "bulk",
+    "classify": "bulk",
+    "rerank": "bulk",
+    "push": "adapters",
+    "ls": "adapters",
+    "show": "adapters",
+    "rm": "adapters",
+    "merge": "adapters",
+    "unmerge": "adapters",
+    "rollback": "adapters",
 }
 HELP = "One frozen BERT in memory, many LoRA adapters, each request picks its own."
 
@@ -50,6 +59,8 @@ cli = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version  # 0.04 s
+
         typer.echo(f"bert-lora {version('bert-lora-server')}")
         raise typer.Exit
 
