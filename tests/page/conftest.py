@@ -25,13 +25,13 @@ EXPECTED = "Failed to load resource: the server responded with a status of 4"
 WATCH = "addEventListener('securitypolicyviolation', (e) => console.error('CSP: ' + e.blockedURI));"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it runs, no other test of the process can run a loop
 def playwright() -> Iterator[Playwright]:
     with sync_playwright() as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium(playwright: Playwright) -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("NO CHROMIUM: the page is not tested here; apt-get install chromium")

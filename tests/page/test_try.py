@@ -131,6 +131,7 @@ def test_while_somebody_types_few_requests_are_sent_and_the_last_one_is_shown(
 def test_of_no_text_nothing_is_asked(open_page: Open, text: str) -> None:
     page = open_page()
     expect(page.locator("#try-cards .bars").first).to_be_visible()
+    expect(page.locator("#try-cards [aria-busy]")).to_have_count(0)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.fill("#try-text", text)
