@@ -101,7 +101,10 @@ def main() -> None:
                 ),
             }
             client.embed(texts[:1000])  # warm
-            rounds = [{name: took(way) for name, way in ways.items()} for _ in range(args.rounds)]
+            rounds = []
+            for _ in range(args.rounds):
+                rounds.append({name: took(way) for name, way in ways.items()})
+                print(rounds[-1], file=sys.stderr, flush=True)
         memory_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(f"{machine()}; {args.rounds} rounds of {len(texts):,} texts each way")
     for name in ways:
