@@ -2,54 +2,75 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from bert_lora.cli.connection import Key, server
+
 Task = Literal["classify", "multi-label", "regression", "words", "rerank", "embeddings"]
 NAME = r"[a-z0-9][a-z0-9._-]*"
 
 
+DataFile = Annotated[Path, typer.Argument(help="CSV, TSV, JSONL, Parquet; .conll for words.")]
+NameOption = Annotated[str, typer.Option(help="The adapter's name.")]
+OutOption = Annotated[Path | None, typer.Option(help="Its folder. [default: adapters/NAME]")]
+PushOption = Annotated[
+    str | None, typer.Option(metavar="URL", help="A server that gets it when it is ready.")
+]
+TaskOption = Annotated[Task | None, typer.Option(help="[default: by the label's column]")]
+TextOption = Annotated[str | None, typer.Option(help="The text's column.")]
+PairOption = Annotated[str | None, typer.Option(help="The second text's column.")]
+LabelOption = Annotated[
+    str | None, typer.Option(help="The label's column; several of 0 and 1: a,b,c.")
+]
+DevOption = Annotated[Path | None, typer.Option(help="Rows to measure on after each epoch.")]
+TestOption = Annotated[Path | None, typer.Option(help="Rows to measure on once, at the end.")]
+DevShareOption = Annotated[
+    float, typer.Option(min=0.01, max=0.5, help="Held back where there is no --dev.")
+]
+EncodingOption = Annotated[str | None, typer.Option(help="[default: UTF-8, or by its mark]")]
+HeaderOption = Annotated[bool | None, typer.Option(help="Whether the first row names the columns.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="The base: a folder or hub id. [default: the embedded one]")
+]
+RankOption = Annotated[int, typer.Option(min=1, max=256)]
+AlphaOption = Annotated[int | None, typer.Option(min=1, help="[default: twice the rank]")]
+LayersOption = Annotated[
+    int | None, typer.Option(min=1, help="Adapt the last so many. [default: half of them]")
+]
+EpochsOption = Annotated[int, typer.Option(min=1, help="At most; it stops when it gets no better.")]
+LrOption = Annotated[float, typer.Option(min=0.0, help="The learning rate.")]
+BatchOption = Annotated[int | None, typer.Option(min=1, help="Examples a step.")]
+LongestOption = Annotated[int, typer.Option(min=8, help="Tokens of a text; the rest is cut.")]
+SeedOption = Annotated[int, typer.Option()]
+
+
 def train(
-    data: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL, Parquet; .conll for words.")],
-    name: Annotated[str, typer.Option(help="The adapter's name.")],
-    out: Annotated[Path | None, typer.Option(help="Its folder. [default: adapters/NAME]")] = None,
-    push: Annotated[
-        str | None, typer.Option(metavar="URL", help="A server that gets it when it is ready.")
-    ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="BERT_LORA_API_KEY")] = None,
-    task: Annotated[Task | None, typer.Option(help="[default: by the label's column]")] = None,
-    text: Annotated[str | None, typer.Option(help="The text's column.")] = None,
-    pair: Annotated[str | None, typer.Option(help="The second text's column.")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="The label's column; several of 0 and 1: a,b,c.")
-    ] = None,
-    dev: Annotated[Path | None, typer.Option(help="Rows to measure on after each epoch.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Rows to measure on once, at the end.")] = None,
-    dev_share: Annotated[
-        float, typer.Option(min=0.01, max=0.5, help="Held back where there is no --dev.")
-    ] = 0.1,
-    encoding: Annotated[str | None, typer.Option(help="[default: UTF-8, or by its mark]")] = None,
-    header: Annotated[
-        bool | None, typer.Option(help="Whether the first row names the columns.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The base: a folder or hub id. [default: the embedded one]")
-    ] = None,
-    rank: Annotated[int, typer.Option(min=1, max=256)] = 8,
-    alpha: Annotated[int | None, typer.Option(min=1, help="[default: twice the rank]")] = None,
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="Adapt the last so many. [default: half of them]")
-    ] = None,
-    epochs: Annotated[
-        int, typer.Option(min=1, help="At most; it stops when it gets no better.")
-    ] = 4,
-    lr: Annotated[float, typer.Option(min=0.0, help="The learning rate.")] = 1e-3,
-    batch: Annotated[int | None, typer.Option(min=1, help="Examples a step.")] = None,
-    longest: Annotated[int, typer.Option(min=8, help="Tokens of a text; the rest is cut.")] = 128,
-    seed: Annotated[int, typer.Option()] = 0,
+    data: DataFile,
+    name: NameOption,
+    out: OutOption = None,
+    push: PushOption = None,
+    api_key: Key = None,
+    task: TaskOption = None,
+    text: TextOption = None,
+    pair: PairOption = None,
+    label: LabelOption = None,
+    dev: DevOption = None,
+    test: TestOption = None,
+    dev_share: DevShareOption = 0.1,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
+    model: ModelOption = None,
+    rank: RankOption = 8,
+    alpha: AlphaOption = None,
+    layers: LayersOption = None,
+    epochs: EpochsOption = 4,
+    lr: LrOption = 0.001,
+    batch: BatchOption = None,
+    longest: LongestOption = 128,
+    seed: SeedOption = 0,
 ) -> None:
     """Train a LoRA adapter with a head on a labelled file, and say how good it is.
 
@@ -97,7 +118,7 @@ def _plan(asked: dict[str, Any]) -> Any:
 
 
 def _run(plan: Any, push: str | None, api_key: str | None) -> None:
-    from bert_lora.cli.tools import _tool as tool
+    from bert_lora.cli.tools import tool
     from bert_lora.train import report
     from bert_lora.train.run import finish, run
     from bert_lora.train.watch import Bar
@@ -109,9 +130,9 @@ def _run(plan: Any, push: str | None, api_key: str | None) -> None:
     typer.echo(report.terminal(result))
     typer.echo(f"\n{plan.out}: the adapter; {plan.out / 'report.html'}: the whole report")
     if push is None:
-        typer.echo(
-            f"serve it: bert-lora serve, or bert-lora push {plan.out}", err=sys.stdout.isatty()
-        )
-
-
-__all__ = ["train"]
+        typer.echo(f"serve it: bert-lora serve, or bert-lora push {plan.out}")
+        return
+    with server(push, api_key) as client:
+        adapter = client.put(plan.name, plan.out)
+    call = "embed" if adapter["task"] == "embed" else "rerank" if task == "rerank" else "classify"
+    typer.echo(f"served: {push}/{call}?adapter={plan.name}, version {adapter['version'][:12]}")

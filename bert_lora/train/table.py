@@ -7,8 +7,9 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from bert_lora.train.findings import BadData, Findings
 
@@ -68,22 +69,36 @@ def _lines(path: Path, encoding: str | None, findings: Findings) -> Iterator[tup
     """Each line with its number. One that is too long or no text is told, and left out."""
     encoding = encoding or _encoding(path)
     with path.open(encoding=encoding, errors="surrogateescape", newline="\n") as file:
-        number = 0
-        try:
-            while line := file.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(line) > LONGEST_LINE:
-                    findings.add(f"longer than {LONGEST_LINE:,} characters", number)
-                    while line and not line.endswith("\n"):
-                        line = file.readline(LONGEST_LINE + 1)
-                elif "\0" in line:
-                    findings.add("has a NUL character: name the file's --encoding", number)
-                elif any("\ud800" <= c <= "\udfff" for c in line):
-                    findings.add(f"is not {encoding}: name the --encoding, as cp1252", number)
-                else:
-                    yield number, line
-        except UnicodeError as error:
-            findings.add(f"after line {number} the file is not {encoding} ({error})")
+        for number in count(1):
+            try:
+                line = file.readline(LONGEST_LINE + 1)
+            except UnicodeError as error:
+                findings.add(f"is not {encoding} ({error})", number)
+                return
+            if not line:
+                return
+            fault = _fault(line, encoding)
+            if fault is None:
+                yield number, line
+            else:
+                findings.add(fault, number)
+                _skip_rest(file, line)
+
+
+def _fault(line: str, encoding: str) -> str | None:
+    """Why a line is none; None where it is one."""
+    if len(line) > LONGEST_LINE:
+        return f"longer than {LONGEST_LINE:,} characters"
+    if "\0" in line:
+        return "has a NUL character: name the file's --encoding"
+    if any("\ud800" <= c <= "\udfff" for c in line):
+        return f"is not {encoding}: name the --encoding, as cp1252"
+    return None
+
+
+def _skip_rest(file: TextIO, line: str) -> None:
+    while line and not line.endswith("\n"):
+        line = file.readline(LONGEST_LINE + 1)
 
 
 def _is_known(encoding: str) -> bool:

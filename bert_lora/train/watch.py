@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class Bar:
-    """A bar for each stage, on stderr; none where that is no terminal. Lines are told there, too."""
+    """A bar for each stage on stderr, none where that is no terminal; and lines that stay."""
 
     def __init__(self) -> None:
         self._bar: Any = None
