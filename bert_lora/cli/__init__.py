@@ -27,6 +27,7 @@ COMMANDS = {  # name: the module with a function of that name; in the order of -
     "merge": "adapters",
     "unmerge": "adapters",
     "rollback": "adapters",
+    "train": "train",
 }
 HELP = "One frozen BERT in memory, many LoRA adapters, each request picks its own."
 

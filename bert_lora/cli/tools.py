@@ -41,7 +41,7 @@ def check(
 
     named = None if labels is None else tuple(labels.split(","))
     options = Options(alpha=alpha, layout=layout, labels=named, task=task, scale=scale)
-    text, served = _tool(lambda: run(source, model, options, as_json=as_json))
+    text, served = tool(lambda: run(source, model, options, as_json=as_json))
     typer.echo(text)
     raise typer.Exit(0 if served else 1)
 
@@ -56,7 +56,7 @@ def certify(
     """Write golden.jsonl into the folder: PEFT's answers, checked at upload and at every start."""
     from app.tools.certify import certify as run
 
-    typer.echo(_tool(lambda: run(folder, model, None if inputs is None else _lines(inputs))))
+    typer.echo(tool(lambda: run(folder, model, None if inputs is None else _lines(inputs))))
 
 
 def extract(
@@ -68,7 +68,7 @@ def extract(
     """Turn a fine-tuned checkpoint of the same base into an adapter; say what is left out."""
     from app.tools.extract import extract as run
 
-    typer.echo(_tool(lambda: run(checkpoint, model, rank, output)))
+    typer.echo(tool(lambda: run(checkpoint, model, rank, output)))
 
 
 def _lines(path: Path) -> list[str]:
@@ -76,7 +76,7 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def _tool(work: Callable[[], T]) -> T:
+def tool(work: Callable[[], T]) -> T:
     """A tool's result; what it cannot do is one line and exit code 1."""
     import transformers
 
