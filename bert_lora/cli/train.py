@@ -82,7 +82,7 @@ def train(
     try:
         plan = _plan(locals())
         _run(plan, push, api_key)
-    except BadData as error:
+    except (BadData, FloatingPointError) as error:
         typer.echo(f"bert-lora: {error}", err=True)
         raise typer.Exit(1) from None
 

@@ -147,7 +147,7 @@ def _longest(columns: list[str], sample: list[dict[str, Any]]) -> str | None:
 
 
 def _labels(table: Table, sample: list[dict[str, Any]], texts: tuple[str, ...]) -> tuple[str, ...]:
-    rest = [c for c in table.columns if c not in texts]
+    rest = [c for c in table.columns if c not in texts and _is_filled(sample, c)]
     named = _by_name(rest, LABELS)
     if named is not None:
         return (named,)
@@ -162,6 +162,11 @@ def _labels(table: Table, sample: list[dict[str, Any]], texts: tuple[str, ...]) 
     if len(rest) == 1:
         return (rest[0],)
     return (repeated[0],) if len(repeated) == 1 else ()
+
+
+def _is_filled(sample: list[dict[str, Any]], column: str) -> bool:
+    """In at least half of the rows: spreadsheets leave columns of nothing behind."""
+    return 2 * sum(row.get(column) not in (None, "") for row in sample) >= len(sample)
 
 
 def _distinct(sample: list[dict[str, Any]], column: str) -> int:

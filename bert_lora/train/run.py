@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from app.adapters.files import GOLDEN
 from app.model.base_files import BaseFiles, find_base
 from bert_lora.train import batches, outcome, report
 from bert_lora.train.adapted import Sizes
@@ -38,7 +39,6 @@ from bert_lora.train.student import Student
 from bert_lora.train.table import read_table
 
 LONGEST = 128  # tokens; what is longer is cut, as it is when served
-CHECKPOINT = ".training"
 REMEMBERED_AT_ONCE = 64
 
 
@@ -140,7 +140,7 @@ def run(plan: Plan, watcher: Watcher) -> outcome.Outcome:
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     parts = _parts(read, goal, tokenizer, plan.longest)
     _begin(student, goal, parts, watcher)
-    checkpoint = Checkpoint(plan.out / CHECKPOINT, _fingerprint(plan, read))
+    checkpoint = Checkpoint(_checkpoint(plan.out), _fingerprint(plan, read))
     progress = train(student, goal, parts[:2], plan.schedule, checkpoint, watcher)
     scores, said = measure(student, goal, parts[1])
     tested = measure(student, goal, parts[2])[0] if read.test else []
@@ -151,9 +151,15 @@ def run(plan: Plan, watcher: Watcher) -> outcome.Outcome:
     result.scores, result.test_scores, result.neighbours = scores, tested, near
     result.history = progress.history
     result.facts["Time"] = f"{time.monotonic() - started:.0f} s, {_processor(device)}"
+    (plan.out / GOLDEN).unlink(missing_ok=True)  # of what lay there before
     student.save(plan.out)
     checkpoint.remove()
     return result
+
+
+def _checkpoint(out: Path) -> Path:
+    """Beside the folder: a server may be watching for adapters there."""
+    return out.with_name(f".{out.name}.training")
 
 
 def _parts(

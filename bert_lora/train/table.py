@@ -144,8 +144,8 @@ def _separated(
         if not header:
             assumed.append("the first row is data: columns are named by their places, from 1")
     width = len(numbered[0][1]) if numbered else 0
-    columns = [name.strip() for name in numbered[0][1]] if header and numbered else []
-    columns = columns or [str(i + 1) for i in range(width)]
+    names = numbered[0][1] if header and numbered else [""] * width
+    columns = [name.strip() or str(i + 1) for i, name in enumerate(names)]
     if len(set(columns)) < len(columns):
         findings.add("two columns have one name", numbered[0][0])
     rows = numbered[1:] if header else numbered
@@ -206,12 +206,14 @@ def _has_header(rows: list[list[str]]) -> bool:
     if len(rows) < 2:
         return True
     first, rest = rows[0], rows[1:1000]
-    if len(set(first)) < len(first) or any(not name.strip() for name in first):
+    names = [name for name in first if name.strip()]
+    if len(set(names)) < len(names):
         return False
     below = [{row[i] for row in rest if i < len(row)} for i in range(len(first))]
     return not any(
         _is_number(name) or len(name.split()) > 4 or name in values
         for name, values in zip(first, below, strict=True)
+        if name.strip()
     )
 
 

@@ -34,6 +34,17 @@ def _table(*rows: dict[str, Any]) -> Table:
             ("label-coarse",),
         ),
         ([{"v1": "ham", "v2": LONG}, {"v1": "spam", "v2": LONG}], "classify", ("v2",), ("v1",)),
+        (
+            [
+                {"v1": "ham", "v2": LONG, "3": "", "4": ""},
+                {"v1": "spam", "v2": LONG, "3": "x", "4": ""},
+            ]
+            * 3
+            + [{"v1": "ham", "v2": LONG, "3": "", "4": ""}],
+            "classify",
+            ("v2",),
+            ("v1",),
+        ),
         ([{"2": LONG, "1": "HUM"}, {"2": LONG, "1": "LOC"}], "classify", ("2",), ("1",)),
         (
             [{"评论": LONG, "label": 1}, {"评论": LONG, "label": 0}],

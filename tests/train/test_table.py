@@ -55,6 +55,12 @@ def test_a_file_without_names_of_columns_is_seen_and_said(tmp_path: Path) -> Non
     assert any("first row is data" in words for words in table.assumed)
 
 
+def test_a_spreadsheets_columns_without_a_name_are_called_by_their_places(tmp_path: Path) -> None:
+    table = read_table(_file(tmp_path, "spam.csv", "v1,v2,,\nham,Ok lar,,\nspam,Free,x,\n"))
+    assert table.columns == ["v1", "v2", "3", "4"]
+    assert len(table.rows) == 2
+
+
 def test_words_with_their_tags_are_read_text_by_text(tmp_path: Path) -> None:
     lines = "-DOCSTART- -X- O O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\nPeter NNP B-NP B-PER\n"
     table = read_table(_file(tmp_path, "train.conll", lines))

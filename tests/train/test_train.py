@@ -128,17 +128,18 @@ def test_a_killed_training_goes_on_to_the_very_same_adapter(tiny: Path, tmp_path
                "--out", str(tmp_path / "cut"), "--model", str(tiny), "--epochs", "8"]  # fmt: skip
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "cut" / ".training").exists() and time.monotonic() < deadline:
+    kept = tmp_path / ".cut.training"
+    while not kept.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert (tmp_path / "cut" / ".training").exists()
+    assert kept.exists()
     assert not (tmp_path / "cut" / "adapter_model.safetensors").exists()
     subprocess.run(command, check=True, capture_output=True)
     whole = load_file(tmp_path / "whole" / "adapter_model.safetensors")
     resumed = load_file(tmp_path / "cut" / "adapter_model.safetensors")
     assert all(resumed[name].equal(tensor) for name, tensor in whole.items())
-    assert not (tmp_path / "cut" / ".training").exists()
+    assert not kept.exists()
 
 
 def test_it_is_pushed_to_a_server_that_answers_by_it(tiny: Path, tmp_path: Path) -> None:
@@ -175,6 +176,15 @@ def test_rows_of_the_test_file_are_not_trained_on(tiny: Path, tmp_path: Path) ->
     output = _train(data, tiny, tmp_path / "x", "--epochs", "1", "--test", str(test))
     assert "left out of the training" in output
     assert "rows 2, 3" in output.replace("\n", " ")
+
+
+def test_what_lay_in_the_folder_before_is_replaced_with_its_certificate(
+    tiny: Path, tmp_path: Path
+) -> None:
+    for seed in ("0", "1"):
+        data = write_csv(tmp_path / "data.csv", ["text", "label"], labelled(60, seed=int(seed)))
+        output = _train(data, tiny, tmp_path / "mine", "--epochs", "1", "--seed", seed)
+        assert "5 answers of PEFT's" in output
 
 
 def test_the_card_says_how_it_was_made(tiny: Path, tmp_path: Path) -> None:
