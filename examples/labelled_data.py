@@ -9,29 +9,21 @@ from __future__ import annotations
 import csv
 import json
 import math
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
 TRAINED_SENTIMENT_DOMAINS = ("tweets", "movieReview", "nytEditorial")
 NEUTRAL = 0.2  # 0.05 of the whole scale: where VADER itself draws the line
 UNSEEN_SENTIMENT_DOMAIN = "amazonReview"
-RELEVANT = "relevant"  # the reranker's one label
-HARD_FROM = 16  # texts of other intents, of which the one that shares the most words is taken
-LISTED = 20  # texts of a list that is ranked, one of them relevant
 
 
 @dataclass(frozen=True)
 class Example:
-    """certainty: how sure the label is, 1/L to 1; the rest is spread over the other labels.
-
-    pair: a second text, which the label is about, too, where there is one.
-    """
+    """certainty: how sure the label is, 1/L to 1; the rest is spread over the other labels."""
 
     text: str
     label: str
     certainty: float = 1.0
-    pair: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,11 +39,7 @@ class Dataset:
 
 
 def load(task: str, data: Path) -> Dataset:
-    """`task` is one of banking77, clinc150, sentiment, rerank; `data` holds a folder for each but the
-    last.
-    """
-    if task == "rerank":
-        return rerank(data)
+    """`task` is one of banking77, clinc150, sentiment; `data` holds a folder for each."""
     return {"banking77": banking77, "clinc150": clinc150, "sentiment": sentiment}[task](data / task)
 
 
@@ -122,77 +110,7 @@ def _certainty(valence: float) -> float:
     return 1 / (1 + math.exp(-2 * abs(valence)))
 
 
-def rerank(data: Path) -> Dataset:
-    """Pairs of banking77's and clinc150's training texts: relevant where both have one intent.
-
-    Every second text stands once beside one of its own intent and once beside one of another, which
-    shares some words with it. Intents are held out as a whole: every tenth for development, every
-    fifth for the test (ranked_lists), of which no pair is made.
-    """
-    rng = random.Random(0)
-    train, dev = [], []
-    for source in (banking77(data / "banking77"), clinc150(data / "clinc150")):
-        train += _pairs([e for e in source.train if _part(source, e.label) == "train"], rng)
-        dev += _pairs([e for e in source.train if _part(source, e.label) == "dev"], rng)
-    return Dataset(
-        train,
-        dev,
-        [],
-        [RELEVANT],
-        "CC-BY-4.0 and CC-BY-3.0",
-        "banking77 and clinc150, as above",
-    )
-
-
-@dataclass(frozen=True)
-class RankedList:
-    """One of the texts has the query's intent: texts[right]."""
-
-    query: str
-    texts: list[str]
-    right: int
-
-
-def ranked_lists(data: Path) -> list[RankedList]:
-    """Each official test text of a held-out intent, with LISTED training texts of such intents."""
-    rng, lists = random.Random(1), []
-    for source in (banking77(data / "banking77"), clinc150(data / "clinc150")):
-        known = [e for e in source.train if _part(source, e.label) == "test"]
-        for query in source.test:
-            if _part(source, query.label) != "test":
-                continue
-            same = [e.text for e in known if e.label == query.label]
-            others = [e.text for e in known if e.label != query.label]
-            right = rng.randrange(LISTED)
-            texts = rng.sample(others, LISTED - 1)
-            lists.append(
-                RankedList(query.text, [*texts[:right], rng.choice(same), *texts[right:]], right)
-            )
-    return lists
-
-
-def _part(source: Dataset, label: str) -> str:
-    """Of which part an intent is: train, dev or test."""
+def split_of(source: Dataset, label: str) -> str:
+    """Of which part an intent is, for a reranker: train, dev or test."""
     place = source.labels.index(label)
     return "test" if place % 5 == 4 else "dev" if place % 10 == 0 else "train"
-
-
-def _pairs(rows: list[Example], rng: random.Random) -> list[Example]:
-    by_intent: dict[str, list[str]] = {}
-    for row in rows:
-        by_intent.setdefault(row.label, []).append(row.text)
-    pairs = []
-    for row in rows[::2]:
-        others = [e.text for e in rng.sample(rows, HARD_FROM) if e.label != row.label]
-        same = [text for text in by_intent[row.label] if text != row.text]
-        words = set(row.text.lower().split())
-        near = max(others, key=lambda text: _overlap(words, set(text.lower().split())))
-        pairs += [
-            Example(row.text, RELEVANT, pair=rng.choice(same)),
-            Example(row.text, "other", pair=near),
-        ]
-    return pairs
-
-
-def _overlap(words: set[str], others: set[str]) -> float:
-    return len(words & others) / len(words | others)

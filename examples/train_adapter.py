@@ -5,7 +5,7 @@
 `--dev 0.1` holds a tenth of the training split back (or uses the official one) and prints its
 accuracy after every epoch: choose `--epochs` there, then train on everything with `--dev 0`.
 The official test split is never read here; `benchmarks/accuracy.py` measures it over HTTP.
-`rerank` is a cross-encoder: a head of one label over pairs, made from banking77 and clinc150.
+The reranker is made by `bert-lora train` (rerank_pairs.py), as new adapters should be (docs/training.md).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_LENGTH = 128
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=["banking77", "clinc150", "sentiment", "rerank"])
+    parser.add_argument("task", choices=["banking77", "clinc150", "sentiment"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path)
     parser.add_argument(
@@ -67,7 +67,7 @@ def batches(rows: list[Example], size: int, seed: int) -> list[list[Example]]:
     pools = [rows[i : i + 16 * size] for i in range(0, len(rows), 16 * size)]
     cut = [
         pool[i : i + size]
-        for pool in (sorted(p, key=lambda e: len(e.text + e.pair)) for p in pools)
+        for pool in (sorted(p, key=lambda e: len(e.text)) for p in pools)
         for i in range(0, len(pool), size)
     ]
     rng.shuffle(cut)
@@ -87,7 +87,6 @@ def main() -> None:
         num_labels=len(index),
         id2label=dict(enumerate(data.labels)),
         label2id=index,
-        problem_type="multi_label_classification" if len(index) == 1 else None,  # a sigmoid
     )
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -102,14 +101,10 @@ def main() -> None:
     optimizer = torch.optim.AdamW(decayed, lr=args.lr, weight_decay=0.01)
     steps = args.epochs * len(batches(train, args.batch, 0))
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    loss_of = torch.nn.BCEWithLogitsLoss() if len(index) == 1 else torch.nn.CrossEntropyLoss()
-
-    def best(scores: torch.Tensor) -> torch.Tensor:
-        """[N]: the best label's place; of a head of one label whether it is over a half."""
-        return scores[:, 0] > 0.5 if len(index) == 1 else scores.argmax(-1)
+    loss_of = torch.nn.CrossEntropyLoss()
 
     def logits(rows: list[Example]) -> torch.Tensor:
-        texts = [(e.text, e.pair) if e.pair else e.text for e in rows]
+        texts = [e.text for e in rows]
         inputs = tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         )
@@ -117,11 +112,7 @@ def main() -> None:
             return model(**inputs).logits.float()
 
     def gold(rows: list[Example]) -> torch.Tensor:
-        """[N, L]: each row's certainty on its label, the rest spread over the others; of a head of
-        one label [N, 1]: whether it is the row's.
-        """
-        if len(index) == 1:
-            return torch.tensor([[float(e.label in index)] for e in rows])
+        """[N, L]: each row's certainty on its label, the rest spread over the others."""
         rest = torch.tensor([(1 - e.certainty) / (len(index) - 1) for e in rows])
         target = rest[:, None].repeat(1, len(index))
         for i, e in enumerate(rows):
@@ -146,7 +137,7 @@ def main() -> None:
             model.eval()
             with torch.inference_mode():
                 right = sum(
-                    int((best(logits(rows).sigmoid()) == best(gold(rows))).sum())
+                    int((logits(rows).argmax(-1) == gold(rows).argmax(-1)).sum())
                     for rows in batches(dev, 64, 0)
                 )
             line += f", dev accuracy {right / len(dev):.4f}"

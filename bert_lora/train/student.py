@@ -145,6 +145,8 @@ class Student:
             # Without the vocabulary's path PEFT would ask the hub whether it was resized.
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         self.config.to_json_file(folder / "config.json")
+        for path in folder.glob("*.safetensors"):
+            path.chmod(0o644)  # safetensors writes files that nobody else may read
 
     def state(self) -> dict[str, Tensor]:
         """A copy of what is trained, by name."""

@@ -301,6 +301,7 @@ def test_a_folder_that_is_made_anew_or_removed_is_noticed(
     assert client.get("/readyz").json()["broken"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_folder_that_is_copied_slowly_is_served_once_and_goes_with_its_removal(
     serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path], backwards: bool
@@ -353,6 +354,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_out(
     assert adapter_folders(tmp_path) == {"bad", "good"}
 
 
+@pytest.mark.slow
 def test_a_folders_name_is_the_folders_after_a_rollback_too(
     serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
 ) -> None:
@@ -378,6 +380,7 @@ def test_a_folders_name_is_the_folders_after_a_rollback_too(
     assert eventually(lambda: client.get("/adapters/x").status_code == 404)
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_keeps_no_other_folder_out(
     serve: Serve, tiny_bert: Path, tmp_path: Path, folders: dict[str, Path]
 ) -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,6 +35,7 @@ def written(out: Path, stage: str) -> dict[str, Any]:
     return dict(json.loads((out / f"{stage}.json").read_text()))
 
 
+@pytest.mark.slow
 def test_a_forward_is_measured_beside_its_peers(tmp_path: Path) -> None:
     done = ran(tmp_path, "--stage", "forward")
     assert done.returncode == 0, done.stderr
@@ -44,6 +47,7 @@ def test_a_forward_is_measured_beside_its_peers(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_thousand_adapters_stage_ends_without_a_card(tmp_path: Path) -> None:
     done = ran(tmp_path, "--stage", "memory")
     assert done.returncode == 0, done.stderr

@@ -184,7 +184,7 @@ def proxy(server: LiveServer) -> Iterator[str]:
         thread.join()
 
 
-def test_it_works_below_a_proxys_prefix(open_page: Open, proxy: str) -> None:
+def test_it_works_below_a_proxys_prefix(proxy: str, open_page: Open) -> None:  # it ends first
     page = open_page(url=proxy)
     expect(page.locator("#try-cards .bars").first).to_be_visible()
     page.locator("#tab-live").click()

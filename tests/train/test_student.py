@@ -23,7 +23,14 @@ def _items(folder: Path) -> list[Item]:
     return [Item(tokenizer(text)["input_ids"]) for text in TEXTS]
 
 
-@pytest.mark.parametrize("kind", [SEQUENCE, TOKENS, NO_HEAD], ids=["labels", "words", "vectors"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(SEQUENCE, id="labels"),
+        pytest.param(TOKENS, id="words", marks=pytest.mark.slow),
+        pytest.param(NO_HEAD, id="vectors", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
 def test_remembered_states_give_the_whole_models_answers_and_gradients(
     architecture: str, kind: object, tmp_path: Path
