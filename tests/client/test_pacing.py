@@ -39,6 +39,7 @@ def test_what_a_full_server_refuses_is_sent_again_when_it_says(
     assert np.array_equal(vectors[::25], np.array(few, np.float32))
 
 
+@pytest.mark.slow
 def test_a_server_killed_and_started_again_in_the_middle_loses_nothing_and_doubles_nothing(
     tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -121,6 +121,7 @@ def test_words_are_tagged_as_they_were_taught(tiny: Path, tmp_path: Path) -> Non
     assert [g["entity_group"] for g in groups] == ["card", "film"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_very_same_adapter(tiny: Path, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "data.csv", ["text", "label"], labelled(600))
     _train(data, tiny, tmp_path / "whole", "--epochs", "8")
