@@ -66,7 +66,7 @@ def train(
     rank: RankOption = 8,
     alpha: AlphaOption = None,
     layers: LayersOption = None,
-    epochs: EpochsOption = 4,
+    epochs: EpochsOption = 3,
     lr: LrOption = 0.001,
     batch: BatchOption = None,
     longest: LongestOption = 128,

@@ -30,7 +30,7 @@ class Schedule:
     examples a step; None: as the task has it.
     """
 
-    epochs: int = 4
+    epochs: int = 3
     lr: float = 1e-3
     batch: int | None = None
     patience: int = 2
