@@ -106,9 +106,9 @@ def read_data(data: Data, seed: int) -> Read:
             )
             examples = [e for e in examples if e.row not in known]
     held, dev = split(examples, data.share, seed) if data.dev is None else (examples, dev)
-    unknown = set(count_labels([*dev, *test])) - set(count_labels(held))
-    if unknown and roles.task in ("classify", "words", "embeddings") and (roles.labels or None):
-        raise BadData(f"the label {sorted(unknown)[0]!r} stands in no row that is trained on")
+    unknown = set(count_labels(test)) - set(count_labels([*held, *dev]))
+    if unknown and roles.task in ("classify", "embeddings"):
+        raise BadData(f"{data.test}: the label {sorted(unknown)[0]!r} stands in no other file")
     return Read(roles, held, dev, test, notes)
 
 

@@ -80,8 +80,15 @@ def test_equal_texts_are_on_one_side_and_every_label_on_both() -> None:
 
 
 def test_a_label_with_one_text_is_trained_on() -> None:
-    train, _ = split(_read([*GOOD, {"text": "alone", "label": "rare"}]), 0.5, seed=0)
-    assert "rare" in count_labels(train)
+    alone = [{"text": f"alone {i}", "label": f"rare {i}"} for i in range(8)]
+    train, _ = split(_read([*GOOD, *alone]), 0.5, seed=0)
+    assert all(f"rare {i}" in count_labels(train) for i in range(8))
+
+
+def test_labels_of_few_texts_give_their_share_together() -> None:
+    rows = [{"text": f"text {i}", "label": f"label {i % 30}"} for i in range(90)]
+    _, dev = split(_read(rows), 0.1, seed=0)
+    assert 8 <= len(dev) <= 10
 
 
 def test_the_split_is_the_same_again_and_another_with_another_seed() -> None:

@@ -124,6 +124,14 @@ def test_the_first_head_of_classes_decides_as_scikit_learns_discriminant() -> No
     assert (own == theirs).mean() > 0.98
 
 
+def test_a_first_head_that_reads_nothing_of_use_says_how_often_each_class_is() -> None:
+    rows = torch.tensor(RNG.normal(size=(2000, 8)), dtype=torch.float32)
+    classes = torch.tensor(RNG.random(2000) < 0.1).long()
+    weight, bias = first_head.of_classes(rows, classes, 2)
+    said = (rows @ weight.T + bias).softmax(-1).mean(0)
+    assert said[1].item() == pytest.approx(classes.float().mean().item(), abs=0.03)
+
+
 def test_the_first_head_of_amounts_is_near_least_squares() -> None:
     rows = RNG.normal(size=(500, 6))
     true = RNG.normal(size=6)

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from bert_lora.cli import cli
+from bert_lora.train.findings import BadData
+from bert_lora.train.run import Data, read_data
 from tests.live import live_server
 from tests.train.conftest import SUBJECTS, labelled, sentence, write_csv
 
@@ -168,6 +170,21 @@ def test_bad_data_is_told_before_any_training(rows: list[Any], words: str, tmp_p
     )
     assert (done.exit_code, words in done.output) == (1, True)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_tag_that_only_a_held_back_text_has_is_no_fault(tmp_path: Path) -> None:
+    lines = [f"a{i} O\nb{i} B-RARE{i}\n" for i in range(30)]
+    (tmp_path / "data.conll").write_text("\n".join(lines))
+    read = read_data(Data(tmp_path / "data.conll"), seed=0)
+    assert (len(read.train), len(read.dev)) == (27, 3)
+
+
+def test_a_label_that_only_the_test_file_has_is_told(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "data.csv", ["text", "label"], labelled(60))
+    rows = [*labelled(20, seed=7), ("the new one", "unheard")]
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], rows)
+    with pytest.raises(BadData, match="'unheard'"):
+        read_data(Data(data, test=test), seed=0)
 
 
 def test_rows_of_the_test_file_are_not_trained_on(tiny: Path, tmp_path: Path) -> None:
