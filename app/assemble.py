@@ -12,6 +12,7 @@ import torch
 
 from app.adapters.receiving.source import Sources
 from app.api import json_text
+from app.catalog.compositions import Compositions
 from app.catalog.fetch import Fetcher
 from app.catalog.install import Installer
 from app.catalog.load import make_loader
@@ -34,6 +35,7 @@ from app.settings import Settings, listed
 CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs latency
 CPU_BATCHES = 4  # at the same time, where there are as many cores (docs/decisions/0006)
 GPU_BATCH_TOKENS = 16_384
+SUMS_SHARE = 8  # weighted sums may take this part of what adapters may, beside them
 
 
 class StartRefused(Exception):
@@ -65,8 +67,16 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
         settings.keep_versions,
         Sources(tuple(map(Path, listed(settings.source_dirs))), settings.allow_hub),
     )
+    compositions = Compositions(encoder, registry.residents.budget_bytes // SUMS_SHARE)
     runtime = Runtime(
-        engine, tokenizer, registry, fetcher, metrics, settings.max_client_batch, tasks
+        engine,
+        tokenizer,
+        registry,
+        fetcher,
+        compositions,
+        metrics,
+        settings.max_client_batch,
+        tasks,
     )
     watch(runtime)
     if settings.gateway_metrics:

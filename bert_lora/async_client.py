@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
@@ -17,6 +18,7 @@ from bert_lora.options import (
     Adapter,
     Adapters,
     ClassifyOptions,
+    ComposeOptions,
     EmbedOptions,
     PutOptions,
     RerankOptions,
@@ -124,6 +126,12 @@ class AsyncClient(AsyncCalls):
     async def unmerge(self, name: str) -> Adapter:
         """Drop the merged copy."""
         return await self._change(name, "unmerge")
+
+    async def compose(
+        self, name: str, adapters: Sequence[str], **options: Unpack[ComposeOptions]
+    ) -> Adapter:
+        """Keep a combination of adapters, each a name or name@version, under a name."""
+        return await self._change(name, "compose", {"adapters": list(adapters), **options})
 
     async def canary(
         self, name: str, version: str, percent: float, *, sticky_by: str | None = None

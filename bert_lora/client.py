@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 from bert_lora.async_client import AsyncClient
 from bert_lora.calls import Calls
 from bert_lora.loop import LoopThread
-from bert_lora.options import Adapter, Versions
+from bert_lora.options import Adapter, ComposeOptions, Versions
 
 
 class Client(Calls):
@@ -61,6 +62,12 @@ class Client(Calls):
     def unmerge(self, name: str) -> Adapter:
         """Drop the merged copy."""
         return self._run(self._client.unmerge(name))
+
+    def compose(
+        self, name: str, adapters: Sequence[str], **options: Unpack[ComposeOptions]
+    ) -> Adapter:
+        """Keep a combination of adapters, each a name or name@version, under a name."""
+        return self._run(self._client.compose(name, adapters, **options))
 
     def canary(
         self, name: str, version: str, percent: float, *, sticky_by: str | None = None

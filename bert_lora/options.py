@@ -45,6 +45,17 @@ class RerankOptions(TypedDict, total=False):
     truncation_direction: Literal["left", "right"]
 
 
+class ComposeOptions(TypedDict, total=False):
+    """Of compose; the names are PEFT's."""
+
+    weights: Sequence[float]
+    combination_type: str
+    svd_rank: int
+    density: float
+    majority_sign_method: str
+    seed: int
+
+
 class PutOptions(TypedDict, total=False):
     """Of put: what the files do not say, and how. docs/api.md has each below PUT /adapters/{name}.
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
 
 from app.adapters.report import Report
+from app.api.answer import json_answer
 from app.api.dialect import documented
 from app.api.document import documented_answer
 from app.api.refusal import invalid
-from app.catalog.install import PreconditionFailed
+from app.catalog.install import Installed, PreconditionFailed
 from app.catalog.pointer import Trial, valid_name
 from app.catalog.registry import Name, Registry
 
@@ -81,6 +82,15 @@ def describe(served: Name, registry: Registry) -> dict[str, Any]:
         "resident": is_resident(served, registry),
         "created": served.created,
     }
+
+
+def installed_answer(done: Installed, served: Name, registry: Registry) -> Response:
+    """What has been put under a name, with what that upload's answer alone says."""
+    adapter = describe(served, registry) | {"warnings": done.report.warnings}
+    if done.unchanged:
+        adapter["unchanged"] = True
+    headers = {"ETag": etag(served.digest), "Location": f"/adapters/{served.name}"}
+    return json_answer(adapter, headers, 201 if done.created else 200)
 
 
 def is_resident(served: Name, registry: Registry) -> bool:

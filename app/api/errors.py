@@ -16,10 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from app.adapters.receiving.source import SourceForbidden
 from app.adapters.refusals import AdapterRejected, UploadTooLarge
+from app.adapters.sums import CannotCompose
 from app.api.access import dialect_of
 from app.api.for_log import reason_of
 from app.api.refusal import Refusal, invalid, validation_refusal
 from app.api.upload_body import SourceMalformed, UnsupportedMedia
+from app.catalog.compositions import CompositionsFull
 from app.catalog.install import PreconditionFailed
 from app.catalog.merging import MergeMemoryFull
 from app.catalog.registry import UnknownAdapter, UnknownVersion
@@ -48,11 +50,13 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     UploadTooLarge: (413, "payload_too_large"),
     UnsupportedMedia: (415, "unsupported_media_type"),
     AdapterRejected: (422, "adapter_rejected"),
+    CannotCompose: (422, "cannot_compose"),
     InputRefused: (422, "validation"),
     Invalid: (422, "validation"),
     NoHead: (422, "no_head"),
     NotFinite: (422, "not_finite"),
     QueueFull: (429, "overloaded"),
+    CompositionsFull: (429, "overloaded"),
     QuotaExceeded: (429, "quota_exceeded"),
     ClientDisconnect: (499, "client_gone"),
     ForwardFailed: (500, "forward_failed"),
@@ -134,7 +138,7 @@ def _with_details(refusal: Refusal, error: Exception, scope: Scope) -> Refusal:
         refusal.message = f"{dialect_of(scope).inputs}[{error.index}]: {error}"
     elif isinstance(error, NoHead):
         refusal.more = {"adapters_with_head": list(error.adapters)}
-    elif isinstance(error, QueueFull | QuotaExceeded):
+    elif isinstance(error, QueueFull | CompositionsFull | QuotaExceeded):
         refusal.headers = retry_after(error.retry_after_s)
     return refusal
 

@@ -8,7 +8,13 @@ from app.api.dialect import Dialect
 from app.api.openai_errors import OPENAI
 from app.api.refusal import Refusal
 
-STATUSES = {"adapter_not_found": 400, "version_not_found": 400, "no_head": 400, "wrong_head": 400}
+STATUSES = {
+    "adapter_not_found": 400,
+    "version_not_found": 400,
+    "no_head": 400,
+    "wrong_head": 400,
+    "cannot_compose": 400,
+}
 DETAIL = {
     "type": "array",
     "items": {

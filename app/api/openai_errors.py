@@ -20,7 +20,13 @@ CODES: dict[str, tuple[str, str]] = {  # our error type -> OpenAI's type and cod
     "quota_exceeded": ("tokens", "rate_limit_exceeded"),
 }
 # OpenAI refuses with 400 what a client can mend.
-STATUSES = {"validation": 400, "too_many_inputs": 400, "no_head": 400, "adapter_rejected": 400}
+STATUSES = {
+    "validation": 400,
+    "too_many_inputs": 400,
+    "no_head": 400,
+    "adapter_rejected": 400,
+    "cannot_compose": 400,
+}
 
 
 def _error(refusal: Refusal, members: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ REQUEST = ", request %(request_id)s"  # last: it is the client's own
 Action = Literal[
     "put",
     "stage",
+    "compose",
     "labels",
     "delete",
     "rollback",

@@ -21,7 +21,13 @@ from app.adapters.refusals import AdapterRejected
 from app.adapters.report import Report
 from app.catalog.load import Loader, from_store, load_version, to_store
 from app.catalog.pointer import Pointer
-from app.catalog.registry import Name, Registry, UnknownAdapter
+from app.catalog.registry import (
+    Name,
+    Registry,
+    UnknownAdapter,
+    UnknownVersion,
+    find_version,
+)
 from app.catalog.store import Json, Store, StoreFull, StoreUnavailable, VersionDamaged
 from app.catalog.stored_names import StoredNames
 from app.catalog.stored_version import StoredVersion
@@ -115,6 +121,24 @@ class Fetcher:
             await self._load_name(pointer)
         current = self.registry.get(name.name)
         return self.registry.ready(current) or await self.load_stored(current.digest)
+
+    async def version(self, name: Name, prefix: str | None) -> StoredVersion:
+        """The name's current version, or the one of its history that prefix begins.
+
+        Raises UnknownAdapter, UnknownVersion, StoreUnavailable.
+        """
+        if prefix is None:
+            return await self.ready(name)
+        digest = find_version(name.name, name.pointer.history, prefix)
+        if digest == name.digest:
+            return await self.ready(name)
+        resident = self.registry.residents.use(digest)
+        try:
+            return resident or await self.load_stored(digest)
+        except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
+            raise UnknownVersion(
+                f"{name.name} has version {digest}, but it cannot be loaded"
+            ) from None
 
     async def _load_name(self, pointer: Pointer) -> None:
         """Serve the name by its version, or note why not.

@@ -7,14 +7,16 @@ knows no tokens and no HTTP.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from app.adapters.refusals import AdapterRejected
+from app.adapters.sums import CannotCompose
 from app.catalog.draw import takes_part
 from app.catalog.pointer import Trial
-from app.catalog.registry import SHORTEST_VERSION, Name, UnknownVersion, find_version
+from app.catalog.registry import SHORTEST_VERSION, Name, UnknownVersion
 from app.catalog.store import StoreUnavailable
+from app.catalog.terms import BETWEEN, Spelled, read_terms
 from app.inference.caller import Arm, Caller
 from app.inference.errors import Ambiguous, Forbidden, Invalid, TooManyInputs
 from app.inference.runtime import Runtime
@@ -22,6 +24,8 @@ from app.model.version import Version
 
 log = logging.getLogger(__name__)
 BASE = "base"
+MOST_SUMS = 8  # of one request
+SUM_SIGNS = ":+ "  # in no adapter's name
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Selection:
     """adapters: `name`, `name@version` or `base`; several: every input through each; none: the
     base.
 
-    per_input: one for each input instead; None in it is the base.
+    per_input: one for each input instead; None in it is the base. Each may be a weighted sum
+    (catalog/terms.py).
     """
 
     adapters: Sequence[str] = ()
@@ -41,6 +46,7 @@ class Chosen:
     """spelled: as the caller named it. version: what runs; the base is one, too.
 
     arm: of the name's trial, where it has one. shadow: the version that is to run beside this one.
+    parts: of a weighted sum.
     """
 
     spelled: str
@@ -48,11 +54,19 @@ class Chosen:
     version: Version
     arm: Arm | None = None
     shadow: str | None = None
+    parts: tuple[tuple[Chosen, float], ...] = ()
 
     @property
     def stamp(self) -> str:
-        """name@digest."""
+        """name@digest; of a sum name@digest:weight of each term, which asks for the same again."""
+        if self.parts:
+            return "+".join(f"{chosen.stamp}:{weight!r}" for chosen, weight in self.parts)
         return f"{self.name}@{self.version.digest}"
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters that take part: one, but for a sum."""
+        return [chosen.name for chosen, _ in self.parts] or [self.name]
 
 
 @dataclass(frozen=True)
@@ -74,14 +88,14 @@ async def choose(
 ) -> Choice:
     """Resolve a selection for `count` inputs; a choice that was made before stands.
 
-    Nothing is loaded for a call that is too large. Raises TooManyInputs, UnknownAdapter,
-    UnknownVersion, Forbidden; Invalid, Ambiguous where its two halves
-    disagree.
+    Nothing is loaded for a call that is too large. Raises TooManyInputs, Invalid, Ambiguous where
+    its two halves disagree, and what resolve raises.
     """
     if isinstance(selection, Choice):
         return selection
     names = list(dict.fromkeys(selection.adapters))
     _refuse_too_many(runtime, count, len(names))
+    _refuse_many_sums({*names, *filter(None, selection.per_input or ())})
     if selection.per_input is None:
         chosen = [await resolve(runtime, caller, name) for name in names or [BASE]]
         choice = Choice([[c] * count for c in chosen], len(selection.adapters) > 1)
@@ -108,6 +122,15 @@ def _refuse_too_many(runtime: Runtime, count: int, adapters: int) -> None:
         )
 
 
+def _refuse_many_sums(spelled: Iterable[str]) -> None:
+    """Raises CannotCompose: each sum of one request is an adapter of its own in memory."""
+    if sum(any(c in name for c in SUM_SIGNS) for name in spelled) > MOST_SUMS:
+        raise CannotCompose(
+            f"one request asks for over {MOST_SUMS} weighted sums of adapters: send several, or "
+            "keep sums by POST /adapters/{name}/compose"
+        )
+
+
 def name_of(runtime: Runtime, spelled: str) -> str:
     """The adapter that is meant: the base's id, whole or what is behind its last slash, is `base`;
     `base-id:adapter` is the adapter.
@@ -124,27 +147,47 @@ def name_of(runtime: Runtime, spelled: str) -> str:
 
 
 async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
-    """A name, name@version, base, or the base's id. Raises UnknownAdapter, UnknownVersion,
-    Forbidden.
+    """A name, name@version, base, the base's id, or a weighted sum of such.
+
+    Raises UnknownAdapter, UnknownVersion, Forbidden, CannotCompose, CompositionsFull.
     """
+    terms = read_terms(name_of(runtime, spelled))
+    if terms is not None:
+        return await _sum(runtime, caller, spelled, terms)
+    name, prefix = _split(runtime, caller, spelled)
+    if name == BASE:
+        return _base(runtime, spelled, prefix)
+    entry = runtime.registry.get(name)
+    if prefix is None:
+        return await _current(runtime, caller, entry)
+    return Chosen(spelled, name, await runtime.fetcher.version(entry, prefix))
+
+
+def _split(runtime: Runtime, caller: Caller, spelled: str) -> tuple[str, str | None]:
+    """The name and the version's first digits. Raises Forbidden."""
     name, at, prefix = spelled.partition("@")
     name = name_of(runtime, name)
     if not caller.may_use(name):
         raise Forbidden(name)
-    if name == BASE:
-        return _base(runtime, spelled, prefix if at else None)
-    entry = runtime.registry.get(name)
-    if not at:
-        return await _current(runtime, caller, entry)
-    digest = find_version(name, entry.pointer.history, prefix)
-    if digest == entry.digest:
-        return Chosen(spelled, name, await runtime.fetcher.ready(entry))
-    try:
-        resident = runtime.registry.residents.use(digest)
-        version = resident or await runtime.fetcher.load_stored(digest)
-    except (AdapterRejected, OSError):  # deleted meanwhile, or damaged on disk
-        raise UnknownVersion(f"{name} has version {digest}, but it cannot be loaded") from None
-    return Chosen(spelled, name, version)
+    return name, prefix if at else None
+
+
+async def _sum(runtime: Runtime, caller: Caller, spelled: str, terms: list[Spelled]) -> Chosen:
+    """Of current versions, or of those that are named: a trial takes no part in a sum."""
+    named = [_split(runtime, caller, term.name) for term in terms]
+    parts: list[tuple[Chosen, float]] = []
+    for term, (name, prefix) in zip(terms, named, strict=True):
+        if name == BASE:
+            chosen = _base(runtime, BASE, prefix)
+        else:
+            version = await runtime.fetcher.version(runtime.registry.get(name), prefix)
+            chosen = Chosen(name, name, version)
+        parts.append((chosen, term.weight))
+    if len(parts) == 1 and parts[0][1] == 1:
+        return replace(parts[0][0], spelled=spelled)
+    total = await runtime.compositions.get([(c.name, c.version, w) for c, w in parts])
+    with_plus = BETWEEN.sub("+", spelled)  # which a query turns into a space
+    return Chosen(with_plus, with_plus, total, parts=tuple(parts))
 
 
 def _base(runtime: Runtime, spelled: str, prefix: str | None) -> Chosen:

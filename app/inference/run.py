@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from app.inference.runtime import Runtime
 from app.inference.shadow import Answered, shadow
 from app.model.sequence import Sequence, Want
 
+NOTHING: Mapping[str, int] = {}
 SHORT = 1000  # characters: tokenised in less time than a thread takes to begin
 
 
@@ -62,7 +63,7 @@ async def run(
     Raises InputRefused, TooManyInputs (over most_tokens), QuotaExceeded, QueueFull, ForwardFailed.
     """
     trace, distinct = caller.trace, choice.distinct
-    trace.adapters = list(dict.fromkeys(c.name for c in distinct))
+    trace.adapters = list(dict.fromkeys(name for c in distinct for name in c.names))
     trace.versions = [c.stamp for c in distinct]
     for chosen in distinct:
         runtime.metrics.live.called(chosen.version.digest, chosen.name)
@@ -73,10 +74,11 @@ async def run(
     trace.steps.append(("tokenize", started, queued))
     counts: Counter[str] = Counter()
     for chosen, sequence in _pairs(choice, tokens):
-        counts[chosen.name] += len(sequence.ids)
-    trace.tokens = counts.total()
-    _refuse_over(most_tokens, counts.total())
-    charges = _charges(runtime, caller, choice, counts)
+        for name in chosen.names:
+            counts[name] += len(sequence.ids)
+    trace.tokens = sum(len(t.ids) for row in tokens for t in row)
+    _refuse_over(most_tokens, trace.tokens)
+    charges = _charges(runtime, caller, choice, trace.tokens, counts)
     runtime.quotas.charge(charges)
     try:
         answer = await _engine_run(runtime, caller, choice, tokens, want)
@@ -126,16 +128,20 @@ def _pairs(choice: Choice, tokens: list[list[Tokens]]) -> list[tuple[Chosen, Tok
 
 
 def _charges(
-    runtime: Runtime, caller: Caller, choice: Choice, tokens: Counter[str] | None = None
+    runtime: Runtime,
+    caller: Caller,
+    choice: Choice,
+    tokens: int = 0,
+    by_adapter: Mapping[str, int] = NOTHING,
 ) -> list[Charge]:
-    """The rate limits that the call draws on: its key's and its adapters'. tokens None: 0."""
-    counts, names = tokens or Counter(), runtime.registry.names
+    """The rate limits that the call draws on: its key's and its adapters', each of a sum alike."""
+    names = runtime.registry.names
     charges = []
     if key := caller.key:
-        charges.append(Charge(f"this key ({key.name})", key.tokens_per_s, counts.total()))
-    for name in dict.fromkeys(c.name for c in choice.distinct):
+        charges.append(Charge(f"this key ({key.name})", key.tokens_per_s, tokens))
+    for name in dict.fromkeys(name for c in choice.distinct for name in c.names):
         limit = names[name].pointer.tokens_per_s if name in names else None
-        charges.append(Charge(f"the adapter {name}", limit, counts[name]))
+        charges.append(Charge(f"the adapter {name}", limit, by_adapter.get(name, 0)))
     return charges
 
 

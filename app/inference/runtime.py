@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from app.adapters.sentence import Sentence
+from app.catalog.compositions import Compositions
 from app.catalog.fetch import Fetcher
 from app.catalog.registry import Registry
 from app.engine.engine import Engine
@@ -29,6 +30,7 @@ class Runtime:
     tokenizer: TextTokenizer
     registry: Registry
     fetcher: Fetcher
+    compositions: Compositions
     metrics: Metrics
     max_inputs: int
     tasks: Tasks = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import { adapters, ask, cosines, embed, may, served } from "./api.js";
 import { $, bars, el, hash, percent } from "./dom.js";
+import { mixed, offerMix } from "./mix.js";
 
 const QUIET_MS = 150; // after a key, before the server is asked
 const LABELS = 8;
@@ -22,8 +23,8 @@ export function hide() {
   clearTimeout(timer);
 }
 
-/** Name an adapter as the API does. The one place where several, weighted, would be spelled. */
-const spelled = (adapter) => adapter.name;
+/** Name an adapter, or a weighted sum of some, as the API does. */
+const spelled = (adapter) => adapter.spelled ?? adapter.name;
 
 async function offer() {
   const { list, total } = await adapters({ q: $("try-filter").value.trim() });
@@ -34,14 +35,17 @@ async function offer() {
   $("try-picks").replaceChildren(...known.map((adapter) => el("label", {}, el("input", {
     type: "checkbox", checked: picked.has(adapter.name), onchange: (event) => {
       picked[event.target.checked ? "add" : "delete"](adapter.name);
+      offerMix(chosen(), later);
       update();
     },
   }), adapter.name)));
+  offerMix(chosen(), later);
   if (!known.length) $("try-picks").append(el("p", { class: "quiet" }, "No adapter yet: bring one in the tab Adapters."));
 }
 
 const BASE = { name: "base", has_head: false };
-const shown = () => [BASE, ...known.filter((adapter) => picked?.has(adapter.name))];
+const chosen = () => known.filter((adapter) => picked?.has(adapter.name));
+const shown = () => [BASE, ...chosen(), mixed()].filter(Boolean);
 const lines = () => $("try-list").value.split("\n").map((s) => s.trim()).filter(Boolean).slice(0, MOST_LINES);
 
 /** Ask for what is on the screen; what was asked before is given up. */
@@ -83,7 +87,7 @@ async function fill({ adapter, node, version, body }, text, signal) {
     const parts = await Promise.all([headOf(adapter, text, signal), nearestOf(adapter, text, signal)]);
     const answer = parts.find(Boolean);
     body.replaceChildren(...parts.filter(Boolean).flatMap((part) => part.nodes));
-    if (answer) version.replaceChildren(hash(answer.adapter.split("@")[1] ?? ""), ` · ${timed(began, answer.model)}`);
+    if (answer) version.replaceChildren(adapter.spelled ?? hash(answer.adapter.split("@")[1] ?? ""), ` · ${timed(began, answer.model)}`);
     else body.replaceChildren(el("p", { class: "quiet" }, "Paste a list of texts to see the nearest ones."));
     node.removeAttribute("aria-busy");
     return answer ? `${adapter.name}: ${answer.best}` : "";

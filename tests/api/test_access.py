@@ -95,7 +95,16 @@ NEEDS = {
     ("GET", "/adapters/{name}/files"): ADMIN,
     **{
         ("POST", f"/adapters/{{name}}/{verb}"): ADMIN
-        for verb in ("merge", "unmerge", "rollback", "canary", "shadow", "promote", "abort")
+        for verb in (
+            "merge",
+            "unmerge",
+            "rollback",
+            "canary",
+            "shadow",
+            "promote",
+            "abort",
+            "compose",
+        )
     },
 }
 BELOW = {  # the routes that stand below /a/{adapter}, too

@@ -108,6 +108,19 @@ def test_a_pickle_is_refused_with_what_to_do(client: Client, tmp_path: Path) -> 
         client.put("no", tmp_path)
 
 
+def test_a_sum_is_asked_for_and_kept(served: Served, client: Client) -> None:
+    client.put("one", served.folders["tuned"])
+    client.put("two", served.folders["other"])
+    kept = client.compose("sum", ["one", "two"], weights=[0.7, -0.2])
+    assert "exact" in kept["warnings"][0]
+    asked = client.embed(["a text", "and another"], adapter="one:0.7+two:-0.2")
+    assert np.abs(asked - client.embed(["a text", "and another"], adapter="sum")).max() < 1e-5
+    pruned = client.compose("sum", ["one", "two"], combination_type="ties", density=0.5, svd_rank=2)
+    assert pruned["rank"] == 2
+    for name in ("one", "two", "sum"):
+        client.delete(name)
+
+
 def test_a_names_life(served: Served, client: Client) -> None:
     first = client.put("life", served.folders["tuned"])["version"]
     second = client.put("life", served.folders["other"], tokens_per_s=1e6)["version"]

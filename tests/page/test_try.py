@@ -137,3 +137,31 @@ def test_of_no_text_nothing_is_asked(open_page: Open, text: str) -> None:
     page.fill("#try-text", text)
     page.wait_for_timeout(400)
     assert asked == []
+
+
+def test_a_weighted_sum_is_the_apis_by_mouse_and_keyboard_and_can_be_kept(
+    open_page: Open, client: httpx.Client
+) -> None:
+    page = open_page()
+    pick(page, "labels", "vectors")
+    page.check("#mix-on")
+    page.get_by_label("Weight of labels").fill("0.7")
+    slider = page.get_by_label("Weight of vectors")
+    slider.fill("0.35")
+    slider.press("ArrowLeft")
+    ask(page, TEXT, LIST)
+    spelled = "labels:0.7+vectors:0.3"
+    expect(card(page, "weighted sum").locator(".meta")).to_contain_text(spelled)
+    answer = client.post(f"/classify?adapter={spelled}", json={"inputs": TEXT}).json()
+    wanted = [(row["label"], f"{100 * row['score']:.1f} %") for row in answer]
+    assert bars(card(page, "weighted sum"), 0) == wanted
+    assert bars(card(page, "weighted sum"), 1) == cosines(client, spelled, TEXT, LIST)
+    assert wanted != bars(card(page, "labels"), 0)
+    page.get_by_label("Name to keep the sum under").fill("summed")
+    page.get_by_role("button", name="Keep").click()
+    expect(page.locator("#mix-keep")).to_contain_text("summed is served")
+    kept = client.post("/classify?adapter=summed", json={"inputs": TEXT}).json()
+    assert [(row["label"], f"{100 * row['score']:.1f} %") for row in kept] == wanted
+    page.uncheck("#mix-on")
+    expect(card(page, "weighted sum")).to_have_count(0)
+    client.delete("/adapters/summed")

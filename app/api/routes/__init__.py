@@ -6,6 +6,7 @@ from app.api.routes import (
     adapters,
     audit,
     cohere,
+    compose,
     health,
     inference,
     infinity,
@@ -44,4 +45,4 @@ DIALECTS = (
     info,
     root,
 )
-ROUTES = (*DIALECTS, live, uploads, vllm_adapters, adapters, versions, audit)
+ROUTES = (*DIALECTS, live, uploads, compose, vllm_adapters, adapters, versions, audit)

@@ -13,7 +13,14 @@ from app.adapters.recipe import Options
 from app.adapters.sentence import Pooling
 from app.adapters.values import Task
 from app.api.access import access
-from app.api.adapter_object import ADAPTER, AdapterName, Answers, describe, etag, precondition
+from app.api.adapter_object import (
+    ADAPTER,
+    AdapterName,
+    Answers,
+    describe,
+    installed_answer,
+    precondition,
+)
 from app.api.answer import json_answer
 from app.api.caller import Called
 from app.api.dialect import documented
@@ -189,8 +196,4 @@ def _answer(name: str, done: Installed, query: UploadQuery, registry: Registry) 
     if query.stage:
         location = {"Location": f"/adapters/{name}/versions"}
         return json_answer({**adapter, **report, "merged": False, "staged": True}, location)
-    headers = {"ETag": etag(done.name.digest), "Location": f"/adapters/{name}"}
-    adapter["warnings"] = done.report.warnings
-    if done.unchanged:
-        adapter["unchanged"] = True
-    return json_answer(adapter, headers, 201 if done.created else 200)
+    return installed_answer(done, done.name, registry)

@@ -1,0 +1,57 @@
+"""Several adapters composed into one that is kept: a new version of a name. Knows no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from app.adapters.combine import Way, combine
+from app.adapters.files import WEIGHTS, place
+from app.adapters.sums import CannotCompose, Term
+from app.adapters.write import peft_files
+from app.catalog.install import How, Installed, Installer
+from app.catalog.open_store import receiving
+from app.catalog.terms import Spelled
+from app.model.encoder import Encoder
+
+
+async def compose(
+    installer: Installer, name: str, spelled: Sequence[Spelled], way: Way, how: How
+) -> Installed:
+    """As a PUT of the files of the composed adapter; what was done stands in its warnings.
+
+    Raises UnknownAdapter, UnknownVersion, CannotCompose, and what Installer.install raises.
+    """
+    terms, parts = [], []
+    for term in spelled:
+        adapter, _, prefix = term.name.partition("@")
+        version = await installer.fetcher.version(installer.registry.get(adapter), prefix or None)
+        terms.append(Term(term.name, version.adapter, term.weight))
+        parts.append(f"{adapter}@{version.digest[:12]}:{term.weight:g}")
+    async with receiving(installer.store) as tmp:
+        encoder, folder = installer.loader.engine.encoder, tmp / "adapter"
+        made = await asyncio.to_thread(_write, folder, terms, way, encoder, " + ".join(parts))
+        installed = await installer.install(name, folder, None, how)
+    report = replace(installed.report, warnings=(made, *installed.report.warnings))
+    return replace(installed, report=report)
+
+
+def _write(folder: Path, terms: Sequence[Term], way: Way, encoder: Encoder, parts: str) -> str:
+    """Combine, and write the folder that PEFT loads; what was done, in words. Blocks."""
+    adapter, done = combine(terms, way, encoder.base)
+    made = f"composed of {parts}: {done}"
+    tensors, files = peft_files(adapter, encoder.base, encoder.files.id)
+    if not tensors:
+        raise CannotCompose("the sum changes nothing and has no head")
+    folder.mkdir()
+    save_file(
+        tensors, folder / WEIGHTS, {"composed": made}
+    )  # one: safetensors writes several in any order
+    for file, content in files.items():
+        place(folder, file).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return made
