@@ -25,7 +25,6 @@ from app.model.version import Version
 log = logging.getLogger(__name__)
 BASE = "base"
 MOST_SUMS = 8  # of one request
-SUM_SIGNS = ":+ "  # in no adapter's name
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ async def choose(
         return selection
     names = list(dict.fromkeys(selection.adapters))
     _refuse_too_many(runtime, count, len(names))
-    _refuse_many_sums({*names, *filter(None, selection.per_input or ())})
+    _refuse_many_sums(runtime, {*names, *filter(None, selection.per_input or ())})
     if selection.per_input is None:
         chosen = [await resolve(runtime, caller, name) for name in names or [BASE]]
         choice = Choice([[c] * count for c in chosen], len(selection.adapters) > 1)
@@ -122,9 +121,9 @@ def _refuse_too_many(runtime: Runtime, count: int, adapters: int) -> None:
         )
 
 
-def _refuse_many_sums(spelled: Iterable[str]) -> None:
+def _refuse_many_sums(runtime: Runtime, spelled: Iterable[str]) -> None:
     """Raises CannotCompose: each sum of one request is an adapter of its own in memory."""
-    if sum(any(c in name for c in SUM_SIGNS) for name in spelled) > MOST_SUMS:
+    if sum(read_terms(name_of(runtime, name)) is not None for name in spelled) > MOST_SUMS:
         raise CannotCompose(
             f"one request asks for over {MOST_SUMS} weighted sums of adapters: send several, or "
             "keep sums by POST /adapters/{name}/compose"

@@ -20,9 +20,9 @@ FIRST_TEXTS = ("anchor", "query", "question1", "sentence1", "text1", "premise", 
 SECOND_TEXTS = ("positive", "text_pair", "pair", "question2", "sentence2", "text2", "hypothesis",
     "passage", "answer", "document", "response", "text_b")  # fmt: skip
 NEGATIVES = ("negative", "hard_negative")
-LABELS = ("label", "labels", "category", "intent", "class", "target", "sentiment", "topic",
-    "emotion", "gold_label", "score", "rating", "similarity", "similarity_score", "relevance",
-    "relevant", "is_duplicate", "y")  # fmt: skip
+LABELS = ("label_text", "label_name", "label", "labels", "category", "intent", "class", "target",
+    "sentiment", "topic", "emotion", "gold_label", "score", "rating", "similarity", "similarity_score",
+    "relevance", "relevant", "is_duplicate", "y")  # fmt: skip
 WORDS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "labels", "label")
 SEPARATORS = "|;,"

@@ -90,6 +90,10 @@ def read_data(data: Data, seed: int) -> Read:
     roles = find_roles(table, data.task, data.text, data.pair, data.label)
     examples = read_examples(table, roles, str(data.path))
     notes = [*table.assumed, *roles.assumed]
+    if roles.task in ("classify", "multi-label", "words") and _numbered(examples):
+        notes.append(
+            "the labels are numbers, and are served so: PUT /adapters/NAME/labels names them"
+        )
     against = contradictions(examples)
     if against:
         notes.append(
@@ -110,6 +114,10 @@ def read_data(data: Data, seed: int) -> Read:
     if unknown and roles.task in ("classify", "embeddings"):
         raise BadData(f"{data.test}: the label {sorted(unknown)[0]!r} stands in no other file")
     return Read(roles, held, dev, test, notes)
+
+
+def _numbered(examples: list[Example]) -> bool:
+    return all(label.lstrip("-").isdigit() for label in count_labels(examples))
 
 
 def _more(path: Path | None, data: Data, roles: Roles) -> list[Example]:

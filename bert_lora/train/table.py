@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from bert_lora.train.findings import BadData, Findings
+from bert_lora.train.lines import LONGEST_LINE, is_encoding, read_lines
+from bert_lora.train.word_rows import (
+    TAG_STARTS,
+    TAGS,
+    WORDS,
+    gathered,
+    one_word_a_row,
+    word_lines,
+)
 
-LONGEST_LINE = 1_000_000  # characters
 DELIMITERS = ",;\t|"
-BYTE_ORDER_MARKS = {
-    b"\xef\xbb\xbf": "utf-8-sig",
-    b"\xff\xfe": "utf-16",
-    b"\xfe\xff": "utf-16",
-}
 WORD_ENDINGS = {".conll", ".bio", ".iob", ".iob2", ".txt"}
-TAG_STARTS = ("O", "B-", "I-", "E-", "S-", "L-", "U-")
-WORDS, TAGS = "tokens", "tags"  # the columns of a file with one word a line
+LABEL_FIRST = ".label"  # TREC's and fastText's: a label, a space, and the text
+GUESSED_BY = 200  # lines, where the ending tells nothing
 
 
 @dataclass(frozen=True)
@@ -38,83 +40,66 @@ class Table:
 
 
 def read_table(path: Path, encoding: str | None = None, header: bool | None = None) -> Table:
-    """CSV, TSV, JSON lines or Parquet by the file's ending; words with their tags, one a line, by
-    .conll, .bio, .iob2 and .txt.
+    """CSV, TSV, JSON, JSON lines, Parquet, or words with their tags, one a line; by the file's
+    ending, and where that says nothing by its first lines.
 
     encoding: of a text file; None: by its byte-order mark, else UTF-8. header: whether a CSV's or
     TSV's first row names the columns; None: it does where it looks different from the others.
     Raises BadData with the numbers of the rows that cannot be read, OSError.
     """
-    if encoding is not None and not _is_known(encoding):
+    if encoding is not None and not is_encoding(encoding):
         raise BadData(f"{encoding!r} is no encoding that Python knows")
-    ending = path.suffix.lower()
     readers: dict[str, Callable[[], Table]] = {
         ".csv": lambda: _separated(path, encoding, header, None),
         ".tsv": lambda: _separated(path, encoding, header, "\t"),
         ".tab": lambda: _separated(path, encoding, header, "\t"),
+        ".json": lambda: _json(path, encoding),
         ".jsonl": lambda: _json_lines(path, encoding),
         ".ndjson": lambda: _json_lines(path, encoding),
         ".parquet": lambda: _parquet(path),
+        LABEL_FIRST: lambda: _label_first(path, encoding),
         **dict.fromkeys(WORD_ENDINGS, lambda: _word_lines(path, encoding)),
     }
-    if ending not in readers:
-        raise BadData(f"{path}: {ending or 'no ending'} is none of {', '.join(sorted(readers))}")
+    ending, assumed = path.suffix.lower(), []
+    if ending not in readers or ending == ".txt":
+        _refuse_binary(path)
+        ending = _guess(path, encoding)
+        assumed = [f"its ending says no format: it is read as {ending.removeprefix('.')}"]
     table = readers[ending]()
     if not table.rows:
         raise BadData(f"{path} has no rows")
-    return table
+    one_word = one_word_a_row(table.columns)
+    if one_word is not None and not isinstance(table.rows[0][one_word[1]], list):
+        rows, numbers = gathered(table.rows, table.numbers, one_word)
+        assumed.append(f"one word a row: {one_word[0]} tells which text it belongs to")
+        table = Table([WORDS, TAGS], rows, numbers, table.assumed)
+    return replace(table, assumed=[*assumed, *table.assumed])
 
 
-def _lines(path: Path, encoding: str | None, findings: Findings) -> Iterator[tuple[int, str]]:
-    """Each line with its number. One that is too long or no text is told, and left out."""
-    encoding = encoding or _encoding(path)
-    with path.open(encoding=encoding, errors="surrogateescape", newline="\n") as file:
-        for number in count(1):
-            try:
-                line = file.readline(LONGEST_LINE + 1)
-            except UnicodeError as error:
-                findings.add(f"is not {encoding} ({error})", number)
-                return
-            if not line:
-                return
-            fault = _fault(line, encoding)
-            if fault is None:
-                yield number, line
-            else:
-                findings.add(fault, number)
-                _skip_rest(file, line)
-
-
-def _fault(line: str, encoding: str) -> str | None:
-    """Why a line is none; None where it is one."""
-    if len(line) > LONGEST_LINE:
-        return f"longer than {LONGEST_LINE:,} characters"
-    if "\0" in line:
-        return "has a NUL character: name the file's --encoding"
-    if any("\ud800" <= c <= "\udfff" for c in line):
-        return f"is not {encoding}: name the --encoding, as cp1252"
-    return None
-
-
-def _skip_rest(file: TextIO, line: str) -> None:
-    while line and not line.endswith("\n"):
-        line = file.readline(LONGEST_LINE + 1)
-
-
-def _is_known(encoding: str) -> bool:
-    try:
-        codecs.lookup(encoding)
-    except LookupError:
-        return False
-    return True
-
-
-def _encoding(path: Path) -> str:
+def _refuse_binary(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(4)
-    return next(
-        (name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8"
-    )
+        if file.read(4) in (b"PK\3\4", b"\xd0\xcf\x11\xe0", b"\x1f\x8b\x08\0", b"\x1f\x8b\x08\x08"):
+            raise BadData(f"{path} is a spreadsheet or an archive: save it as CSV, or unpack it")
+
+
+def _guess(path: Path, encoding: str | None) -> str:
+    """The ending that the first lines would have. What is no text is told by the reader."""
+    lines = [
+        line.rstrip("\r\n")
+        for _, line in islice(read_lines(path, encoding, Findings(str(path))), GUESSED_BY)
+    ]
+    full = [line for line in lines if line.strip()]
+    last = [line.split()[-1] for line in full]
+    if full and all(line.lstrip().startswith("{") for line in full):
+        return ".jsonl"
+    if len(full) < len(lines) and all(word.startswith(TAG_STARTS) for word in last):
+        return ".conll"
+    if all("\t" in line for line in full):
+        return ".tsv"
+    firsts = {line.split()[0] for line in full}
+    if all(":" in first or first.startswith("__label__") for first in firsts):
+        return LABEL_FIRST
+    return ".csv"
 
 
 def _separated(
@@ -122,15 +107,14 @@ def _separated(
 ) -> Table:
     findings = Findings(str(path))
     numbered: list[tuple[int, list[str]]] = []
-    lines = _Counted(_lines(path, encoding, findings))
+    lines = _Counted(read_lines(path, encoding, findings))
     first = next(lines, "")
     separator = delimiter or max(DELIMITERS, key=_outside_quotes(first).count)
-    # A tab does not stand in a text, so a quote in a TSV may be just that.
-    quoting: Literal[0, 3] = (
-        csv.QUOTE_NONE if separator == "\t" and delimiter else csv.QUOTE_MINIMAL
-    )
+    # A tab does not stand in a text, so a quote in a TSV is just that. Elsewhere an open quote must
+    # not take the next rows in: strict.
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(lines.again(first), delimiter=separator, quoting=quoting)
+    reader = csv.reader(lines.again(first), delimiter=separator, quoting=quoting, strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -229,7 +213,7 @@ def _json_lines(path: Path, encoding: str | None) -> Table:
     findings = Findings(str(path))
     rows, numbers = [], []
     columns: dict[str, None] = {}
-    for number, line in _lines(path, encoding, findings):
+    for number, line in read_lines(path, encoding, findings):
         if not line.strip():
             continue
         try:
@@ -247,6 +231,33 @@ def _json_lines(path: Path, encoding: str | None) -> Table:
     return Table(list(columns), rows, numbers)
 
 
+def _json(path: Path, encoding: str | None) -> Table:
+    """A list of objects, or of JSON lines all the same. Rows are numbered by their places."""
+    try:
+        rows = json.loads(path.read_text(encoding or "utf-8-sig"))
+    except UnicodeError as error:
+        raise BadData(f"{path}: {error}: name its --encoding") from None
+    except (ValueError, RecursionError):
+        return _json_lines(path, encoding)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BadData(f"{path} is no list of objects")
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return Table(list(columns), rows, list(range(1, len(rows) + 1)))
+
+
+def _label_first(path: Path, encoding: str | None) -> Table:
+    """A label, a space, and the text."""
+    findings = Findings(str(path))
+    rows, numbers = [], []
+    for number, line in read_lines(path, encoding, findings):
+        label, _, text = line.strip().partition(" ")
+        if label:
+            rows.append({"label": label.removeprefix("__label__"), "text": text.strip()})
+            numbers.append(number)
+    findings.refuse()
+    return Table(["label", "text"], rows, numbers)
+
+
 def _parquet(path: Path) -> Table:
     try:
         import pyarrow
@@ -261,24 +272,7 @@ def _parquet(path: Path) -> Table:
 
 
 def _word_lines(path: Path, encoding: str | None) -> Table:
-    """A word and its tag a line, in the first and the last column; an empty line ends a text."""
     findings = Findings(str(path))
-    rows: list[dict[str, Any]] = []
-    numbers: list[int] = []
-    words: list[str] = []
-    for number, line in _lines(path, encoding, findings):
-        cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
-        if not line.strip():
-            words = []
-        elif cells[0] == "-DOCSTART-" or line.startswith("# "):
-            continue
-        elif len(cells) < 2 or not cells[-1].startswith(TAG_STARTS):
-            findings.add("is not a word and its tag (O, B-…, I-…)", number)
-        else:
-            if not words:
-                rows.append({WORDS: (words := []), TAGS: []})
-                numbers.append(number)
-            words.append(cells[0])
-            rows[-1][TAGS].append(cells[-1])
+    rows, numbers = word_lines(read_lines(path, encoding, findings), findings)
     findings.refuse()
     return Table([WORDS, TAGS], rows, numbers)

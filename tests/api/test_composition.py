@@ -226,6 +226,9 @@ def test_one_request_may_not_fill_the_memory_with_sums(server: LiveServer) -> No
     assert (answer.status_code, answer.json()["error_type"]) == (422, "cannot_compose")
     body = {"inputs": ["x"] * 8, "adapters": each[:8]}
     assert server.client.post("/embed", json=body).status_code == 200
+    many = [f"tiny-bert:a@{v}" for v in ["0" * 12] * 9]
+    body = {"inputs": ["x"] * 9, "adapters": [f"{name}{i}" for i, name in enumerate(many)]}
+    assert server.client.post("/embed", json=body).json()["error_type"] == "version_not_found"
 
 
 def test_a_key_needs_every_adapter_of_a_sum_and_each_pays(

@@ -104,6 +104,59 @@ def test_a_line_of_100_mb_is_told_without_being_kept(tmp_path: Path) -> None:
         read_table(tmp_path / "a.jsonl")
 
 
+STS = 'main\tMSR\t2012\t{i}\t3.2\tA man, he said.\t"A man said\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows", "first"),
+    [
+        ("train_5500.label", b"DESC:manner How did caf\xe9s begin ?\nENTY:animal What flies ?\n", 2,
+         {"label": "DESC:manner", "text": "How did cafés begin ?"}),
+        ("a.ft", "__label__x some text\n__label__y more\n", 2, {"label": "x", "text": "some text"}),
+        ("SMSSpamCollection", 'ham\tGo "until jurong\nspam\tFree "entry" in 2\nham\tok lar\n', 3,
+         {"1": "ham", "2": 'Go "until jurong'}),
+        ("rows", '{"text": "a", "label": "b"}\n{"text": "c", "label": "d"}\n', 2,
+         {"text": "a", "label": "b"}),
+        ("rows.json", '[{"text": "a", "label": "b"}, {"text": "c", "label": "d"}]', 2,
+         {"text": "a", "label": "b"}),
+        ("eng.testa", "-DOCSTART- -X- O\n\nEU NNP B-ORG\nok VB O\n\nPeter NNP B-PER\n", 2,
+         {"tokens": ["EU", "ok"], "tags": ["B-ORG", "O"]}),
+        ("ner.csv", "Sentence #,Word,POS,Tag\nSentence: 1,EU,NNP,B-ORG\n,ok,VB,O\nSentence: 2,Hi,X,O\n",
+         2, {"tokens": ["EU", "ok"], "tags": ["B-ORG", "O"]}),
+        ("sts-train.csv", STS * 3, 3, {"5": "3.2", "6": "A man, he said.", "7": '"A man said'}),
+    ],
+)  # fmt: skip
+def test_a_public_data_sets_file_is_read_as_it_is(
+    tmp_path: Path, name: str, content: str | bytes, rows: int, first: dict[str, object]
+) -> None:
+    encoding = "latin-1" if isinstance(content, bytes) else None
+    table = read_table(_file(tmp_path, name, content), encoding)
+    assert len(table.rows) == rows
+    assert {k: table.rows[0][k] for k in first} == first
+
+
+def test_an_open_quote_takes_no_other_row_in(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="quote"):
+        read_table(_file(tmp_path, "a.csv", 'text,label\n"open,a\nsays "no",b\nlast,b\n'))
+
+
+def test_a_spreadsheet_is_told_from_a_text(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="save it as CSV"):
+        read_table(_file(tmp_path, "a.xlsx", b"PK\3\4\0\0"))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "told"),
+    [("这家酒店很好，我很喜欢。" * 20, "gb18030", "gb18030"), ("café £", "cp1252", "as cp1252")],
+)
+def test_another_encoding_is_told_with_a_name_for_it(
+    tmp_path: Path, text: str, encoding: str, told: str
+) -> None:
+    content = f"text,label\n{text},a\nx,b\n".encode(encoding)
+    with pytest.raises(BadData, match=f"row 2: is not utf-8.*{told}"):
+        read_table(_file(tmp_path, "a.csv", content))
+
+
 @pytest.mark.parametrize("name", ["a.xlsx", "a", "a.csv", "a.parquet"])
 def test_an_ending_that_is_none_and_an_empty_file_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadData):
