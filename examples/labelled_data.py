@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +18,10 @@ UNSEEN_SENTIMENT_DOMAIN = "amazonReview"
 
 @dataclass(frozen=True)
 class Example:
-    """certainty: how sure the label is, 1/L to 1; the rest is spread over the other labels."""
+    """One row."""
 
     text: str
     label: str
-    certainty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,25 +74,24 @@ def clinc150(folder: Path) -> Dataset:
 
 
 def sentiment(folder: Path) -> Dataset:
-    """Sign of the mean human valence (-4..4). Rows of valence 0 have none. In training the others
-    count by how sure their sign is; in development and test what the raters found neutral is left out.
+    """Sign of the mean human valence (-4..4). What the raters found neutral is left out.
 
     Trained on three domains; the fourth, Amazon reviews, is never trained on. Every fifth of
     its rows is the development split that chooses epochs, the others are the test.
     """
 
-    def read(domain: str, least: float = 0.0) -> list[Example]:
+    def read(domain: str) -> list[Example]:
         name = f"{domain}{'_' if domain == 'tweets' else 'Snippets_'}GroundTruth.txt"
         rows = (folder / name).read_text(encoding="utf-8").splitlines()
         parsed = [row.split("\t", 2) for row in rows if row.count("\t") >= 2]
         return [
-            Example(text, "positive" if valence > 0 else "negative", _certainty(valence))
+            Example(text, "positive" if valence > 0 else "negative")
             for valence, text in ((float(v), text) for _, v, text in parsed)
-            if valence != 0 and abs(valence) >= least
+            if abs(valence) >= NEUTRAL
         ]
 
     train = [e for domain in TRAINED_SENTIMENT_DOMAINS for e in read(domain)]
-    unseen = read(UNSEEN_SENTIMENT_DOMAIN, NEUTRAL)
+    unseen = read(UNSEEN_SENTIMENT_DOMAIN)
     return Dataset(
         train,
         unseen[::5],
@@ -103,11 +100,6 @@ def sentiment(folder: Path) -> Dataset:
         "MIT",
         "vaderSentiment 3.3 sdist, hutto_ICWSM_2014",
     )
-
-
-def _certainty(valence: float) -> float:
-    """The mean of some twenty people's judgements: 0.2 says little of the sign, 2 leaves no doubt."""
-    return 1 / (1 + math.exp(-2 * abs(valence)))
 
 
 def split_of(source: Dataset, label: str) -> str:

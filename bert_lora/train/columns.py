@@ -21,8 +21,8 @@ SECOND_TEXTS = ("positive", "text_pair", "pair", "question2", "sentence2", "text
     "passage", "answer", "document", "response", "text_b")  # fmt: skip
 NEGATIVES = ("negative", "hard_negative")
 LABELS = ("label_text", "label_name", "label", "labels", "category", "intent", "class", "target",
-    "sentiment", "topic", "emotion", "gold_label", "score", "rating", "similarity", "similarity_score",
-    "relevance", "relevant", "is_duplicate", "y")  # fmt: skip
+    "sentiment", "topic", "emotion", "gold_label", "score", "rating", "similarity",
+    "similarity_score", "relevance", "relevant", "is_duplicate", "y")  # fmt: skip
 WORDS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "labels", "label")
 SEPARATORS = "|;,"
