@@ -9,7 +9,9 @@ import typer
 
 from bert_lora.cli.connection import Key, server
 
-Task = Literal["classify", "multi-label", "regression", "words", "rerank", "embeddings"]
+Task = Literal[
+    "classify", "multi-label", "regression", "words", "rerank", "embeddings", "similarity"
+]  # fmt: skip
 NAME = r"[a-z0-9][a-z0-9._-]*"
 
 

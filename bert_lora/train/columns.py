@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 from bert_lora.train.findings import BadData
 from bert_lora.train.table import Table
 
-Task = Literal["classify", "multi-label", "regression", "words", "rerank", "embeddings"]
+Task = Literal[
+    "classify", "multi-label", "regression", "words", "rerank", "embeddings", "similarity"
+]  # fmt: skip
 TASKS: tuple[Task, ...] = get_args(Task)
 
 FIRST_TEXTS = ("anchor", "query", "question1", "sentence1", "text1", "premise", "question", "text",
@@ -70,6 +72,10 @@ def find_roles(
         if len(texts) == 1 or task not in (None, "embeddings"):
             raise _none_looks_like("the label", "--label", table)
         return _told("embeddings", texts, (), None, named)
+    if task == "embeddings" and len(texts) > 1:
+        if len(texts) > 2 or not _numbers(sample, labels):
+            return _told(task, texts, (), None, named)
+        task = "similarity"  # pairs with how alike they are
     separator = None if len(labels) > 1 else _separator(sample, labels[0], task)
     found = task or _task(sample, labels, separator)
     return _told(found, texts, labels, separator, named)
@@ -127,7 +133,7 @@ def _texts(
     free = [c for c in free if c != first]
     second = pair or _by_name(free, SECOND_TEXTS)
     if second is None or (
-        pair is None and text is not None and task not in ("rerank", "embeddings")
+        pair is None and text is not None and task not in ("rerank", "embeddings", "similarity")
     ):
         return (first,)
     negative = _by_name([c for c in free if c != second], NEGATIVES)
@@ -198,6 +204,11 @@ def _task(sample: list[dict[str, Any]], labels: tuple[str, ...], separator: str 
         if len(amounts) > MANY or any(n != int(n) for n in amounts):
             return "regression"
     return "classify"
+
+
+def _numbers(sample: list[dict[str, Any]], labels: tuple[str, ...]) -> bool:
+    cells = [row.get(label) for row in sample for label in labels]
+    return all(_number(cell) is not None for cell in cells if cell not in (None, ""))
 
 
 def _number(cell: Any) -> float | None:

@@ -40,6 +40,7 @@ def read_examples(table: Table, roles: Roles, source: str) -> list[Example]:
         "rerank": _relevance,
         "words": _tags,
         "embeddings": _one_label if roles.labels else _nothing,
+        "similarity": _amount,
     }[roles.task]
     examples = []
     for number, row in zip(table.numbers, table.rows, strict=True):
@@ -137,7 +138,9 @@ def _whole(examples: Sequence[Example], roles: Roles, findings: Findings) -> Non
     if len(examples) < FEWEST:
         findings.add(f"there are {len(examples)} usable rows; {FEWEST} are the least")
         return
-    if roles.task == "regression" and len({e.gold for e in examples}) < 2:
+    if roles.task == "similarity" and len(roles.texts) < 2:
+        findings.add("similarity needs two texts a row: name them with --text and --pair")
+    if roles.task in ("regression", "similarity") and len({e.gold for e in examples}) < 2:
         findings.add("every row has the same amount")
     if roles.task not in ("classify", "multi-label", "rerank", "words") and not (
         roles.task == "embeddings" and roles.labels

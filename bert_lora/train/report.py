@@ -12,13 +12,19 @@ CELL = 18  # pixels
 SHOWN_NAME = 28  # characters
 TERMINAL_LABELS = 10
 TERMINAL_ERRORS = 5
+TAGS = {  # the hub's, of what is no classification
+    "words": "token-classification",
+    "embeddings": "feature-extraction",
+    "similarity": "sentence-similarity",
+    "rerank": "text-ranking",
+}
 
 
 def write_page(outcome: Outcome, path: Path) -> None:
     """One HTML file that needs nothing else."""
     environment = Environment(loader=PackageLoader("bert_lora.train", "."), autoescape=True)
     template = environment.get_template("report.html.j2")
-    amounts = outcome.scores[0].name == "Spearman"
+    amounts = outcome.scores[0].name == "R2"
     words = outcome.scores[0].name == "span F1"
     page = template.render(
         o=outcome,
@@ -62,8 +68,7 @@ def terminal(outcome: Outcome) -> str:
 
 def write_card(outcome: Outcome, task: str, base_id: str, path: Path) -> None:
     """README.md beside the adapter, as model hubs read it."""
-    tag = {"words": "token-classification", "embeddings": "feature-extraction",
-           "rerank": "text-ranking"}.get(task, "text-classification")  # fmt: skip
+    tag = TAGS.get(task, "text-classification")
     lines = ["---", "library_name: peft", f"base_model: {base_id}", f"tags: [lora, {tag}]", "---"]
     lines += [f"# {outcome.name}", ""]
     lines += [f"**{name}** {value}\n" for name, value in outcome.facts.items()]

@@ -136,3 +136,12 @@ def test_a_comma_within_a_label_does_not_make_it_two() -> None:
     labels = ["Sports, outdoors", "Books, music", "Home, garden"]
     table = _table(*({"text": LONG, "label": label} for label in labels))
     assert find_roles(table).task == "classify"
+
+
+def test_pairs_with_a_number_are_vectors_that_keep_its_order_and_no_labels() -> None:
+    rows = [{"sentence1": LONG, "sentence2": LONG, "score": i / 3} for i in range(9)]
+    roles = find_roles(_table(*rows), "embeddings")
+    assert (roles.task, roles.labels) == ("similarity", ("score",))
+    named = [{"anchor": LONG, "positive": LONG, "topic": f"t{i % 2}"} for i in range(9)]
+    roles = find_roles(_table(*named), "embeddings")
+    assert (roles.task, roles.labels) == ("embeddings", ())

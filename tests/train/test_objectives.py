@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import f1_score, r2_score, roc_auc_score
 
 from bert_lora.train import first_head
 from bert_lora.train.examples import Example
@@ -56,12 +56,13 @@ def test_a_reranker_is_scored_by_the_area_under_its_curve() -> None:
     assert scores["ROC AUC"] == pytest.approx(roc_auc_score(gold, said[:, 0]))
 
 
-def test_amounts_are_scored_by_spearmans_ranks() -> None:
+def test_amounts_are_scored_by_how_near_they_are_and_by_their_ranks() -> None:
     gold = np.round(RNG.random(200) * 5, 1)  # with ties
     said = gold + RNG.normal(size=200)
     scores = _by_name(
         Amounts("score", gold.tolist()).scores(said.tolist(), _examples(gold.tolist()))
     )
+    assert scores["R2"] == pytest.approx(r2_score(gold, said))
     assert scores["Spearman"] == pytest.approx(spearmanr(gold, said).statistic)
     assert scores["mean error"] == pytest.approx(np.abs(gold - said).mean())
 

@@ -40,12 +40,14 @@ def _served(base: Path, folder: Path, store: Path) -> Any:
 
 def _rows(task: str, count: int = 300) -> tuple[list[str], list[list[Any]]]:
     """A file of each task that a subject's word decides."""
-    rng = random.Random(1)
+    rng, others = random.Random(1), random.Random(2)
     rows: list[list[Any]] = []
     for _ in range(count):
         one, other = rng.choice(SUBJECTS), rng.choice(SUBJECTS)
         text, second = sentence(one, rng), sentence(other, rng)
         both = text + " " + other
+        alike = others.random() < 0.4
+        pair = sentence(one, others) if alike else second
         rows.append(
             {
                 "classify": [text, one],
@@ -53,9 +55,14 @@ def _rows(task: str, count: int = 300) -> tuple[list[str], list[list[Any]]]:
                 "regression": [text, SUBJECTS.index(one) * 10 + rng.random()],
                 "rerank": [one, second, int(other == "card")],
                 "embeddings": [text, sentence(one, rng)],
+                "similarity": [text, pair, 5 * (alike or one == other)],
             }[task]
         )
-    names = {"rerank": ["query", "passage", "relevant"], "embeddings": ["anchor", "positive"]}
+    names = {
+        "rerank": ["query", "passage", "relevant"],
+        "embeddings": ["anchor", "positive"],
+        "similarity": ["sentence1", "sentence2", "score"],
+    }
     return names.get(task, ["text", "label"]), rows
 
 
@@ -64,9 +71,10 @@ def _rows(task: str, count: int = 300) -> tuple[list[str], list[list[Any]]]:
     [
         ("classify", "accuracy"),
         ("multi-label", "micro F1"),
-        ("regression", "Spearman"),
+        ("regression", "R2"),
         ("rerank", "ROC AUC"),
         ("embeddings", "reciprocal rank"),
+        ("similarity", "Spearman"),
     ],
 )
 def test_a_file_becomes_an_adapter_that_has_learned(
@@ -74,7 +82,7 @@ def test_a_file_becomes_an_adapter_that_has_learned(
 ) -> None:
     names, rows = _rows(task)
     data = write_csv(tmp_path / "data.csv", names, rows)
-    told = ["--task", task] if task in ("rerank", "multi-label") else []
+    told = ["--task", task] if task in ("rerank", "multi-label", "similarity") else []
     output = _train(data, tiny, tmp_path / "adapters" / "mine", *FAST, *told)
     line = next(words for words in output.splitlines() if f"held back: {score}" in words)
     untrained = {"embeddings": 0.25}.get(task, 0.75)  # ten others of a subject are as near

@@ -13,12 +13,21 @@ from typing_extensions import override
 from bert_lora.train import first_head
 from bert_lora.train.adapted import AMOUNT
 from bert_lora.train.examples import Example
-from bert_lora.train.objectives.objective import Floats, Objective, Score, interval
+from bert_lora.train.objectives.objective import (
+    Floats,
+    Objective,
+    Score,
+    correlation,
+    interval,
+    ranks,
+)
 from bert_lora.train.student import Item
 
 
 class Amounts(Objective):
     """Mean squared error of the standardized amount. A prediction: a float in the data's unit.
+
+    Stopped by R2, and not by an order of ranks, which an answer far off may have as well.
 
     The head learns the standardized amount; finish() makes it give the data's own.
     """
@@ -55,10 +64,9 @@ class Amounts(Objective):
         gold: Floats = np.array([e.gold for e in examples], dtype=float)
         said: Floats = np.array(predictions, dtype=float)
         return [
-            interval(
-                "Spearman", len(gold), lambda i: _correlation(_ranks(gold[i]), _ranks(said[i]))
-            ),
-            interval("Pearson", len(gold), lambda i: _correlation(gold[i], said[i])),
+            interval("R2", len(gold), lambda i: _explained(gold[i], said[i])),
+            interval("Spearman", len(gold), lambda i: correlation(ranks(gold[i]), ranks(said[i]))),
+            interval("Pearson", len(gold), lambda i: correlation(gold[i], said[i])),
             interval("mean error", len(gold), lambda i: float(np.abs(gold[i] - said[i]).mean())),
         ]
 
@@ -74,15 +82,7 @@ class Amounts(Objective):
         return f"{prediction:.3g}"
 
 
-def _ranks(values: Floats) -> Floats:
-    """Equal values share the mean of their ranks."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(count) - (count - 1) / 2)[place]
-    return ranks
-
-
-def _correlation(first: Floats, second: Floats) -> float:
-    """0 where one side never changes."""
-    if first.std() == 0 or second.std() == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+def _explained(gold: Floats, said: Floats) -> float:
+    """The share of the amounts' variance that is told; below 0: worse than their mean."""
+    variance = float(((gold - gold.mean()) ** 2).sum())
+    return 1 - float(((gold - said) ** 2).sum()) / variance if variance else 0.0

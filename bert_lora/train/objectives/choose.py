@@ -30,11 +30,16 @@ def objective(roles: Roles, examples: Sequence[Example], pooling: str) -> Object
             return Rerank([RELEVANT])
         case "words":
             return Words(["O", *(label for label in labels if label != "O")])
-        case "embeddings":
+        case "embeddings" | "similarity":
             try:
-                from bert_lora.train.objectives.vectors import LabelledVectors, Vectors
+                from bert_lora.train.objectives import vectors
             except ImportError:
                 raise BadData("vectors need pip install 'bert-lora-server[train]'") from None
-            return LabelledVectors(pooling, labels) if roles.labels else Vectors(pooling)
+            if roles.task == "similarity":
+                return vectors.AlikeVectors(pooling)
+            labelled = bool(roles.labels)
+            return (
+                vectors.LabelledVectors(pooling, labels) if labelled else vectors.Vectors(pooling)
+            )
         case _:
             assert_never(roles.task)

@@ -102,3 +102,17 @@ def f1(right: Floats, said: Floats, true: Floats) -> Floats:
         2 * right, total, out=np.zeros_like(total, dtype=float), where=total > 0
     )
     return mean
+
+
+def ranks(values: Floats) -> Floats:
+    """From 1; equal values share the mean of their ranks."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(count) - (count - 1) / 2)[place]
+    return ranks
+
+
+def correlation(first: Floats, second: Floats) -> float:
+    """Pearson's; 0 where one side never changes."""
+    if first.std() == 0 or second.std() == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])

@@ -12,14 +12,23 @@ import torch.nn.functional as F
 from sentence_transformers.sentence_transformer.losses import (
     BatchHardSoftMarginTripletLoss as HardTriplets,
 )
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CoSENTLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from bert_lora.train.adapted import NO_HEAD
 from bert_lora.train.examples import Example
-from bert_lora.train.objectives.objective import Objective, Score, interval
+from bert_lora.train.objectives.objective import (
+    Objective,
+    Score,
+    correlation,
+    interval,
+    ranks,
+)
 from bert_lora.train.student import Item
 
 NEIGHBOURS = 10
@@ -82,6 +91,38 @@ class Vectors(Objective):
         return [
             interval("reciprocal rank", len(place), lambda i: float(place[i].mean())),
             interval("its own is nearest", len(place), lambda i: float(first[i].mean())),
+        ]
+
+
+class AlikeVectors(Vectors):
+    """Pairs with a number: the more alike, the larger the cosine (CoSENT). How well the cosines
+    keep the numbers' order.
+    """
+
+    batch = 32
+
+    def __init__(self, pooling: str) -> None:
+        super().__init__(pooling)
+        self._order = CoSENTLoss(SimpleNamespace())  # type: ignore[arg-type]
+
+    @override
+    def loss(self, output: Any, examples: Sequence[Example], items: Sequence[Item]) -> Tensor:
+        rows = self.pooled(output, items)
+        amounts = torch.tensor([float(e.gold) for e in examples], device=rows.device)  # type: ignore[arg-type]
+        pairs = [rows[0::2], rows[1::2]]
+        loss: Tensor = self._order.compute_loss_from_embeddings(pairs, amounts)
+        return loss
+
+    @override
+    def scores(self, predictions: Sequence[Any], examples: Sequence[Example]) -> list[Score]:
+        vectors = np.array(predictions)
+        cosines = (vectors[:, 0] * vectors[:, 1]).sum(1)
+        gold = np.array([e.gold for e in examples], dtype=float)
+        return [
+            interval(
+                "Spearman", len(gold), lambda i: correlation(ranks(gold[i]), ranks(cosines[i]))
+            ),
+            interval("Pearson", len(gold), lambda i: correlation(gold[i], cosines[i])),
         ]
 
 
