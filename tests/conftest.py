@@ -14,11 +14,16 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, as below
 
+from app.model import machine  # how many cores there are, it learns when it is imported
 from app.model.embedded import embedded_base
 from tests.live import LiveServer, live_server
 from tests.tiny import save_tiny_base
 
 torch.manual_seed(0)
+# Of the oracles' thread: the servers' own have what machine.cores() says. Two processes test side by
+# side, and OpenMP's threads wait for each other without sleeping.
+assert machine.cores() >= 1
+torch.set_num_threads(1)
 # The same examples each time, so that no change is failed by what another one did wrong. For others:
 # python -m pytest --hypothesis-profile default
 settings.register_profile("same", derandomize=True)
