@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from torch import Tensor
 
+from app.adapters.files import adapter_folders
 from app.api.adapter_object import describe
 from app.api.dialect import NATIVE, Dialect
 from app.api.errors import TABLE, refusal_of
@@ -195,7 +196,7 @@ class Local(Calls):
 
 def load(
     model: str | None = None,
-    adapters: Mapping[str, Any] | None = None,
+    adapters: Mapping[str, Any] | str | Path | None = None,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -204,7 +205,8 @@ def load(
     """Load a base and adapters into this process.
 
     model: a folder or a hub's id; None: the embedded all-MiniLM-L6-v2. adapters: name -> what put
-    takes. device, dtype: as BERT_LORA_DEVICE and BERT_LORA_DTYPE. adapter: of calls that name none.
+    takes; or a folder that holds adapters' folders. device, dtype: as BERT_LORA_DEVICE and
+    BERT_LORA_DTYPE. adapter: of calls that name none.
     Raises Unreadable, Refused.
     """
     loop = LoopThread()
@@ -212,7 +214,9 @@ def load(
     try:
         loop.run(core.start())
         local = Local(core, loop)
-        for name, source in (adapters or {}).items():
+        if isinstance(adapters, str | Path):
+            adapters = {name: Path(adapters) / name for name in adapter_folders(Path(adapters))}
+        for name, source in sorted((adapters or {}).items()):
             local.put(name, source)
     except BaseException:
         loop.run(core.close())

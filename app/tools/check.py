@@ -66,7 +66,7 @@ def _report(source: Path, version: StoredVersion, bench: Workbench) -> str:
         f"  task {report.task}{labels}{more}; pooling {report.pooling}, "
         f"up to {report.max_length} tokens",
         f"  {tensors.in_file} tensors, {tensors.used} used, "
-        f"{len(tensors.ignored)} that repeat what is refusal elsewhere; {report.bytes:,} bytes",
+        f"{len(tensors.ignored)} that repeat what others say; {report.bytes:,} bytes",
         f"  certificate: {report.certified} answers hold" if report.certified else "",
         *(f"  warning: {warning}" for warning in report.warnings),
         f"  the output moves by {100 * report.delta.relative:.1f} % on the probe text",

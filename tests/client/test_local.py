@@ -27,7 +27,8 @@ def local(tiny_bert: Path, folders: dict[str, Path]) -> Iterator[Local]:
 
 
 def test_vectors_are_the_servers_bit_for_bit(served: Served, local: Local) -> None:
-    for options in ({}, {"adapter": "tuned"}, {"adapter": "tuned", "pooling": "max"}):
+    summed = {"adapter": "tuned:0.5+other:-0.3"}
+    for options in ({}, {"adapter": "tuned"}, {"adapter": "tuned", "pooling": "max"}, summed):
         ours, theirs = local.embed(TEXTS, **options), served.client.embed(TEXTS, **options)
         assert np.array_equal(ours, theirs), options
     adapters = ["tuned", None] * 35
@@ -92,3 +93,8 @@ def test_a_base_that_cannot_be_loaded_is_said_in_one_line() -> None:
         bert_lora.load("./nowhere")
     with pytest.raises(BertLoraError, match="device"):
         bert_lora.load(device="tpu")
+
+
+def test_a_folder_of_adapters_is_loaded_whole(tiny_bert: Path, folders: dict[str, Path]) -> None:
+    with bert_lora.load(str(tiny_bert), adapters=folders["tuned"].parent) as loaded:
+        assert folders["tuned"].name in {adapter["name"] for adapter in loaded.list()}

@@ -15,7 +15,7 @@ from bert_lora.train import first_head
 from bert_lora.train.examples import Example
 from bert_lora.train.objectives.amounts import Amounts
 from bert_lora.train.objectives.classify import Classify
-from bert_lora.train.objectives.objective import interval
+from bert_lora.train.objectives.objective import interval, share
 from bert_lora.train.objectives.several import Rerank, Several
 from bert_lora.train.objectives.vectors import LabelledVectors, Vectors
 from bert_lora.train.objectives.words import Words, spans
@@ -142,3 +142,17 @@ def test_the_first_head_of_amounts_is_near_least_squares() -> None:
     )
     assert np.corrcoef(rows @ weight[0].numpy() + bias.item(), amounts)[0, 1] > 0.99
     assert bias.item() == pytest.approx(3, abs=0.1)
+
+
+def test_a_head_of_few_rows_is_no_surer_than_rows_that_it_has_not_seen_allow() -> None:
+    rng = torch.Generator().manual_seed(0)
+    read, fresh = torch.randn(60, 384, generator=rng), torch.randn(200, 384, generator=rng)
+    weight, bias = first_head.of_classes(read, torch.arange(60) % 3, 3)  # labels of chance
+    surest = (fresh @ weight.T + bias).softmax(1).max(1).values
+    assert float(surest.mean()) < 0.5
+
+
+def test_a_share_of_few_has_a_wide_interval_even_where_all_are_right() -> None:
+    score = share("accuracy", np.ones(3))
+    assert (score.value, score.high) == (1, 1)
+    assert score.low == pytest.approx(0.438, abs=1e-3)  # Wilson 1927, by statsmodels

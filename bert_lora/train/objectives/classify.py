@@ -14,7 +14,7 @@ from typing_extensions import override
 from bert_lora.train import first_head
 from bert_lora.train.adapted import SEQUENCE
 from bert_lora.train.examples import Example
-from bert_lora.train.objectives.objective import Floats, Objective, Score, f1, interval
+from bert_lora.train.objectives.objective import Floats, Objective, Score, f1, interval, share
 from bert_lora.train.student import Item
 
 
@@ -46,7 +46,7 @@ class Classify(Objective):
         said = np.array([p.argmax() for p in predictions])
         right = (gold == said).astype(float)
         return [
-            interval("accuracy", len(gold), lambda i: float(right[i].mean())),
+            share("accuracy", right),
             interval("macro F1", len(gold), lambda i: self._macro(gold[i], said[i])),
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,15 @@ def interval(
     tried = [measure(rng.integers(0, count, count)) for _ in range(RESAMPLES if count > 1 else 1)]
     low, high = np.percentile(tried, [(100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2])
     return Score(name, float(measure(every)), float(low), float(high))
+
+
+def share(name: str, right: Floats) -> Score:
+    """The mean of zeros and ones, and Wilson's interval, which is honest where all are alike."""
+    count, value, z = len(right), float(right.mean()), 1.96
+    middle = (value + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(value * (1 - value) / count + z * z / (4 * count * count))
+    half /= 1 + z * z / count
+    return Score(name, value, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def f1(right: Floats, said: Floats, true: Floats) -> Floats:

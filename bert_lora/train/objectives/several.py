@@ -14,7 +14,7 @@ from typing_extensions import override
 from bert_lora.train import first_head
 from bert_lora.train.adapted import SEVERAL
 from bert_lora.train.examples import Example, labels_of
-from bert_lora.train.objectives.objective import Floats, Objective, Score, f1, interval
+from bert_lora.train.objectives.objective import Floats, Objective, Score, f1, interval, share
 from bert_lora.train.student import Item
 
 THRESHOLD = 0.5
@@ -64,7 +64,7 @@ class Several(Objective):
 
         return [
             interval("micro F1", len(gold), micro),
-            interval("all labels right", len(gold), lambda i: float(same[i].mean())),
+            share("all labels right", same),
         ]
 
     @override
@@ -84,7 +84,7 @@ class Rerank(Several):
         right = ((said > THRESHOLD) == gold).astype(float)
         return [
             interval("ROC AUC", len(gold), lambda i: _area(gold[i], said[i])),
-            interval("accuracy", len(gold), lambda i: float(right[i].mean())),
+            share("accuracy", right),
         ]
 
     @override

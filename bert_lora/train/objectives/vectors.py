@@ -28,6 +28,7 @@ from bert_lora.train.objectives.objective import (
     correlation,
     interval,
     ranks,
+    share,
 )
 from bert_lora.train.student import Item
 
@@ -90,7 +91,7 @@ class Vectors(Objective):
         first = (place == 1).astype(float)
         return [
             interval("reciprocal rank", len(place), lambda i: float(place[i].mean())),
-            interval("its own is nearest", len(place), lambda i: float(first[i].mean())),
+            share("its own is nearest", first),
         ]
 
 
@@ -152,4 +153,4 @@ class LabelledVectors(Vectors):
         said = [np.bincount(gold[row]).argmax() for row in nearest]
         right = (gold == said).astype(float)
         name = f"{NEIGHBOURS} nearest neighbours"
-        return [interval(name, len(gold), lambda i: float(right[i].mean()))]
+        return [share(name, right)]
