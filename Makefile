@@ -5,6 +5,8 @@ PORT ?= 8080
 # Processes that test side by side, each with a server or two. In the order of the files: else the few long tests of
 # a file come last, and one process waits for the other.
 WORKERS ?= 2
+# Threads of OpenMP that wait sleep: with two processes side by side they would keep each other's cores.
+test test-all test-quick: export OMP_WAIT_POLICY = passive
 # The one machine that it is brought for.
 HELM_HERE = $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),build/tools/bin/helm)
 QUICK = tests/adapters tests/catalog tests/engine tests/inference tests/test_structure.py tests/test_every_value.py \
