@@ -10,6 +10,7 @@ Sources: Yadav et al. 2023 (TIES), Yu et al. 2024 (DARE).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -23,6 +24,7 @@ from app.adapters.values import Adapter, Dense, LoRALayer, move
 
 Combination = Literal["linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 SignMethod = Literal["total", "frequency"]
+SEEDED = threading.Lock()  # torch has one generator, which PEFT draws from
 Combine = Callable[[list[Tensor], Tensor], Tensor]
 
 
@@ -54,7 +56,7 @@ def combine(terms: Sequence[Term], way: Way, base: Base) -> tuple[Adapter, str]:
         raise CannotCompose("none of them has a rank: say svd_rank")
     layers: dict[str, LoRALayer] = {}
     kept, whole = 0.0, 0.0
-    with torch.random.fork_rng(devices=[]):
+    with SEEDED, torch.random.fork_rng(devices=[]):
         torch.manual_seed(way.seed)
         for path in [*summed.layers, *summed.replaced]:
             change = _combined(path, terms, function, base).double()
