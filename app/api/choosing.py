@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute
 
 from app.api.access import access_of
 from app.api.refusal import invalid
-from app.inference.choose import BASE, Selection, name_of
+from app.inference.choose import BASE, Selection, alike, names_in, with_plus
 from app.inference.errors import Ambiguous
 from app.inference.runtime import Runtime
 
@@ -49,7 +49,7 @@ def selection_of(request: Request, adapters: list[str]) -> Selection:
     prefix, header = request.path_params.get("adapter"), header_adapter(request.headers)
     single = ((name,) for name in (prefix, header) if name)
     chosen: list[tuple[str, ...]] = [*([tuple(adapters)] if adapters else []), *single]
-    if len(set(chosen)) > 1:
+    if len({tuple(map(with_plus, names)) for names in chosen}) > 1:
         spelled = ", ".join(sorted({name for names in chosen for name in names}))
         raise Ambiguous(
             f"?adapter=, X-Adapter and the path name different adapters: {spelled:.200}"
@@ -84,11 +84,13 @@ def with_model(runtime: Runtime, selection: Selection, model: str | None) -> Sel
     """
     if not selection.adapters:
         return Selection([] if model is None else [model])
-    name = name_of(runtime, model.partition("@")[0]) if model else BASE
-    others = {name_of(runtime, spelled.partition("@")[0]) for spelled in selection.adapters}
-    if name in runtime.registry.names and name not in others:
+    spelled = model or BASE
+    others = {alike(runtime, other) for other in selection.adapters}
+    known = all(name in runtime.registry.names for name in names_in(runtime, spelled))
+    if known and alike(runtime, spelled) not in others:
         raise Ambiguous(
-            f"model names {name}, and the path, a header or ?adapter= {selection.adapters[0]}"
+            f"model names {spelled:.80}, and the path, a header or ?adapter= "
+            f"{selection.adapters[0]:.80}"
         )
     return selection
 

@@ -10,14 +10,18 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from app.adapters.changes import weight_changes
 from app.adapters.combine import Way, combine
 from app.adapters.files import WEIGHTS, place
 from app.adapters.sums import CannotCompose, Term
+from app.adapters.values import Adapter
 from app.adapters.write import peft_files
 from app.catalog.install import How, Installed, Installer
 from app.catalog.open_store import receiving
 from app.catalog.terms import Spelled
 from app.model.encoder import Encoder
+
+ROUNDING = 1e-7  # of a weight's own size
 
 
 async def compose(
@@ -27,6 +31,8 @@ async def compose(
 
     Raises UnknownAdapter, UnknownVersion, CannotCompose, and what Installer.install raises.
     """
+    served = installer.registry.names.get(name)
+    how.change.of(name, None if served is None else served.digest, None)
     terms, parts = [], []
     for term in spelled:
         adapter, _, prefix = term.name.partition("@")
@@ -41,13 +47,19 @@ async def compose(
     return replace(installed, report=report)
 
 
+def _changes(adapter: Adapter, encoder: Encoder) -> bool:
+    """Does any weight change by more than float32's rounding?"""
+    return max(weight_changes(adapter, encoder.base).values(), default=0.0) > ROUNDING
+
+
 def _write(folder: Path, terms: Sequence[Term], way: Way, encoder: Encoder, parts: str) -> str:
     """Combine, and write the folder that PEFT loads; what was done, in words. Blocks."""
     adapter, done = combine(terms, way, encoder.base)
     made = f"composed of {parts}: {done}"
+    moved = any(layer.shift is not None for layer in adapter.layers.values())
+    if adapter.head is None and not moved and not _changes(adapter, encoder):
+        raise CannotCompose("what comes of them leaves the base as it is, and has no head")
     tensors, files = peft_files(adapter, encoder.base, encoder.files.id)
-    if not tensors:
-        raise CannotCompose("the sum changes nothing and has no head")
     folder.mkdir()
     save_file(
         tensors, folder / WEIGHTS, {"composed": made}

@@ -20,6 +20,7 @@ from app.model.version import Version
 
 MOST_KEPT = 64
 RETRY_S = 1.0
+TRIES, TRY_S = 10, 0.005  # until there is room
 
 
 class CompositionsFull(Exception):
@@ -54,7 +55,7 @@ class Compositions:
         async with self._one_at_a_time:
             version = self._alive.get(digest)
             if version is None:
-                self._make_room(sum(v.adapter.resident_bytes for _, v, _ in terms))
+                await self._make_room(sum(v.adapter.resident_bytes for _, v, _ in terms))
                 version = await asyncio.to_thread(self._sum, digest, terms)
                 self._alive[digest] = version
             self._kept[digest] = version
@@ -63,12 +64,15 @@ class Compositions:
                 self._kept.popitem(last=False)
             return version
 
-    def _make_room(self, size: int) -> None:
+    async def _make_room(self, size: int) -> None:
         """Let go of sums that nobody asked for lately. Raises CompositionsFull."""
-        while self._kept and self._bytes() + size > self.budget_bytes:
-            self._kept.popitem(last=False)
-        if self._alive and self._bytes() + size > self.budget_bytes:
-            raise CompositionsFull
+        for _ in range(TRIES):
+            while self._kept and self._bytes() + size > self.budget_bytes:
+                self._kept.popitem(last=False)
+            if not self._alive or self._bytes() + size <= self.budget_bytes:
+                return
+            await asyncio.sleep(TRY_S)  # the thread that made the last one may hold it yet
+        raise CompositionsFull
 
     def _bytes(self) -> int:
         return sum(version.adapter.resident_bytes for version in list(self._alive.values()))

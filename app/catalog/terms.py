@@ -15,7 +15,7 @@ LARGEST = 100.0  # of a weight
 LONGEST = 2000  # characters of a whole sum
 BETWEEN = re.compile(r"[+ ]+")
 TERM = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,62}(?:@[0-9A-Fa-f]{1,64})?)(?::(?P<weight>.*))?")
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:\.\d{0,20})?|\.\d{1,20})(?:e-\d{1,2})?")
+NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})(?:e-[0-9]{1,3})?")
 EXAMPLE = "a sum is spelled name:weight+name:weight, as in a:0.7+b:0.3"
 
 
@@ -34,7 +34,7 @@ def read_terms(spelled: str) -> list[Spelled] | None:
     """
     pieces = BETWEEN.split(spelled[: LONGEST + 1].strip())
     matches = [TERM.fullmatch(piece) for piece in pieces]
-    weighted = [m and m["weight"] is not None and NUMBER.fullmatch(m["weight"]) for m in matches]
+    weighted = [m is not None and _is_number(m["weight"]) for m in matches]
     if len(pieces) == 1 and not weighted[0]:
         return None
     if None in matches and not ("+" in spelled or any(weighted)):
@@ -42,6 +42,15 @@ def read_terms(spelled: str) -> list[Spelled] | None:
     if len(spelled) > LONGEST or len(pieces) > MOST_TERMS:
         raise CannotCompose(f"a sum has at most {MOST_TERMS} terms: compose some of them first")
     return [_term(*pair) for pair in zip(pieces, matches, strict=True)]
+
+
+def _is_number(weight: str | None) -> bool:
+    """Is it meant as one, whether it is a weight or not?"""
+    try:
+        float(weight or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _term(spelled: str, match: re.Match[str] | None) -> Spelled:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from app.adapters.refusals import AdapterRejected
@@ -102,7 +103,8 @@ async def choose(
         spelled = [BASE if name is None else name for name in selection.per_input]
         if len(spelled) != count:
             raise Invalid("adapters", f"has {len(spelled)} entries for {count} inputs")
-        if names and (len(names) > 1 or set(spelled) != set(names)):
+        each = {with_plus(name) for name in spelled}
+        if names and (len(names) > 1 or each != {with_plus(names[0])}):
             raise Ambiguous(
                 "?adapter= in the query and adapters in the body disagree: send one of them"
             )
@@ -128,6 +130,32 @@ def _refuse_many_sums(runtime: Runtime, spelled: Iterable[str]) -> None:
             f"one request asks for over {MOST_SUMS} weighted sums of adapters: send several, or "
             "keep sums by POST /adapters/{name}/compose"
         )
+
+
+def names_in(runtime: Runtime, spelled: str) -> list[str]:
+    """The adapters that a spelling names, without versions: one, or each of a sum's."""
+    name = name_of(runtime, spelled)
+    with suppress(CannotCompose):
+        terms = read_terms(name)
+        if terms is not None:
+            return [name_of(runtime, term.name.partition("@")[0]) for term in terms]
+    return [name_of(runtime, spelled.partition("@")[0])]
+
+
+def alike(runtime: Runtime, spelled: str) -> str:
+    """What all spellings of the same adapter, or sum, have in common; versions aside."""
+    names = names_in(runtime, spelled)
+    with suppress(CannotCompose):
+        terms = read_terms(name_of(runtime, spelled)) or []
+        weights = [term.weight for term in terms]
+        if weights:
+            return "+".join(f"{name}:{w!r}" for name, w in zip(names, weights, strict=True))
+    return names[0]
+
+
+def with_plus(spelled: str) -> str:
+    """A query turns the + of a sum into a space."""
+    return BETWEEN.sub("+", spelled)
 
 
 def name_of(runtime: Runtime, spelled: str) -> str:
@@ -185,8 +213,7 @@ async def _sum(runtime: Runtime, caller: Caller, spelled: str, terms: list[Spell
     if len(parts) == 1 and parts[0][1] == 1:
         return replace(parts[0][0], spelled=spelled)
     total = await runtime.compositions.get([(c.name, c.version, w) for c, w in parts])
-    with_plus = BETWEEN.sub("+", spelled)  # which a query turns into a space
-    return Chosen(with_plus, with_plus, total, parts=tuple(parts))
+    return Chosen(with_plus(spelled), with_plus(spelled), total, parts=tuple(parts))
 
 
 def _base(runtime: Runtime, spelled: str, prefix: str | None) -> Chosen:

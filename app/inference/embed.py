@@ -9,7 +9,7 @@ from app.adapters.sentence import Pooling, Sentence
 from app.catalog.registry import UnknownAdapter
 from app.engine.tokenizer import Input
 from app.inference.caller import Caller
-from app.inference.choose import BASE, Choice, Chosen, Selection, choose, name_of
+from app.inference.choose import BASE, Choice, Chosen, Selection, alike, choose
 from app.inference.errors import Ambiguous, Invalid
 from app.inference.read import Texts
 from app.inference.run import Ran, run
@@ -83,7 +83,7 @@ def _selection(
         names = {chosen.name for chosen in selection.distinct}
     else:
         spelled = [*selection.adapters, *(name or BASE for name in selection.per_input or ())]
-        names = {name_of(runtime, each.partition("@")[0]) for each in spelled}
+        names = {alike(runtime, each) for each in spelled}
         if selection.per_input is None and names <= {BASE}:
             return Selection([task.adapter])
     if others := sorted(names - {task.adapter}):

@@ -6,6 +6,8 @@ import { $, button, el } from "./dom.js";
 const weights = new Map(); // name -> weight; names stay when they are picked off, for when they come back
 const EVEN = 0.5;
 let onChange = () => {};
+let onKept = () => {};
+let keep = null; // made once, so that what it says stays when the picks are offered anew
 let shown = [];
 
 const weight = (name) => weights.get(name) ?? EVEN;
@@ -20,12 +22,13 @@ export function mixed() {
 }
 
 /** Sliders for these adapters. */
-export function offerMix(adapters, changed) {
+export function offerMix(adapters, changed, kept = onKept) {
   onChange = changed;
+  onKept = kept;
   shown = adapters;
   $("mix").hidden = !adapters.length;
   $("mix-sliders").replaceChildren(...(on() ? adapters.map(slider) : []));
-  $("mix-keep").replaceChildren(...(on() && may("change") ? keeping() : []));
+  $("mix-keep").replaceChildren(...(on() && may("change") ? (keep ??= keeping()) : []));
 }
 
 function slider({ name }) {
@@ -40,16 +43,18 @@ function slider({ name }) {
 }
 
 function keeping() {
-  const name = el("input", { placeholder: "name", "aria-label": "Name to keep the sum under", pattern: "[a-z0-9][a-z0-9._\\-]{0,62}" });
+  const name = el("input", { placeholder: "name", "aria-label": "Name to keep the sum under", pattern: "[a-z0-9][a-z0-9._\\-]{0,62}", required: true });
   const said = el("span", { role: "status" });
   return [name, button("Keep", async () => {
+    if (!name.reportValidity()) return;
     said.textContent = "…";
     try {
       const body = { adapters: shown.map((a) => a.name), weights: shown.map((a) => weight(a.name)) };
-      const made = await json(`adapters/${encodeURIComponent(name.value)}/compose`, { method: "POST", body });
+      const made = await json(`adapters/${encodeURIComponent(name.value)}/compose`, { method: "POST", body, more: { "If-None-Match": "*" } });
+      onKept();
       said.textContent = `${made.name} is served, version ${made.version.slice(0, 12)}.`;
     } catch (error) {
-      said.textContent = error.message;
+      said.textContent = error.status === 412 ? `${name.value} is served already: take another name.` : error.message;
     }
   }), said];
 }

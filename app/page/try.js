@@ -39,12 +39,13 @@ async function offer() {
       update();
     },
   }), adapter.name)));
-  offerMix(chosen(), later);
+  offerMix(chosen(), later, () => offer().catch(say));
   if (!known.length) $("try-picks").append(el("p", { class: "quiet" }, "No adapter yet: bring one in the tab Adapters."));
 }
 
 const BASE = { name: "base", has_head: false };
-const chosen = () => known.filter((adapter) => picked?.has(adapter.name));
+/** In the order in which they were picked: the first with a head gives a weighted sum its labels. */
+const chosen = () => [...picked ?? []].map((name) => known.find((adapter) => adapter.name === name)).filter(Boolean);
 const shown = () => [BASE, ...chosen(), mixed()].filter(Boolean);
 const lines = () => $("try-list").value.split("\n").map((s) => s.trim()).filter(Boolean).slice(0, MOST_LINES);
 
@@ -93,6 +94,7 @@ async function fill({ adapter, node, version, body }, text, signal) {
     return answer ? `${adapter.name}: ${answer.best}` : "";
   } catch (error) {
     if (error.name === "AbortError") return "";
+    version.replaceChildren();
     body.replaceChildren(el("p", { class: "bad" }, error.message));
     node.removeAttribute("aria-busy");
     return `${adapter.name}: ${error.message}`;

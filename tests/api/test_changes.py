@@ -112,6 +112,12 @@ def do_unmerge(server: LiveServer, ask: Client, name: str, folders: dict[str, Pa
     return version, version
 
 
+def do_compose(server: LiveServer, ask: Client, name: str, folders: dict[str, Path]) -> Done:
+    before = put(server, name, folders["a"])
+    body = {"adapters": [name], "weights": [0.5]}
+    return before, ask("POST", f"/adapters/{name}/compose", json=body).json()["version"]
+
+
 def do_rollback(server: LiveServer, ask: Client, name: str, folders: dict[str, Path]) -> Done:
     first, second = two_versions(server, name, folders)
     ask("POST", f"/adapters/{name}/rollback")
@@ -167,6 +173,7 @@ DO = {
     ("PUT", "/adapters/{name}/labels"): do_labels,
     ("POST", "/adapters/{name}/merge"): do_merge,
     ("POST", "/adapters/{name}/unmerge"): do_unmerge,
+    ("POST", "/adapters/{name}/compose"): do_compose,
     ("POST", "/adapters/{name}/rollback"): do_rollback,
     ("POST", "/adapters/{name}/canary"): do_canary,
     ("POST", "/adapters/{name}/shadow"): do_shadow,

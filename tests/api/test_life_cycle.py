@@ -50,6 +50,7 @@ def embed(url: str, ids: object, headers: dict[str, str] | None = None) -> httpx
     return httpx.post(f"{url}/embed", json={"inputs": ids}, headers=headers, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_forward_is_told_to_the_culprit_alone(run: Callable[..., Process]) -> None:
     process = run()
     good = [[2, 5, 6, i, 3] for i in range(5, 20)]
@@ -69,6 +70,7 @@ def test_a_fault_in_the_forward_is_told_to_the_culprit_alone(run: Callable[..., 
     assert process.end() == 0
 
 
+@pytest.mark.slow
 def test_an_input_that_fails_is_named_as_its_client_calls_it(run: Callable[..., Process]) -> None:
     process = run()
     version = httpx.get(f"{process.url}/info").json()["base"]["digest"]
@@ -80,6 +82,7 @@ def test_an_input_that_fails_is_named_as_its_client_calls_it(run: Callable[..., 
     assert failed.json()["error"].startswith("inputs[1]: ")
 
 
+@pytest.mark.slow
 def test_a_forward_that_hangs_is_told_and_ends_the_process(run: Callable[..., Process]) -> None:
     process = run(max_forward_seconds=2)
     threading.Thread(target=_swallow, args=(process.url, faulty.HANG), daemon=True).start()
@@ -97,6 +100,7 @@ def test_a_forward_that_hangs_is_told_and_ends_the_process(run: Callable[..., Pr
     assert "a forward has stood still for 2 s" in log and "faulty.py" in log
 
 
+@pytest.mark.slow
 def test_a_lost_device_is_told_and_ends_the_process(run: Callable[..., Process]) -> None:
     process = run()
     assert embed(process.url, [2, 5, 6, 3]).status_code == 200
@@ -152,6 +156,7 @@ def test_sigterm_answers_what_is_in_flight_refuses_the_rest_and_exits_zero(
     assert process.child.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_a_drain_has_a_deadline(run: Callable[..., Process]) -> None:
     process = run(drain_seconds=1)
     threading.Thread(target=_swallow, args=(process.url, faulty.HANG), daemon=True).start()
@@ -162,6 +167,7 @@ def test_a_drain_has_a_deadline(run: Callable[..., Process]) -> None:
     assert "cut off at the deadline" in process.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(run: Callable[..., Process]) -> None:
     process = run(drain_seconds=600, max_forward_seconds=600)
     threading.Thread(target=_swallow, args=(process.url, faulty.HANG), daemon=True).start()

@@ -84,6 +84,7 @@ def test_a_start_is_ten_lines_and_ends_in_a_request_that_works(
     assert server.client.post(f"/embed?adapter={name}", json=body).json() == [vector]
 
 
+@pytest.mark.slow
 def test_with_keys_the_request_takes_one_from_the_environment(
     tiny_bert: Path, tmp_path: Path, ending: list[process.Process]
 ) -> None:
@@ -339,6 +340,7 @@ def test_nobodys_text_and_no_key_is_in_the_log(
     assert not any(secret in audit for secret in (MARK, *KEYS.values()))
 
 
+@pytest.mark.slow
 def test_the_access_log_has_a_line_for_each_request(
     tiny_bert: Path, folders: dict[str, Path], tmp_path: Path, ending: list[process.Process]
 ) -> None:

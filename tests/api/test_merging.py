@@ -104,6 +104,7 @@ def test_merging_over_the_memory_budget_is_507(
     assert server.client.get("/adapters/b").json()["merged"] is False
 
 
+@pytest.mark.slow
 def test_uploads_deletes_and_requests_at_once_keep_every_answer_right(
     tiny_server: LiveServer, served: httpx.Client, folders: dict[str, Path]
 ) -> None:

@@ -160,6 +160,7 @@ def test_what_waits_is_seen_waiting_and_by_which_adapter(server: LiveServer) -> 
     assert value(client, "bert_lora_drain_tokens_per_second") > 0
 
 
+@pytest.mark.slow
 def test_a_forward_that_hangs_is_a_request_that_runs_and_the_server_is_not_ready(
     tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -287,6 +287,7 @@ def test_an_adapter_of_the_base_that_cannot_be_served_is_named_and_the_others_ar
     assert client.post("/embed", json={"inputs": "a", "task": "classification"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_from_the_hub_two_settings_are_enough(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

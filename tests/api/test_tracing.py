@@ -231,6 +231,7 @@ def test_probes_have_no_spans_and_nothing_holds_a_text(
     assert {r["service.name"] for r in collector.resources} == {"bert-lora-server"}
 
 
+@pytest.mark.slow
 def test_without_the_setting_nothing_is_traced(serve: Serve, tiny_bert: Path) -> None:
     client = serve(model=str(tiny_bert)).client
     answer = client.post("/embed", json={"inputs": "good"}, headers={"traceparent": SAMPLED})
@@ -244,6 +245,7 @@ def test_without_the_setting_nothing_is_traced(serve: Serve, tiny_bert: Path) ->
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_tracing_without_opentelemetry_is_a_refusal_that_names_the_extra(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['opentelemetry.sdk'] = None\n"

@@ -193,6 +193,7 @@ def test_the_version_is_the_contents_and_what_the_query_said(tmp_path: Path) -> 
     assert content_version(tmp_path, {}) != plain
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_the_old_state_is_there_or_the_new(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.catalog.crashing", str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -146,6 +146,7 @@ def test_an_adapter_does_something_in_these_tests(graphed: Encoder) -> None:
     assert (by_adapter - by_base).norm() > 0.01 * by_base.norm()
 
 
+@pytest.mark.slow
 def test_adapters_come_and_go_between_replays_and_leave_nothing_behind(
     graphed: Encoder, plain: Encoder
 ) -> None:

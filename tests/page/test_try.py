@@ -160,6 +160,9 @@ def test_a_weighted_sum_is_the_apis_by_mouse_and_keyboard_and_can_be_kept(
     page.get_by_label("Name to keep the sum under").fill("summed")
     page.get_by_role("button", name="Keep").click()
     expect(page.locator("#mix-keep")).to_contain_text("summed is served")
+    expect(page.locator("#try-picks")).to_contain_text("summed")
+    page.get_by_role("button", name="Keep").click()
+    expect(page.locator("#mix-keep")).to_contain_text("summed is served already")
     kept = client.post("/classify?adapter=summed", json={"inputs": TEXT}).json()
     assert [(row["label"], f"{100 * row['score']:.1f} %") for row in kept] == wanted
     page.uncheck("#mix-on")

@@ -104,6 +104,7 @@ def test_neighbours_of_ones_own_label_are_right() -> None:
     assert score.value == 1.0
 
 
+@pytest.mark.slow
 def test_an_interval_holds_the_true_figure_about_as_often_as_it_says() -> None:
     inside = 0
     for seed in range(200):

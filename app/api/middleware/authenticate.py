@@ -24,7 +24,7 @@ from app.api.key_entries import digest_of, secret_of
 from app.api.refusal import Refusal
 from app.api.serving import Serving
 from app.inference.caller import Key
-from app.inference.choose import name_of
+from app.inference.choose import names_in
 
 MOST_NAMED = 5  # keys
 
@@ -103,7 +103,7 @@ class Authenticate:
                 refusal = self._admin_refusal(scope, key)
             case _:
                 assert_never(matched.access.needs)
-        return refusal or _forbidden_adapter(_adapter_of(scope), key)
+        return refusal or _forbidden_adapter(_adapters_of(scope), key)
 
     def _key_refusal(self, key: Key | None) -> Refusal | None:
         if key is None and any(not k.admin for k in self.keys):
@@ -136,13 +136,13 @@ class Authenticate:
         )
 
 
-def _adapter_of(scope: Scope) -> str | None:
-    """The adapter that the path names, whichever way it spells it."""
+def _adapters_of(scope: Scope) -> list[str]:
+    """The adapters that the path names, whichever way it spells them."""
     params = matched_of(scope).params
     if "adapter" not in params:
-        return params.get("name")
+        return [params["name"]] if params.get("name") else []
     serving: Serving = scope["app"].state.serving
-    return name_of(serving.runtime, params["adapter"].partition("@")[0])
+    return names_in(serving.runtime, params["adapter"])
 
 
 def _restricted(key: Key | None, path: str) -> Refusal | None:
@@ -151,8 +151,9 @@ def _restricted(key: Key | None, path: str) -> Refusal | None:
     return Refusal(403, "forbidden", f"{path} shows every adapter, which this key may not")
 
 
-def _forbidden_adapter(name: str | None, key: Key | None) -> Refusal | None:
-    if key is None or not name or key.may_use(name):
+def _forbidden_adapter(names: list[str], key: Key | None) -> Refusal | None:
+    name = next((name for name in names if key is not None and not key.may_use(name)), None)
+    if name is None:
         return None
     return Refusal(403, "forbidden", f"this key may not use the adapter {name!r}")
 

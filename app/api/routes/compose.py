@@ -24,6 +24,7 @@ from app.api.serving import Served
 from app.catalog.composing import compose as compose_adapters
 from app.catalog.install import How
 from app.catalog.terms import LARGEST, MOST_TERMS, Spelled
+from app.inference.errors import Forbidden
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}(@[0-9A-Fa-f]{12,64})?$"
@@ -105,7 +106,11 @@ async def compose(
     body: Annotated[ComposeBody, body_of(ComposeBody)],
 ) -> Response:
     """Compose adapters into one that is kept under the name."""
-    how = How(precondition=precondition(request), change=caller.change)
+    for adapter in body.adapters:
+        if not caller.may_use(adapter.partition("@")[0]):
+            raise Forbidden(adapter.partition("@")[0])
+    # Whether it changes anything is asked of the sum, with words for who composed it.
+    how = How(allow_noop=True, precondition=precondition(request), change=caller.change)
     done = await compose_adapters(serving.installer, name, body.terms(), body.way(), how)
     if done.name is None:  # pragma: no cover - only a dry run has none
         raise RuntimeError("adapters were composed and no name has them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,7 +24,7 @@ from app.api.serving import Served, Serving
 from app.api.vllm_members import EncodedMembers, VllmMembers
 from app.catalog.registry import Name, find_version
 from app.inference.caller import Caller
-from app.inference.choose import BASE, Selection, name_of
+from app.inference.choose import BASE, Selection, alike, names_in
 from app.inference.embed import EmbedWish, embed
 from app.inference.errors import Forbidden
 from app.inference.runtime import Runtime
@@ -227,10 +228,15 @@ async def model(model: str, caller: Called, serving: Served) -> Response:
 
 def _model(runtime: Runtime, caller: Caller, spelled: str) -> dict[str, Any]:
     """Raises Forbidden, UnknownAdapter, UnknownVersion."""
-    spelled_name, at, version = spelled.partition("@")
-    name = name_of(runtime, spelled_name)
-    if not caller.may_use(name):
-        raise Forbidden(name)
+    names = names_in(runtime, spelled)
+    for name in names:
+        if not caller.may_use(name):
+            raise Forbidden(name)
+    if alike(runtime, spelled) not in names:  # a weighted sum: as new as its newest part
+        parts = [_adapter(runtime, runtime.registry.get(name)) for name in names if name != BASE]
+        newest = max(parts, key=itemgetter("created"), default=_base(runtime))
+        return {**newest, "id": spelled}
+    name, (_, at, version) = names[0], spelled.partition("@")
     if name == BASE:
         return {**_base(runtime), "id": spelled}
     served = runtime.registry.get(name)
