@@ -195,5 +195,5 @@ def test_the_notebook_runs_from_top_to_bottom(monkeypatch: pytest.MonkeyPatch) -
             exec("".join(cell["source"]), names)
     assert names["together_differs"] < 1e-5
     assert names["served_differs"] < 1e-5
-    assert names["shares"]["banking77"] > names["shares"]["base"]
+    assert names["shares"]["clinc150"] > names["shares"]["base"]
     assert names["shares"]["mine, apart"] > names["shares"]["base, apart"]

@@ -32,7 +32,10 @@ Key = Annotated[
 ]
 AdapterName = Annotated[
     str | None,
-    typer.Option("--adapter", help="NAME or NAME@VERSION; with --local a PEFT folder or a file."),
+    typer.Option(
+        "--adapter",
+        help="NAME, NAME@VERSION or a sum, a:0.7+b:0.3; with --local a PEFT folder or a file.",
+    ),
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run the model here, without a server.")]
 Model = Annotated[
