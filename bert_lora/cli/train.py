@@ -81,6 +81,8 @@ def train(
     from bert_lora.train.findings import BadData
 
     _name(name)
+    if push is not None and not push.startswith(("http://", "https://")):
+        raise typer.BadParameter("a URL, as http://127.0.0.1:8080", param_hint="--push")
     try:
         plan = _plan(locals())
         _run(plan, push, api_key)

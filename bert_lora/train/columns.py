@@ -29,6 +29,7 @@ WORDS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "labels", "label")
 SEPARATORS = "|;,"
 MANY = 20  # numbers, from which on they are amounts and no names
+SHOWN = 24  # characters of a cell
 SAMPLE = 2000  # rows that are looked at
 
 
@@ -82,8 +83,11 @@ def find_roles(
 
 
 def _none_looks_like(what: str, option: str, table: Table) -> BadData:
-    there = ", ".join(table.columns)
-    return BadData(f"no column looks like {what}: name it with {option}; there are: {there}")
+    first = table.rows[0]
+    there = ", ".join(f"{c} ({str(first.get(c))[:SHOWN]!r})" for c in table.columns)
+    return BadData(
+        f"no column looks like {what}: name it with {option}; the first row has: {there}"
+    )
 
 
 def _listed(names: str | None) -> tuple[str, ...]:

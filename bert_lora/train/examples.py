@@ -138,6 +138,11 @@ def _whole(examples: Sequence[Example], roles: Roles, findings: Findings) -> Non
     if len(examples) < FEWEST:
         findings.add(f"there are {len(examples)} usable rows; {FEWEST} are the least")
         return
+    if roles.task == "words" and all(tag.isdigit() for tag in count_labels(examples)):
+        findings.add(
+            "the tags are numbers, which do not say what is O and where a name begins: write them "
+            "as O, B-PER, I-PER"
+        )
     if roles.task == "similarity" and len(roles.texts) < 2:
         findings.add("similarity needs two texts a row: name them with --text and --pair")
     if roles.task in ("regression", "similarity") and len({e.gold for e in examples}) < 2:

@@ -92,6 +92,8 @@ def train(
         optimizer, round(WARM_UP * total), total
     )
     progress = _resumed(student, optimizer, rate, checkpoint.load())
+    if progress.epoch or progress.batch:
+        watcher.says(f"goes on where it stood, in epoch {progress.epoch + 1}")
     watcher.begins("training", total)
     watcher.advances(progress.epoch * steps + progress.batch)
     while progress.epoch < schedule.epochs:

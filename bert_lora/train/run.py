@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -23,6 +24,7 @@ from bert_lora.train.adapted import Sizes
 from bert_lora.train.checkpoint import Checkpoint
 from bert_lora.train.columns import Roles, Task, find_roles
 from bert_lora.train.examples import (
+    FEWEST,
     Example,
     contradictions,
     count_labels,
@@ -40,6 +42,7 @@ from bert_lora.train.table import read_table
 
 LONGEST = 128  # tokens; what is longer is cut, as it is when served
 REMEMBERED_AT_ONCE = 64
+RARE = 2  # rows of a label
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,14 @@ def read_data(data: Data, seed: int) -> Read:
                 f"{', '.join(map(str, sorted(known)[:5]))}: the scores would be too good"
             )
             examples = [e for e in examples if e.row not in known]
+    if len(examples) < FEWEST:
+        raise BadData(f"{len(examples)} rows are left to train on; {FEWEST} are the least")
+    rare = [label for label, rows in count_labels(examples).items() if rows <= RARE]
+    if rare and roles.task in ("classify", "multi-label", "embeddings"):
+        notes.append(
+            f"{len(rare)} labels have {RARE} rows or fewer, and can hardly be learned: "
+            f"{', '.join(rare[:5])[:200]}"
+        )
     held, dev = split(examples, data.share, seed) if data.dev is None else (examples, dev)
     unknown = set(count_labels(test)) - set(count_labels([*held, *dev]))
     if unknown and roles.task in ("classify", "embeddings"):
@@ -140,6 +151,7 @@ def run(plan: Plan, watcher: Watcher) -> outcome.Outcome:
     read = read_data(plan.data, plan.schedule.seed)
     for note in read.notes:
         watcher.says(note)
+    _refuse_place(plan.out)
     torch.manual_seed(plan.schedule.seed)
     base = find_base(plan.model, None)
     goal = objective(read.roles, [*read.train, *read.dev], base.sentence.pooling or "mean")
@@ -163,6 +175,13 @@ def run(plan: Plan, watcher: Watcher) -> outcome.Outcome:
     student.save(plan.out)
     checkpoint.remove()
     return result
+
+
+def _refuse_place(out: Path) -> None:
+    """Raises BadData where nothing could be written, before minutes are spent."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadData(f"--out {out}: {there} is no folder that can be written to")
 
 
 def _checkpoint(out: Path) -> Path:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from bert_lora.train.cells import with_lists
 from bert_lora.train.findings import BadData, Findings
 from bert_lora.train.lines import LONGEST_LINE, is_encoding, read_lines
 from bert_lora.train.word_rows import (
@@ -68,6 +69,7 @@ def read_table(path: Path, encoding: str | None = None, header: bool | None = No
     table = readers[ending]()
     if not table.rows:
         raise BadData(f"{path} has no rows")
+    assumed += with_lists(table.rows, table.columns)
     one_word = one_word_a_row(table.columns)
     if one_word is not None and not isinstance(table.rows[0][one_word[1]], list):
         rows, numbers = gathered(table.rows, table.numbers, one_word)

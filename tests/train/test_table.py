@@ -168,3 +168,11 @@ def test_another_encoding_is_read_where_it_is_named(tmp_path: Path) -> None:
     assert read_table(path, "cp1252").rows[0]["text"] == "café £"
     with pytest.raises(BadData, match="no encoding"):
         read_table(path, "latin-17")
+
+
+def test_lists_that_pandas_wrote_as_text_are_lists(tmp_path: Path) -> None:
+    content = "text,labels\na,\"['x', 'y, z']\"\nb,[]\n[c],\"['x']\"\n"
+    table = read_table(_file(tmp_path, "a.csv", content))
+    assert [row["labels"] for row in table.rows] == [["x", "y, z"], [], ["x"]]
+    assert [row["text"] for row in table.rows] == ["a", "b", "[c]"]
+    assert any("labels" in told for told in table.assumed)

@@ -219,3 +219,38 @@ def test_the_card_says_how_it_was_made(tiny: Path, tmp_path: Path) -> None:
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "rows trained on" in card
     assert json.loads((tmp_path / "mine" / "adapter_config.json").read_text())["r"] == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--dev", "data.csv"], "0 rows are left to train on"),
+        (["--out", "data.csv/x"], "no folder that can be written to"),
+        (["--push", "nonsense"], "a URL"),
+    ],
+)
+def test_what_cannot_end_well_is_told_before_any_training(
+    more: list[str], told: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "data.csv", ["text", "label"], labelled(60))
+    command = ["train", "data.csv", "--name", "x", "--model", str(tiny), *more]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code in (1, 2)
+    assert told in done.output
+    assert "epoch" not in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+
+
+def test_numbers_for_tags_are_refused_and_rare_labels_told(tiny: Path, tmp_path: Path) -> None:
+    rows = [{"tokens": ["a", "b"], "ner_tags": [0, i % 3]} for i in range(40)]
+    (tmp_path / "ner.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = ["--name", "x", "--out", str(tmp_path / "x"), "--model", str(tiny)]
+    done = CliRunner().invoke(cli, ["train", str(tmp_path / "ner.jsonl"), *out])
+    assert done.exit_code == 1
+    assert "write them as O, B-PER" in done.output
+    rows = [*labelled(60), ("the money is not here", "N/A")]
+    data = write_csv(tmp_path / "data.csv", ["text", "label"], rows)
+    done = CliRunner().invoke(cli, ["train", str(data), *out, "--epochs", "1"])
+    assert "1 labels have 2 rows or fewer" in done.output
+    assert "N/A" in done.output

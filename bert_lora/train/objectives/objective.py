@@ -93,7 +93,10 @@ def interval(
     every = np.arange(count)
     tried = [measure(rng.integers(0, count, count)) for _ in range(RESAMPLES if count > 1 else 1)]
     low, high = np.percentile(tried, [(100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2])
-    return Score(name, float(measure(every)), float(low), float(high))
+    value = float(measure(every))
+    if low == high and value in (0.0, 1.0):  # all alike: what a share of as many would leave open
+        return share(name, np.full(count, value))
+    return Score(name, value, float(low), float(high))
 
 
 def share(name: str, right: Floats) -> Score:
