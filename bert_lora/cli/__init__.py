@@ -6,6 +6,7 @@ A new command: a function in a module of this package, and its line in COMMANDS.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -29,6 +30,9 @@ COMMANDS = {  # name: the module with a function of that name; in the order of -
     "rollback": "adapters",
     "train": "train",
 }
+# Rounds that OpenMP's threads wait without sleeping: some 0.1 ms. By default it is milliseconds, in
+# which they keep a core from whoever else has work (docs/decisions/0024).
+SPINS = "10000"
 HELP = "One frozen BERT in memory, many LoRA adapters, each request picks its own."
 
 
@@ -75,4 +79,5 @@ def _whole(
         ),
     ] = False,
 ) -> None:
-    pass
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

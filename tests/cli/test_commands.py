@@ -64,3 +64,23 @@ def test_a_light_command_imports_nothing_heavy(arguments: list[str]) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "spins"), [({}, "10000"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_openmps_threads_are_told_to_sleep_before_torch_is_there(
+    said: dict[str, str], spins: str
+) -> None:
+    code = (
+        "import os, sys\n"
+        "from bert_lora.cli import cli\n"
+        "try: cli(['serve', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    quiet = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=quiet | said
+    )
+    assert done.stdout.splitlines()[-1] == f"{spins} False", done.stderr
