@@ -86,6 +86,7 @@ async function fill({ adapter, node, version, body }, text, signal) {
   const began = performance.now();
   try {
     const parts = await Promise.all([headOf(adapter, text, signal), nearestOf(adapter, text, signal)]);
+    if (signal.aborted) return "";
     const answer = parts.find(Boolean);
     body.replaceChildren(...parts.filter(Boolean).flatMap((part) => part.nodes));
     if (answer) version.replaceChildren(adapter.spelled ?? hash(answer.adapter.split("@")[1] ?? ""), ` · ${timed(began, answer.model)}`);
@@ -185,6 +186,7 @@ export function calls() {
 }
 
 function later() {
+  running.abort(); // an answer to what stood there before would end the wait for the next
   for (const node of $("try-cards").children) node.setAttribute("aria-busy", "true");
   clearTimeout(timer);
   timer = setTimeout(update, QUIET_MS);
