@@ -2,8 +2,8 @@
 
 VENV ?= .venv
 PORT ?= 8080
-# Processes that test side by side, each with a server or two and 2 GB: one for each core, 2 to 4. In the order of the files: else the few long tests of
-# a file come last, and one process waits for the other.
+# Processes that test side by side, each with a server or two and 2 GB: one for each core, 2 to 4. In the order of the
+# files: else the few long tests of a file come last, and one process waits for the other.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
 # Threads of OpenMP that wait sleep: with two processes side by side they would keep each other's cores.
 test test-all test-quick: export OMP_WAIT_POLICY = passive

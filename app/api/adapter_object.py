@@ -84,12 +84,14 @@ def describe(served: Name, registry: Registry) -> dict[str, Any]:
     }
 
 
-def installed_answer(done: Installed, served: Name, registry: Registry) -> Response:
-    """What has been put under a name, with what that upload's answer alone says."""
-    adapter = describe(served, registry) | {"warnings": done.report.warnings}
+def installed_answer(done: Installed, registry: Registry) -> Response:
+    """What has been put under a name, with what that change's answer alone says."""
+    if done.name is None:  # pragma: no cover - only a dry run has none
+        raise RuntimeError("an adapter was put, and no name has it")
+    adapter = describe(done.name, registry) | {"warnings": done.report.warnings}
     if done.unchanged:
         adapter["unchanged"] = True
-    headers = {"ETag": etag(served.digest), "Location": f"/adapters/{served.name}"}
+    headers = {"ETag": etag(done.name.digest), "Location": f"/adapters/{done.name.name}"}
     return json_answer(adapter, headers, 201 if done.created else 200)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -17,6 +16,7 @@ from app.adapters.sums import CannotCompose, Term
 from app.adapters.values import Adapter
 from app.adapters.write import peft_files
 from app.catalog.install import How, Installed, Installer
+from app.catalog.load import COMPOSED
 from app.catalog.open_store import receiving
 from app.catalog.terms import Spelled
 from app.model.encoder import Encoder
@@ -27,7 +27,7 @@ ROUNDING = 1e-7  # of a weight's own size
 async def compose(
     installer: Installer, name: str, spelled: Sequence[Spelled], way: Way, how: How
 ) -> Installed:
-    """As a PUT of the files of the composed adapter; what was done stands in its warnings.
+    """As a PUT of the files of the composed adapter; of what it was made stands in its warnings.
 
     Raises UnknownAdapter, UnknownVersion, CannotCompose, and what Installer.install raises.
     """
@@ -41,10 +41,8 @@ async def compose(
         parts.append(f"{adapter}@{version.digest[:12]}:{term.weight:g}")
     async with receiving(installer.store) as tmp:
         encoder, folder = installer.loader.engine.encoder, tmp / "adapter"
-        made = await asyncio.to_thread(_write, folder, terms, way, encoder, " + ".join(parts))
-        installed = await installer.install(name, folder, None, how)
-    report = replace(installed.report, warnings=(made, *installed.report.warnings))
-    return replace(installed, report=report)
+        await asyncio.to_thread(_write, folder, terms, way, encoder, " + ".join(parts))
+        return await installer.install(name, folder, None, how)
 
 
 def _changes(adapter: Adapter, encoder: Encoder) -> bool:
@@ -52,18 +50,15 @@ def _changes(adapter: Adapter, encoder: Encoder) -> bool:
     return max(weight_changes(adapter, encoder.base).values(), default=0.0) > ROUNDING
 
 
-def _write(folder: Path, terms: Sequence[Term], way: Way, encoder: Encoder, parts: str) -> str:
-    """Combine, and write the folder that PEFT loads; what was done, in words. Blocks."""
+def _write(folder: Path, terms: Sequence[Term], way: Way, encoder: Encoder, parts: str) -> None:
+    """Combine, and write the folder that PEFT loads, with what was done in its metadata. Blocks."""
     adapter, done = combine(terms, way, encoder.base)
-    made = f"composed of {parts}: {done}"
     moved = any(layer.shift is not None for layer in adapter.layers.values())
     if adapter.head is None and not moved and not _changes(adapter, encoder):
         raise CannotCompose("what comes of them leaves the base as it is, and has no head")
     tensors, files = peft_files(adapter, encoder.base, encoder.files.id)
     folder.mkdir()
-    save_file(
-        tensors, folder / WEIGHTS, {"composed": made}
-    )  # one: safetensors writes several in any order
+    # One member: safetensors writes several in any order, and the version is a hash of the bytes.
+    save_file(tensors, folder / WEIGHTS, {COMPOSED: f"{parts}: {done}"})
     for file, content in files.items():
         place(folder, file).write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return made

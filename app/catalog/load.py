@@ -39,6 +39,8 @@ from app.model.sequence import Sequence, Want
 from app.model.version import Version, embedding_space
 
 REPORT_FORMAT = 3  # of what is stored about a version; another one is measured again
+COMPOSED = "composed"  # the member of a file's metadata
+LONGEST_COMPOSED = 2000  # characters
 TINY = 1e-4  # under this a delta may be the arithmetic's own noise: the weights are looked at
 OnLoad = Callable[[float, Exception | None], None]
 PROBE = "The quick brown fox jumps over the lazy dog; nothing here was easy, but it was worth it."
@@ -166,8 +168,15 @@ def _read(folder: Path, options: Json, encoder: Encoder) -> _Read:
     warnings = [
         *made_for_another(recipe.made_for, encoder.files.id, encoder.files.folder),
         *adapter.assumed,
+        *_composed(weights.metadata),
     ]
     return _Read(adapter, len(weights.tensors), weights.file_bytes, goldens, warnings)
+
+
+def _composed(metadata: dict[str, str]) -> list[str]:
+    """Of what the adapter was made, where it says so (composing.py)."""
+    told = metadata.get(COMPOSED, "")[:LONGEST_COMPOSED]
+    return [f"composed of {told}"] if told else []
 
 
 def recipe_of(folder: Path, metadata: dict[str, str], options: Json) -> Recipe:

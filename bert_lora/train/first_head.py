@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 SHRINKAGE = 0.1  # of the covariance towards its mean diagonal
 SCALES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -43,6 +43,16 @@ def _discriminant(read: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Te
     prior = (counts.clamp(min=0.5) / len(read)).log()
     bias = -0.5 * (weight * means).sum(1)
     return weight, bias, prior
+
+
+@torch.no_grad()
+def centre(head: nn.Linear) -> None:
+    """Take from every label's logit what all have in common, in place.
+
+    A softmax does not see it. In half precision it is what the logits would lose their digits to.
+    """
+    for part in (head.weight, head.bias):
+        part.sub_(part.double().mean(0).to(part.dtype))
 
 
 def of_several(read: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:

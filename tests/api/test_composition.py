@@ -370,6 +370,7 @@ def test_a_linear_one_is_the_sum_and_goes_back_to_peft(
     labels = made.json()["labels"]
     got = [[next(s["score"] for s in row if s["label"] == n) for n in labels] for row in rows]
     assert_close(torch.tensor(got), logits, rtol=0, atol=1e-4)
+    assert "composed of a@" in server.client.get("/adapters/both").json()["warnings"][0]
     versions = server.client.get("/adapters/both/versions").json()
     assert len(versions) == 1
 

@@ -153,7 +153,28 @@ def test_a_head_of_few_rows_is_no_surer_than_rows_that_it_has_not_seen_allow() -
     assert float(surest.mean()) < 0.5
 
 
+def test_a_head_of_many_rows_that_lie_apart_is_sure() -> None:
+    rng = torch.Generator().manual_seed(0)
+    classes = torch.arange(600) % 3
+    read = torch.randn(600, 16, generator=rng) + 4 * torch.nn.functional.one_hot(classes, 16)
+    weight, bias = first_head.of_classes(read, classes, 3)
+    surest = (read @ weight.T + bias).softmax(1).max(1).values
+    assert float(surest.mean()) > 0.9
+
+
 def test_a_share_of_few_has_a_wide_interval_even_where_all_are_right() -> None:
     score = share("accuracy", np.ones(3))
     assert (score.value, score.high) == (1, 1)
     assert score.low == pytest.approx(0.438, abs=1e-3)  # Wilson 1927, by statsmodels
+
+
+@torch.no_grad()
+def test_a_centred_head_says_the_same_without_what_all_its_logits_have_in_common() -> None:
+    head = torch.nn.Linear(8, 3)
+    head.weight.add_(50)
+    head.bias.add_(500)
+    rows = torch.rand(20, 8)
+    before = head(rows).double().softmax(1)
+    first_head.centre(head)
+    assert torch.allclose(head(rows).double().softmax(1), before, atol=1e-3)
+    assert float(head(rows).abs().max()) < 10

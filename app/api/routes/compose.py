@@ -112,6 +112,4 @@ async def compose(
     # Whether it changes anything is asked of the sum, with words for who composed it.
     how = How(allow_noop=True, precondition=precondition(request), change=caller.change)
     done = await compose_adapters(serving.installer, name, body.terms(), body.way(), how)
-    if done.name is None:  # pragma: no cover - only a dry run has none
-        raise RuntimeError("adapters were composed and no name has them")
-    return installed_answer(done, done.name, serving.runtime.registry)
+    return installed_answer(done, serving.runtime.registry)

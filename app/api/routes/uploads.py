@@ -196,4 +196,4 @@ def _answer(name: str, done: Installed, query: UploadQuery, registry: Registry) 
     if query.stage:
         location = {"Location": f"/adapters/{name}/versions"}
         return json_answer({**adapter, **report, "merged": False, "staged": True}, location)
-    return installed_answer(done, done.name, registry)
+    return installed_answer(done, registry)

@@ -10,7 +10,15 @@ from pydantic import ConfigDict, Field
 
 from app.adapters.values import ProblemType
 from app.api.access import access
-from app.api.adapter_object import NOTHING, ONE, AdapterName, describe, etag, precondition
+from app.api.adapter_object import (
+    NOTHING,
+    ONE,
+    AdapterName,
+    describe,
+    etag,
+    installed_answer,
+    precondition,
+)
 from app.api.answer import json_answer
 from app.api.body import JsonBody, body_of, documented_body
 from app.api.caller import Called
@@ -119,11 +127,7 @@ async def labels(
         precondition(request),
         caller.change,
     )
-    if done.name is None:  # pragma: no cover - only a dry run has none
-        raise RuntimeError("labels were set and no name has them")
-    answer = describe(done.name, serving.runtime.registry)
-    answer |= {"unchanged": True} if done.unchanged else {}
-    return json_answer(answer, {"ETag": etag(done.name.digest)})
+    return installed_answer(done, serving.runtime.registry)
 
 
 class CanaryBody(JsonBody):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from bert_lora.train import first_head
@@ -56,6 +56,10 @@ class Classify(Objective):
         true, told = np.bincount(gold, minlength=count), np.bincount(said, minlength=count)
         there = (true + told) > 0
         return float(f1(right, told.astype(float), true.astype(float))[there].mean())
+
+    @override
+    def finish(self, head: nn.Linear) -> None:
+        first_head.centre(head)
 
     @override
     def label_of(self, prediction: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
@@ -100,6 +100,10 @@ class Words(Objective):
                 lambda i: float(counts[i, 3].sum() / counts[i, 4].sum()),
             ),
         ]
+
+    @override
+    def finish(self, head: nn.Linear) -> None:
+        first_head.centre(head)
 
     @override
     def label_of(self, prediction: Any) -> str:
