@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from app.model import placeholders
 from app.model.batch import Run, runs_of
+from app.model.lora import Pass
 from app.model.machine import first_line
 
 NAME = "bert_lora_packed"
@@ -24,43 +26,58 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # 
 RUNS_SERVE = "one call for each length serves"
 
 
-def packed_attention(
-    module: nn.Module | None,
+def as_placeholder(
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    *,
-    runs: list[Run],
-    ends: Tensor | None = None,
-    longest: int = 0,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    """What transformers' modules call; attend computes it. sliding_window: transformers' flash
+    convention, one more than the largest distance that is attended to (ModernBERT's local layers).
+    """
+    return placeholders.attention(query, key, value, scaling, sliding_window), None
+
+
+def attend(
+    running: Pass,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
     """One scaled_dot_product_attention per run of equal lengths, or one call for all.
 
-    query, key, value [1, heads, T, d] -> [1, T, heads, d]. sliding_window: transformers' flash
-    convention, one more than the largest distance that is attended to (ModernBERT's local layers).
-    ends, longest: see batch.Inputs; where one call for all lengths serves.
+    query, key, value [1, heads, T, d] -> [1, T, heads, d], contiguous. window: as_placeholder's
+    sliding_window.
     """
-    if ends is not None and _serves(query.dtype, sliding_window):
-        return _varlen(query, key, value, ends, longest, scaling, sliding_window)
-    outs = []
-    for run in runs:
-        q, k, v = (_sequences(t, run) for t in (query, key, value))
-        mask = None
-        if sliding_window is not None and run.length > sliding_window:
-            at = torch.arange(run.length, device=query.device)
-            mask = (at[:, None] - at[None, :]).abs() < sliding_window
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-        outs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outs).unsqueeze(0), None
+    inputs = running.inputs
+    if inputs.ends is not None and _serves(query.dtype, window):
+        return _varlen(query, key, value, inputs.ends, inputs.longest, scale, window)
+    outs = [_of_run(run, query, key, value, scale, window) for run in inputs.runs]
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
 
-def _serves(dtype: torch.dtype, sliding_window: int | None) -> bool:
+def _of_run(
+    run: Run, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+) -> Tensor:
+    """[1, rows of the run, heads, d]."""
+    q, k, v = (_sequences(t, run) for t in (query, key, value))
+    mask = None
+    if window is not None and run.length > window:
+        at = torch.arange(run.length, device=query.device)
+        mask = (at[:, None] - at[None, :]).abs() < window
+    out: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).reshape(1, -1, *out.shape[1::2])
+
+
+def _serves(dtype: torch.dtype, window: int | None) -> bool:
     """Whether one call for all lengths does it: in float32 there is none with a window."""
-    return dtype != torch.float32 or sliding_window is None
+    return dtype != torch.float32 or window is None
 
 
 def _varlen(
@@ -69,9 +86,9 @@ def _varlen(
     value: Tensor,
     ends: Tensor,
     longest: int,
-    scaling: float | None,
-    sliding_window: int | None,
-) -> tuple[Tensor, None]:
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
     """torch's attention over lengths that differ: CUDA.
 
     In half precision in one split, so that a sequence's bits do not depend on its neighbours. In
@@ -80,11 +97,9 @@ def _varlen(
     """
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
     if query.dtype == torch.float32:
-        out = efficient_attention(
-            q, k, v, None, ends, ends, longest, longest, 0.0, 0, scale=scaling
-        )[0]
-        return out, None
-    reach = -1 if sliding_window is None else sliding_window - 1
+        more = ends, ends, longest, longest, 0.0, 0
+        return efficient_attention(q, k, v, None, *more, scale=scale)[0]  # type: ignore[no-any-return]
+    reach = -1 if window is None else window - 1
     out = varlen_attn(
         q[0],
         k[0],
@@ -93,11 +108,11 @@ def _varlen(
         ends,
         longest,
         longest,
-        scale=scaling,
+        scale=scale,
         window_size=(reach, reach),
         num_splits=1,
     )
-    return out.unsqueeze(0), None  # type: ignore[union-attr]
+    return out.unsqueeze(0)  # type: ignore[union-attr]
 
 
 def varlen_why_not(config: Any, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -131,8 +146,9 @@ def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
     for window in (None, 65):
         if not _serves(dtype, window):
             continue
-        by_runs, _ = packed_attention(None, q, k, v, None, None, window, runs=runs_of(lengths))
-        at_once, _ = _varlen(q, k, v, ends, max(lengths), None, window)
+        runs = [_of_run(run, q, k, v, None, window) for run in runs_of(lengths)]
+        by_runs = torch.cat(runs, 1)
+        at_once = _varlen(q, k, v, ends, max(lengths), None, window)
         off = float((at_once - by_runs).abs().max())
         worst = max(worst, math.inf if math.isnan(off) else off)
     return worst
@@ -140,11 +156,13 @@ def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
 
 def _sequences(t: Tensor, run: Run) -> Tensor:
     """[1, heads, T, d] -> the run's sequences [count, heads, length, d], without a copy."""
-    heads, _, width = t.shape[1:]
+    _, heads, rows, width = t.shape
+    if run.length == rows:
+        return t
     return t[0, :, run.rows].view(heads, run.count, run.length, width).transpose(0, 1)
 
 
 def register() -> None:
-    """Make the function known to transformers under NAME, with no mask: runs say who sees whom."""
-    AttentionInterface.register(NAME, packed_attention)
+    """Make it known to transformers under NAME, with no mask: runs say who sees whom."""
+    AttentionInterface.register(NAME, as_placeholder)
     AttentionMaskInterface.register(NAME, lambda **_: None)

@@ -62,16 +62,21 @@ class Bucket:
 class Inputs:
     """What the model reads. input_ids, token_type_ids, position_ids: int64 [1, rows].
 
-    ends: int32, 0 and then where each sequence ends; longest: none has more tokens. runs: the same
-    by length; a captured forward has none, since it serves batches of other lengths.
+    ends: int32, 0 and then where each sequence ends, for attention that takes all lengths at once;
+    longest: none has more tokens. runs: the same by length; a captured forward has none, since it
+    serves batches of other lengths.
     """
 
     input_ids: Tensor
     token_type_ids: Tensor
     position_ids: Tensor
-    ends: Tensor
+    ends: Tensor | None
     longest: int
     runs: list[Run]
+
+
+_none = torch.empty(1, 0, dtype=torch.int64)
+NOTHING = Inputs(_none, _none, _none, None, 0, [])
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +84,8 @@ class Batch:
     """sequences[i], starts[i] and lengths[i] belong to the i-th packed sequence; order[i] is its
     place in what pack() was given. segments: over all rows. runs: the T rows by length.
 
-    numbers: int64 [3, T or bucket.tokens]: ids, types, and positions, from 0 in each sequence.
-    bucket: what it is padded to. The rows after T are zeros: one more sequence and one more
+    numbers: int64 [3, T or bucket.tokens]: ids, types, and positions, in each sequence from `first`
+    on. bucket: what it is padded to. The rows after T are zeros: one more sequence and one more
     segment, of the base. Nothing reads what becomes of them.
     """
 
@@ -105,21 +110,27 @@ class Batch:
             ends += [self.bucket.tokens] * (self.bucket.sequences + 2 - len(ends))
         return ends
 
-    def inputs(self, device: torch.device) -> Inputs:
-        """On the device."""
+    def inputs(self, device: torch.device, at_once: bool) -> Inputs:
+        """On the device. at_once: with ends."""
         rows = to_device(torch.from_numpy(self.numbers), device)
-        ends = to_device(torch.tensor(self.ends(), dtype=torch.int32), device)
+        ends = None
+        if at_once:
+            ends = to_device(torch.tensor(self.ends(), dtype=torch.int32), device)
         longest = max(self.lengths) if self.bucket is None else self.bucket.longest
         return Inputs(rows[0:1], rows[1:2], rows[2:3], ends, longest, self.runs)
 
 
 def pack(
-    sequences: list[Sequence], padding: int | None = None, buckets: Iterable[Bucket] = ()
+    sequences: list[Sequence],
+    padding: int | None = None,
+    buckets: Iterable[Bucket] = (),
+    first: int = 0,
 ) -> Batch:
     """Pack sequences of any length and version; T = the sum of their lengths.
 
     padding: RoBERTa's padding id, which takes no position where it stands in a text. buckets: the
-    first that holds them is what they are padded to.
+    first that holds them is what they are padded to. first: the position of a sequence's first
+    token.
     """
     place = {BASE_LAYERS: 0}
     for sequence in sequences:
@@ -145,6 +156,7 @@ def pack(
     rows[2] = np.arange(total) - np.repeat(starts, lengths)
     if padding is not None and (rows[0] == padding).any():
         rows[2] = [p for sequence in packed for p in _positions(sequence.ids, padding)]
+    rows[2] += first
     joined = segments(packed, lengths)
     if total < numbers.shape[1]:
         joined.append(Segment(slice(total, numbers.shape[1]), BASE_LAYERS))

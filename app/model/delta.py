@@ -93,23 +93,35 @@ def _in_kernels_reach(updates: Iterable[LoRALayer]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
+class Members:
+    """The base's Linears that one product serves: their paths, their numbers [M], and where each
+    one's columns end, [M + 1] from 0 on."""
+
+    paths: tuple[str, ...]
+    numbers: np.ndarray
+    ends: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Updates:
     """The updates of one batch: of each segment that has some, its rows and its adapter's layers.
 
     For the CPU's kernel: rows [S, 2] and table [the base's Linears, S, kernel.FIELDS], both int64.
     For the GPU's: plan. For torch's way: none of them. touched: of each Linear, whether any segment
-    updates it; empty for torch's way.
+    updates it; None for torch's way.
     """
 
     segments: Sequence[tuple[slice, Layers]] = ()
     rows: np.ndarray | None = None
     table: np.ndarray | None = None
     plan: Plan | None = None
-    touched: Sequence[bool] = ()
+    touched: np.ndarray | None = None
 
-    def touch(self, number: int) -> bool:
-        """Whether any of them may be of this Linear."""
-        return self.touched[number] if self.touched else bool(self.segments)
+    def touch(self, members: Members) -> bool:
+        """Whether any of them may be of one of these Linears."""
+        if self.touched is None:
+            return bool(self.segments)
+        return bool(self.touched[members.numbers].any())
 
 
 NO_UPDATES = Updates()
@@ -127,7 +139,7 @@ def gather(
     if kernels_on is None or stacked is None:
         return Updates(with_some)
     rows, table = stacked
-    touched = [bool(entries.any()) for entries in table]
+    touched = np.array([bool(entries.any()) for entries in table])
     if kernels_on.type == "cpu":
         return Updates(with_some, rows, table, touched=touched)
     from app.model import kernel_cuda
@@ -149,43 +161,48 @@ def stack(
     return rows, np.stack(tables, axis=1)
 
 
-def add_delta(y: Tensor, x: Tensor, updates: Updates, path: str, number: int) -> Tensor:
-    """Add each segment's low-rank update to the frozen layer's output, in place.
+def add_delta(y: Tensor, x: Tensor, updates: Updates, members: Members) -> Tensor:
+    """Add each segment's low-rank update to the frozen layers' output, in place.
 
     y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T; scale and gain are already in B
     (adapters/methods/). Rows without an update stay the base's, bit for bit. A layer that none of
     the batch's adapters changes costs nothing, not even a launch.
 
-    x [T, in], y [T, out]: packed rows, one dtype. A [r, in], B [out, r]: float32 on the CPU, x's
-    dtype on a GPU; r may differ. path, number: which of the base's Linears it is.
+    x [T, in], y [T, out]: packed rows, one dtype; out: of all members. A [r, in], B [out, r]:
+    float32 on the CPU, x's dtype on a GPU; r may differ.
     Raises RuntimeError (torch) where A or B does not fit the layer.
     Source: Hu et al. 2021, eq. 3; segments as in Punica (Chen et al. 2023).
     """
-    if not updates.touch(number):
-        return y
-    if updates.plan is not None:
-        from app.model import kernel_cuda
-
-        kernel_cuda.add_updates(y, x.contiguous(), updates.plan, number)
+    if not updates.touch(members):
         return y
     if updates.rows is not None and updates.table is not None:
-        _run_compiled(y, x, updates.rows, updates.table[number])
+        _run_compiled(y, x, updates.rows, updates.table[members.numbers], members.ends)
         return y
-    for rows, layers in updates.segments:
-        lora = layers.updates.get(path)
-        if lora is not None:
-            _add_in_its_dtype(y[rows], x[rows], lora)
+    for i, path in enumerate(members.paths):
+        columns = y[:, members.ends[i] : members.ends[i + 1]]
+        if updates.plan is not None:
+            from app.model import kernel_cuda
+
+            kernel_cuda.add_updates(columns, x.contiguous(), updates.plan, int(members.numbers[i]))
+            continue
+        for rows, layers in updates.segments:
+            lora = layers.updates.get(path)
+            if lora is not None:
+                _add_in_its_dtype(columns[rows], x[rows], lora)
     return y
 
 
-def _run_compiled(y: Tensor, x: Tensor, rows: np.ndarray, table: np.ndarray) -> None:
+def _run_compiled(
+    y: Tensor, x: Tensor, rows: np.ndarray, tables: np.ndarray, ends: np.ndarray
+) -> None:
     """In float32. Of a base in half precision the first to the last row of an update is cast."""
     if y.dtype == torch.float32:
-        kernel.add_updates(y.numpy(), x.contiguous().numpy(), rows, table)
+        kernel.add_updates(y.numpy(), x.contiguous().numpy(), rows, tables, ends)
     else:
         first, last = int(rows[0, 0]), int(rows[-1, 1])
         wide = y[first:last].float()
-        kernel.add_updates(wide.numpy(), x[first:last].float().numpy(), rows - first, table)
+        x = x[first:last].float()
+        kernel.add_updates(wide.numpy(), x.numpy(), rows - first, tables, ends)
         y[first:last] = wide  # what no update touched is back to its very bits
 
 

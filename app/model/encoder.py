@@ -1,16 +1,16 @@
 """The frozen base: load it, run packed batches through it, give hidden states.
 
-Keeps transformers' model and changes two things in it: the attention function (attention.py) and
-every Linear (lora.py). Knows no names of adapters and no clients.
+transformers' model says what is computed (flat.py), with our own attention (attention.py) and
+Linears (lora.py). Knows no names of adapters and no clients.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from app.adapters.base import Base
 from app.adapters.sentence import Sentence
 from app.adapters.values import Adapter
-from app.model import head
+from app.model import attention, head
 from app.model.base_files import BaseFiles, BaseRefused
 from app.model.base_model import describe, load_model, read_config
-from app.model.batch import Batch, Bucket, Inputs, pack, segments
+from app.model.batch import NOTHING, Batch, Bucket, Inputs, pack, segments
 from app.model.delta import BASE_LAYERS, Layers, Updates
 from app.model.fast_paths import try_paths, warn
-from app.model.lora import LinearWithLoRA, Route, insert_lora
+from app.model.flat import Flat, flatten, takes_types
+from app.model.lora import Linears, LinearWithLoRA, Pass, insert_lora, pass_of
 from app.model.machine import first_line
 from app.model.sequence import Sequence, Want
 from app.model.version import Version
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 TRIED_TOKENS = 16  # of the forward that is tried at start
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Spent(threading.local):
+    """Seconds, each thread's own."""
+
+    update_s = 0.0
 
 
 @dataclass(eq=False)
@@ -55,15 +62,17 @@ class Encoder:
     max_length: int
     vocabulary: int
     wrappers: dict[str, LinearWithLoRA]
-    route: Route
     version: Version
     slow_paths: Mapping[str, str]
     _frozen: list[tuple[str, Tensor]]
     _first_position: int
     _takes_types: bool
-    _pooler: LinearWithLoRA | None = field(default=None)
-    _varlen: bool = False
+    _flat: Flat
+    _pooler: Linears | None
+    _kernels_on: torch.device | None
+    _varlen: bool
     graphs: Graphs | None = None
+    _spent: Spent = field(default_factory=Spent)
 
     @property
     def digest(self) -> str:
@@ -107,40 +116,36 @@ class Encoder:
 
     def pack(self, sequences: list[Sequence], buckets: Iterable[Bucket] = ()) -> Batch:
         """Pack them for this base; buckets: see batch.pack."""
-        return pack(sequences, self._padding, buckets)
+        return pack(sequences, self._padding, buckets, self._first_position)
 
     def launch(self, batch: Batch, between: Callable[[], None] = lambda: None) -> Tensor:
         """The batch's hidden states [T, H], kernel by kernel."""
-        with self.route.run(batch.segments, between):
-            hidden: Tensor = self._model(batch.inputs(self.device)).last_hidden_state[0]
+        running = self._pass(batch, between)
+        try:
+            hidden = self._flat.last(running)[0]
+        finally:
+            self._spent.update_s += running.update_s
         return hidden[: batch.tokens]
+
+    def _pass(self, batch: Batch, between: Callable[[], None] = lambda: None) -> Pass:
+        inputs = batch.inputs(self.device, self._varlen)
+        return pass_of(inputs, batch.segments, self._kernels_on, between)
 
     def forward(self, inputs: Inputs, updates: Updates) -> Tensor:
         """Hidden states [rows, H] through these updates and nothing else: what a graph holds."""
-        with self.route.run((), updates=updates):
-            hidden: Tensor = self._model(inputs).last_hidden_state[0]
-        return hidden
-
-    def _model(self, inputs: Inputs, **more: Any) -> Any:
-        if self._takes_types:
-            more["token_type_ids"] = inputs.token_type_ids
-        if self._varlen:
-            more |= {"ends": inputs.ends, "longest": inputs.longest}
-        return self.model(
-            input_ids=inputs.input_ids,
-            position_ids=inputs.position_ids + self._first_position,
-            runs=inputs.runs,
-            **more,
-        )
+        return self._flat.last(Pass(inputs, updates=updates))[0]
 
     def _pool(self, rows: Tensor, sequences: list[Sequence]) -> Tensor:
         """The base's pooler over first-token rows [S, H], each through its sequence's layers."""
-        with self.route.run(segments(sequences, [1] * len(sequences))):
-            return torch.tanh(self._pooler(rows))  # type: ignore[misc]
+        running = pass_of(NOTHING, segments(sequences, [1] * len(sequences)), self._kernels_on)
+        pooled: Tensor = torch.tanh(self._pooler.rows(running, rows[None])[0])  # type: ignore
+        self._spent.update_s += running.update_s
+        return pooled
 
     def take_update_s(self) -> float:
         """Seconds of low-rank updates in this thread's runs since the last call; 0 on a GPU."""
-        return self.route.take_update_s()
+        update_s, self._spent.update_s = self._spent.update_s, 0.0
+        return update_s
 
     @torch.inference_mode()
     def states(self, ids: Iterable[int], layers: Layers = BASE_LAYERS) -> States:
@@ -148,17 +153,16 @@ class Encoder:
         tokens, version = list(ids), replace(self.version, layers=layers)
         text = Sequence(tokens, [0] * len(tokens), Want("embedding", normalize=False), version)
         batch = self.pack([text])
-        with self.route.run(batch.segments):
-            out = self._model(batch.inputs(self.device), output_hidden_states=True)
-        last = out.last_hidden_state[0]
+        last, _, *layers_out = (state[0] for state in self._flat.all(self._pass(batch)))
         ends = [last.flatten()]
         if self._pooler is not None:
             ends.append(self._pool(last[:1], [text])[0])
-        return States([h[0].double() for h in out.hidden_states[1:]], torch.cat(ends).double())
+        return States([h.double() for h in layers_out], torch.cat(ends).double())
 
     def digest_now(self) -> str:
         """The digest again, over the tensors as they are; packed copies are compared with them."""
-        if not all(w.frozen.intact() for w in self.wrappers.values()):
+        products = [*self._flat.products, *([self._pooler] if self._pooler else [])]
+        if not all(product.frozen.intact() for product in products):
             return "a packed copy differs from its weight"
         return _digest(self._frozen)
 
@@ -198,13 +202,13 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
     has_pooler = getattr(model, "pooler", None) is not None
     base = describe(files, model, config, has_pooler)
     paths = try_paths(config, device, dtype, set(base.linears.values()))
-    route = Route(paths.kernels_on)
-    wrappers = insert_lora(model, route)
+    wrappers = insert_lora(model)
     pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
     if pooler is not None:
         model.pooler = None  # run over the sequences' first tokens instead, in _pool
     first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
     positions = config.max_position_embeddings - first
+    flat = flatten(model, wrappers, attention.attend, positions, device)
     encoder = Encoder(
         model,
         files,
@@ -214,13 +218,14 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         min(files.sentence.max_length or positions, positions),
         config.vocab_size,
         wrappers,
-        route,
         Version(_digest(frozen), Adapter({}, layout="base"), BASE_LAYERS),
         paths.slow,
         frozen,
         first,
-        "token_type_ids" in inspect.signature(type(model).forward).parameters,
-        pooler,
+        takes_types(model),
+        flat,
+        None if pooler is None else Linears([pooler]),
+        paths.kernels_on,
         paths.varlen,
     )
     _try_forward(encoder)

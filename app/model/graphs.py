@@ -130,7 +130,8 @@ class Graph:
         sums = torch.empty(bucket.tokens * RANK if linears else 0, device=device)
         blocks = (RANK // RANKS,) * linears
         plan = kernel_cuda.plan_of(self.table.tiles, self.table.entries, blocks, sums)
-        self._updates = Updates(plan=plan, touched=(True,) * linears)  # a replay reads its memory
+        touched = np.ones(linears, bool) if linears else None
+        self._updates = Updates(plan=plan, touched=touched)  # a replay reads its memory
         self._replay = capture(lambda: forward(self._inputs(), self._updates))
 
     def _inputs(self) -> Inputs:

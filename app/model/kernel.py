@@ -84,11 +84,16 @@ def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None
 
 
 @compiled(fastmath={"contract", "nsz"})
-def expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: Any) -> None:
-    """y[first + i] += sums[i] @ b for four rows; what would be past `last` goes into `spare`."""
-    y0, y1 = y[first], y[first + 1] if first + 1 <= last else spare
-    y2 = y[first + 2] if first + 2 <= last else spare
-    y3 = y[first + 3] if first + 3 <= last else spare
+def expand(
+    y: Any, b: Any, first: int, last: int, left: int, rank: int, sums: Any, spare: Any
+) -> None:
+    """y[first + i] += sums[i] @ b for four rows, in b's columns from `left` on; what would be past
+    `last` goes into `spare`."""
+    right = left + b.shape[1]
+    y0 = y[first, left:right]
+    y1 = y[first + 1, left:right] if first + 1 <= last else spare
+    y2 = y[first + 2, left:right] if first + 2 <= last else spare
+    y3 = y[first + 3, left:right] if first + 3 <= last else spare
     for j in range(0, rank, ROWS):
         b0, b1 = b[j], b[min(j + 1, rank - 1)]
         b2, b3 = b[min(j + 2, rank - 1)], b[min(j + 3, rank - 1)]
@@ -104,42 +109,54 @@ def expand(y: Any, b: Any, first: int, last: int, rank: int, sums: Any, spare: A
             y3[n] += s30 * v0 + s31 * v1 + s32 * v2 + s33 * v3
 
 
+@compiled()
+def _add_update(
+    y: Any, x: Any, rows: Any, entry: Any, left: int, right: int, sums: Any, spare: Any
+) -> None:
+    """One segment's, in y's columns from left to right."""
+    start, stop, n, rank = rows[0], rows[1], right - left, entry[2]
+    if entry[3]:
+        y[start:stop, left:right] *= carray(_pointer(entry[3]), (n,), np.float32)
+    if entry[4]:
+        y[start:stop, left:right] += carray(_pointer(entry[4]), (n,), np.float32)
+    if rank:
+        a = carray(_pointer(entry[0]), (rank, x.shape[1]), np.float32)
+        b = carray(_pointer(entry[1]), (rank, n), np.float32)
+        for first in range(start, stop, ROWS):
+            _shrink(x, a, first, stop - 1, rank, sums)
+            expand(y, b, first, stop - 1, left, rank, sums, spare)
+
+
 @compiled(nogil=True)
-def add_updates(y: Any, x: Any, rows: Any, updates: Any) -> None:
+def add_updates(y: Any, x: Any, rows: Any, updates: Any, ends: Any) -> None:
     """y[rows] = gain * y[rows] + shift + (x[rows] @ A.T) @ B.T for every segment, in place.
 
     x [T, in], y [T, out] float32, contiguous. rows [S, 2] int64: first and past the last.
-    updates [S, FIELDS] int64: A [r, in] and B.T [r, out] float32, contiguous, by address.
+    updates [M, S, FIELDS] int64: A [r, in] and B.T [r, n] float32, contiguous, by address.
+    ends [M + 1] int64: the m-th of M Linears has the columns from ends[m] to ends[m + 1] of y.
     """
     width = 0
-    for i in range(len(updates)):
-        width = max(width, updates[i, 2])
+    for m in range(len(updates)):
+        for i in range(len(rows)):
+            width = max(width, updates[m, i, 2])
     sums = np.empty((ROWS, width + ROWS), np.float32)
-    spare = np.zeros(y.shape[1], np.float32)
-    for i in range(len(rows)):
-        start, stop, rank = rows[i, 0], rows[i, 1], updates[i, 2]
-        if updates[i, 3]:
-            y[start:stop] *= carray(_pointer(updates[i, 3]), (y.shape[1],), np.float32)
-        if updates[i, 4]:
-            y[start:stop] += carray(_pointer(updates[i, 4]), (y.shape[1],), np.float32)
-        if rank:
-            a = carray(_pointer(updates[i, 0]), (rank, x.shape[1]), np.float32)
-            b = carray(_pointer(updates[i, 1]), (rank, y.shape[1]), np.float32)
-            for first in range(start, stop, ROWS):
-                _shrink(x, a, first, stop - 1, rank, sums)
-                expand(y, b, first, stop - 1, rank, sums, spare)
+    for m in range(len(updates)):
+        left, right = ends[m], ends[m + 1]
+        spare = np.zeros(right - left, np.float32)
+        for i in range(len(rows)):
+            _add_update(y, x, rows[i], updates[m, i], left, right, sums, spare)
 
 
 def compile_only() -> None:
     """Compile for NUMBA_CPU_NAME, be it another processor than this one."""
     rows, entries = float32[:, ::1], int64[:, ::1]
-    add_updates.compile((rows, rows, entries, entries))
+    add_updates.compile((rows, rows, entries, int64[:, :, ::1], int64[::1]))
 
 
 def prepare() -> None:
     """Compile now, or load what an earlier start compiled, rather than at the first request."""
     x, rows = np.zeros((1, 1), np.float32), np.zeros((0, 2), np.int64)
-    add_updates(x, x, rows, np.zeros((0, FIELDS), np.int64))
+    add_updates(x, x, rows, np.zeros((1, 0, FIELDS), np.int64), np.array([0, 1]))
 
 
 def why_not() -> str | None:
@@ -157,7 +174,7 @@ def why_not() -> str | None:
     exact[1:6] = exact[1:6] * gain + shift + x[1:6].astype(np.float64) @ a.T @ b
     entry = [a.ctypes.data, b.ctypes.data, rank, gain.ctypes.data, shift.ctypes.data]
     try:
-        add_updates(y, x, rows, np.array([entry], np.int64))
+        add_updates(y, x, rows, np.array([[entry]], np.int64), np.array([0, 24]))
     except Exception as error:  # whatever numba or LLVM raises
         return f"numba does not run here ({first_line(error)}), {TORCH_SERVES}"
     off = float(abs(y - exact).max() / abs(exact).max())

@@ -88,8 +88,8 @@ def add_updates(y: Tensor, x: Tensor, plan: Plan, number: int) -> None:
     x [T, in], y [T, out] contiguous, of the adapters' dtype; sums are float32. An adapter's parts
     begin at multiples of LOAD_BYTES (adapter.laid_out). number: which of the base's Linears it is.
     """
-    if y.data_ptr() % LOAD_BYTES:
-        moved = y.clone()
+    if y.data_ptr() % LOAD_BYTES or not y.is_contiguous():
+        moved = y.clone(memory_format=torch.contiguous_format)
         add_updates(moved, x, plan, number)
         y.copy_(moved)
         return

@@ -37,7 +37,7 @@ class Product:
 
 
 class FrozenLinear:
-    """y [T, out] = x [T, in] @ weight.T + bias; never written to after it is made."""
+    """y [..., out] = x [..., in] @ weight.T + bias; never written to after it is made."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, keep_weight: bool = True) -> None:
         """weight [out, in], bias [out]. keep_weight=False drops the plain weight once packed."""
@@ -46,14 +46,17 @@ class FrozenLinear:
         self.packed = None if dtype is None else _packed(weight.detach().to(dtype))
         self.dtype = dtype  # of the packed weight
         self.weight = weight if keep_weight or self.packed is None else None
-        self.bytes = weight.numel() * (dtype or weight.dtype).itemsize
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [T, in] -> [T, out], in x's dtype."""
+        """x [..., in] -> [..., out], in x's dtype."""
         if self.packed is None:
             return F.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
-        if x.shape[0] == 1:  # one row alone takes another kernel: run two, so that bits stay
-            return self(x.expand(2, -1).contiguous())[:1]
+        if (
+            x.numel() == x.shape[-1]
+        ):  # one row alone takes another kernel: run two, so that bits stay
+            return self(x.reshape(1, -1).expand(2, -1).contiguous())[:1].view(*x.shape[:-1], -1)
+        if x.dtype == self.dtype:
+            return _multiply(x, self.packed, self.bias)
         return _multiply(x.to(self.dtype), self.packed, self.bias).to(x.dtype)
 
     def intact(self) -> bool:
@@ -61,6 +64,12 @@ class FrozenLinear:
         if self.packed is None or self.weight is None:
             return True
         return torch.equal(self.packed.to_dense().to(self.weight.dtype), self.weight)
+
+
+def packed_bytes(weight: Tensor) -> int:
+    """What a packed copy of it takes; without one, what the plain weight does."""
+    dtype = product(weight.dtype).dtype if weight.device.type == "cpu" else None
+    return weight.numel() * (dtype or weight.dtype).itemsize
 
 
 @cache

@@ -5,20 +5,20 @@ Knows modules and segments; knows no names of adapters. The base's weights are o
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.adapters.values import Adapter, Rows
-from app.model.batch import Segment
-from app.model.delta import CPU, NO_UPDATES, Layers, Updates, add_delta, gather, with_updates
-from app.model.linear import FrozenLinear
+from app.model import placeholders
+from app.model.batch import Inputs, Segment
+from app.model.delta import NO_UPDATES, Layers, Members, Updates, add_delta, gather, with_updates
+from app.model.linear import FrozenLinear, packed_bytes
 
 
 def _go_on() -> None:
@@ -27,13 +27,14 @@ def _go_on() -> None:
 
 @dataclass(eq=False)
 class Pass:
-    """One forward: who sits on which rows. between: called before every Linear, and may raise.
+    """One forward: what it reads, and who sits on which rows.
 
-    norms, embeddings: the segments that bring their own; own: whether any has Linears of its own.
-    So a layer that nobody changes does not go through hundreds of segments. update_s: seconds of
-    its updates so far.
+    between: called before every product, and may raise. norms, embeddings: the segments that bring
+    their own; own: whether any has Linears of its own. So a layer that nobody changes does not go
+    through hundreds of segments. update_s: seconds of its updates so far.
     """
 
+    inputs: Inputs
     segments: Sequence[Segment] = ()
     updates: Updates = NO_UPDATES
     between: Callable[[], None] = _go_on
@@ -42,116 +43,135 @@ class Pass:
     own: bool = False
     update_s: float = 0.0
 
-    def update(self, y: Tensor, x: Tensor, path: str, number: int) -> None:
+    def update(self, y: Tensor, x: Tensor, members: Members) -> None:
         """As add_delta, and the time that it takes: on a CPU; a GPU computes later."""
-        if not self.updates.touch(number):
+        if not self.updates.touch(members):
             return
         started = time.perf_counter()
-        add_delta(y, x, self.updates, path, number)
+        add_delta(y, x, self.updates, members)
         if not y.is_cuda:
             self.update_s += time.perf_counter() - started
 
 
-class Route(threading.local):
-    """The forward that each thread is running. kernels_on: see delta.gather."""
-
-    running = Pass()
-    update_s = 0.0
-
-    def __init__(self, kernels_on: torch.device | None = CPU) -> None:
-        self.kernels_on = kernels_on
-
-    @contextmanager
-    def run(
-        self,
-        segments: Sequence[Segment],
-        between: Callable[[], None] = _go_on,
-        updates: Updates | None = None,
-    ) -> Iterator[None]:
-        """Route the forward inside by these segments; one that it interrupts goes on afterwards.
-
-        updates: instead of the segments' own.
-        """
-        before = self.running
-        if updates is None:
-            updates = gather([(s.rows, s.layers) for s in segments], self.kernels_on)
-        self.running = Pass(
-            segments,
-            updates,
-            between,
-            [s for s in segments if s.layers.norms],
-            [s for s in segments if s.layers.embeddings],
-            any(s.layers.own for s in segments),
-        )
-        try:
-            yield
-        finally:
-            self.update_s += self.running.update_s
-            self.running = before
-
-    def take_update_s(self) -> float:
-        """Seconds of updates in this thread's forwards that have ended since the last call."""
-        update_s, self.update_s = self.update_s, 0.0
-        return update_s
+def pass_of(
+    inputs: Inputs,
+    segments: Sequence[Segment],
+    kernels_on: torch.device | None,
+    between: Callable[[], None] = _go_on,
+) -> Pass:
+    """A forward through these segments' layers. kernels_on: see delta.gather."""
+    return Pass(
+        inputs,
+        segments,
+        gather([(s.rows, s.layers) for s in segments], kernels_on),
+        between,
+        [s for s in segments if s.layers.norms],
+        [s for s in segments if s.layers.embeddings],
+        any(s.layers.own for s in segments),
+    )
 
 
 class LinearWithLoRA(nn.Module):
-    """A frozen Linear whose rows each take their own segment's adapter, or none.
+    """The place of a Linear in the model: its name and number. Linears multiplies by it."""
+
+    def __init__(self, linear: nn.Linear, path: str, number: int) -> None:
+        super().__init__()
+        self.linear = linear
+        self.path = path
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]: a placeholder."""
+        return placeholders.linear(x, self.path, self.linear.out_features)
+
+
+class Linears:
+    """Frozen Linears that read the same rows, as one product; each row takes its own segment's
+    adapter, or none.
 
     The tutorial's `linear(x) + lora(x)`, with the lora chosen by segment.
     """
 
-    def __init__(self, linear: nn.Linear, path: str, route: Route, number: int) -> None:
-        super().__init__()
-        self.linear = linear
-        self.path = path
-        self.route = route
-        self.number = number
-        self.frozen = FrozenLinear(linear.weight, linear.bias)
+    def __init__(self, linears: Sequence[LinearWithLoRA]) -> None:
+        """One or several, all with a bias or none. Several share one memory from here on."""
+        modules = [one.linear for one in linears]
+        self.members = Members(
+            tuple(one.path for one in linears),
+            np.array([one.number for one in linears]),
+            np.cumsum([0, *(module.out_features for module in modules)]),
+        )
+        self._sizes = [module.out_features for module in modules]
+        self.frozen = FrozenLinear(*_joined(modules))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out]; the leading dimensions' product is the segments' T rows."""
-        running = self.route.running
+    def rows(self, running: Pass, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """x [1, T, in] -> [1, T, out], or that of each, where there are several."""
         running.between()
-        rows = x.reshape(-1, x.shape[-1])
-        y = self._products(rows, running.segments) if running.own else self.frozen(rows)
-        running.update(y, rows, self.path, self.number)
-        return y.view(*x.shape[:-1], -1)
+        y = self._products(x, running.segments) if running.own else self.frozen(x)
+        running.update(y[0], x[0], self.members)
+        return y if len(self._sizes) == 1 else torch.split(y, self._sizes, -1)
 
     def _products(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """Each stretch of rows times its own weight: the base's, a merged or a replaced one."""
-        stretches: list[tuple[slice, FrozenLinear]] = []
+        """Each stretch of rows times its own weights: the base's, merged or replaced ones."""
+        stretches: list[tuple[slice, list[FrozenLinear | None]]] = []
         for s in segments:
-            layer = s.layers.own.get(self.path, self.frozen)
-            if stretches and stretches[-1][1] is layer:
-                stretches[-1] = (slice(stretches[-1][0].start, s.rows.stop), layer)
+            own = [s.layers.own.get(path) for path in self.members.paths]
+            if stretches and stretches[-1][1] == own:
+                stretches[-1] = (slice(stretches[-1][0].start, s.rows.stop), own)
             else:
-                stretches.append((s.rows, layer))
-        if len(stretches) == 1:
-            return stretches[0][1](x)
-        if self.frozen.packed is None and stretches[0][1] is self.frozen:
+                stretches.append((s.rows, own))
+        if self.frozen.packed is None and any(None in own for _, own in stretches):
             # Here (CUDA) a row's bits depend on how many rows the product has: the base's rows
             # get the product over all rows, as they would without the merged ones beside them.
             y = self.frozen(x)
-            for rows, layer in stretches[1:]:
-                y[rows] = layer(x[rows])
-            return y
-        return torch.cat([layer(x[rows]) for rows, layer in stretches])
+        else:
+            y = torch.cat([self._base(x[:, rows], own) for rows, own in stretches], 1)
+        for rows, own in stretches:
+            for i, layer in enumerate(own):
+                if layer is not None:
+                    start, stop = self.members.ends[i : i + 2]
+                    y[:, rows, start:stop] = layer(x[:, rows])
+        return y
+
+    def _base(self, x: Tensor, own: list[FrozenLinear | None]) -> Tensor:
+        """The base's product, unless nothing of it is read."""
+        if None in own:
+            return self.frozen(x)
+        return x.new_empty(*x.shape[:-1], sum(self._sizes))
+
+
+def _joined(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Their weights one above the other, and their biases; the modules' own become parts of it."""
+    if len(modules) == 1:
+        return modules[0].weight, modules[0].bias
+    joined: list[Tensor] = []
+    for name in ("weight", "bias"):
+        parts = [getattr(module, name) for module in modules]
+        if parts[0] is None:
+            return joined[0], None
+        whole = torch.cat([part.detach() for part in parts])
+        for part, view in zip(parts, torch.split(whole, [len(p) for p in parts]), strict=True):
+            part.data = view
+        joined.append(whole)
+    return joined[0], joined[1]
 
 
 class NormWithLoRA(nn.Module):
     """A frozen LayerNorm whose rows may each have their own segment's weight and bias."""
 
-    def __init__(self, norm: nn.LayerNorm, path: str, route: Route) -> None:
+    def __init__(self, norm: nn.LayerNorm, path: str) -> None:
         super().__init__()
         self.norm = norm
         self.path = path
-        self.route = route
+        self._fixed = norm.normalized_shape, norm.weight, norm.bias, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [1, T, H] -> the same shape: a placeholder."""
+        return placeholders.norm(x, self.path)
+
+    def rows(self, running: Pass, x: Tensor) -> Tensor:
         """x [1, T, H] -> the same shape."""
-        y: Tensor = self.norm(x)
-        for s in self.route.running.norms:
+        y = torch.layer_norm(x, *self._fixed)
+        for s in running.norms:
             own = s.layers.norms.get(self.path)
             if own is not None:
                 shape = (x.shape[-1],)
@@ -164,16 +184,20 @@ class NormWithLoRA(nn.Module):
 class EmbeddingWithLoRA(nn.Module):
     """A frozen Embedding whose rows may each have their own segment's table, update or rows."""
 
-    def __init__(self, embedding: nn.Embedding, path: str, route: Route) -> None:
+    def __init__(self, embedding: nn.Embedding, path: str) -> None:
         super().__init__()
         self.embedding = embedding
         self.path = path
-        self.route = route
 
     def forward(self, ids: Tensor) -> Tensor:
+        """ids [1, T] -> [1, T, dim]: a placeholder."""
+        table = self.embedding.weight
+        return placeholders.embedding(ids, self.path, table.shape[1], table.dtype)
+
+    def rows(self, running: Pass, ids: Tensor) -> Tensor:
         """ids [1, T] -> [1, T, dim]."""
-        y: Tensor = self.embedding(ids)
-        for s in self.route.running.embeddings:
+        y = torch.embedding(self.embedding.weight, ids)
+        for s in running.embeddings:
             change = s.layers.embeddings.get(self.path)
             if change is not None:
                 y[0, s.rows] = look_up(change, ids[0, s.rows], y[0, s.rows])
@@ -197,7 +221,7 @@ def look_up(change: Rows, ids: Tensor, y: Tensor) -> Tensor:
     return y
 
 
-def insert_lora(model: nn.Module, route: Route) -> dict[str, LinearWithLoRA]:
+def insert_lora(model: nn.Module) -> dict[str, LinearWithLoRA]:
     """Put a wrapper in the place of every Linear, LayerNorm and Embedding below `model`.
 
     Returns the Linears' by path, in the order of their numbers.
@@ -206,11 +230,11 @@ def insert_lora(model: nn.Module, route: Route) -> dict[str, LinearWithLoRA]:
     for path, module in list(model.named_modules()):
         wrapper: nn.Module
         if type(module) is nn.Linear:
-            wrapper = linears[path] = LinearWithLoRA(module, path, route, len(linears))
+            wrapper = linears[path] = LinearWithLoRA(module, path, len(linears))
         elif type(module) is nn.LayerNorm:
-            wrapper = NormWithLoRA(module, path, route)
+            wrapper = NormWithLoRA(module, path)
         elif type(module) is nn.Embedding:
-            wrapper = EmbeddingWithLoRA(module, path, route)
+            wrapper = EmbeddingWithLoRA(module, path)
         else:
             continue
         parent, _, leaf = path.rpartition(".")
@@ -250,5 +274,7 @@ def merge_lora(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter, layers:
 def merged_bytes(wrappers: Mapping[str, LinearWithLoRA], adapter: Adapter) -> int:
     """How many bytes merge_lora's copy will take."""
     return sum(
-        wrappers[path].frozen.bytes for path, lora in adapter.layers.items() if lora.rescales
+        packed_bytes(wrappers[path].linear.weight)
+        for path, lora in adapter.layers.items()
+        if lora.rescales
     )

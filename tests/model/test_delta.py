@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -12,10 +13,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from app.adapters.values import Adapter, LoRALayer, laid_out
-from app.model.delta import add_delta, gather, unmerged_layers
+from app.model.delta import Members, add_delta, gather, unmerged_layers
 from app.model.linear import FrozenLinear
 
 PATHS = ["l.0.self.query", "l.0.self.key", "l.0.self.value", "l.0.output.dense"]
+
+
+def member(*numbers: int) -> Members:
+    """Of Linears with 20 columns each."""
+    paths = tuple(PATHS[number] for number in numbers)
+    return Members(paths, np.array(numbers), 20 * np.arange(len(numbers) + 1))
 
 
 def random_adapter(seed: int, ranks: dict[str, int], extras: bool) -> Adapter:
@@ -72,8 +79,12 @@ def test_each_segment_gets_its_own_update_and_the_others_none(
     starts = [sum(counts[:i]) for i in range(len(counts))]
     rows = [slice(s, s + n) for s, n in zip(starts, counts, strict=True)]
     updates = gather([(rows[i], layers[i]) for i in range(len(counts)) if i != plain])
+    together = add_delta(y.repeat(1, 3), x, updates, member(0, 1, 3))
     for number, path in enumerate(PATHS):
-        got = add_delta(y.clone(), x, updates, path, number)
+        got = add_delta(y.clone(), x, updates, member(number))
+        if number != 2:
+            place = [0, 1, 3].index(number)
+            assert torch.equal(together[:, 20 * place :][:, :20], got)
         wanted = y
         for i, adapter in enumerate(adapters):
             if i != plain and path in chosen:
@@ -88,8 +99,8 @@ def test_half_precision_is_computed_in_float32_and_leaves_other_rows_their_bits(
     x, y = torch.randn(50, 24).bfloat16(), torch.randn(50, 20).bfloat16()
     rows = (slice(10, 20), slice(30, 35))
     got = y.clone()
-    for number, path in enumerate(PATHS):
-        add_delta(got, x, gather([(r, layers) for r in rows]), path, number)
+    for number in range(len(PATHS)):
+        add_delta(got, x, gather([(r, layers) for r in rows]), member(number))
     wanted = y.float()
     for r in rows:
         wanted = by_hand(wanted, x, r, layers.updates[PATHS[0]])
@@ -101,11 +112,11 @@ def test_half_precision_is_computed_in_float32_and_leaves_other_rows_their_bits(
 def test_an_updated_rows_bits_do_not_depend_on_the_rows_beside_it() -> None:
     layers = unmerged_layers(random_adapter(0, {PATHS[0]: 7}, extras=True), PATHS)
     x, y = torch.randn(50, 24), torch.randn(50, 20)
-    whole = add_delta(y.clone(), x, gather([(slice(0, 50), layers)]), PATHS[0], 0)
+    whole = add_delta(y.clone(), x, gather([(slice(0, 50), layers)]), member(0))
     for start, stop in ((0, 1), (3, 5), (7, 50), (49, 50), (10, 13)):
         rows = slice(start, stop)
         alone = gather([(slice(0, stop - start), layers)])
-        part = add_delta(y[rows].clone(), x[rows].clone(), alone, PATHS[0], 0)
+        part = add_delta(y[rows].clone(), x[rows].clone(), alone, member(0))
         assert torch.equal(part, whole[rows]), rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from app.adapters.values import Adapter, LoRALayer, laid_out
-from app.model.delta import add_delta, gather, unmerged_layers
+from app.model.delta import Members, add_delta, gather, unmerged_layers
 
 pytest.importorskip("triton")
 ON_GPU = torch.cuda.is_available()
@@ -41,6 +42,10 @@ def plain_numpy() -> Iterator[None]:
         yield
 
 
+def member(number: int) -> Members:
+    return Members((PATHS[number],), np.array([number]), np.array([0, OUT]))
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     counts=st.lists(st.sampled_from([1, 2, 31, 32, 33, 70]), min_size=1, max_size=5)
@@ -62,8 +67,8 @@ def test_the_kernels_give_what_torch_gives_segment_by_segment(
     x, y = (torch.randn(ends[-1], n).to(DEVICE) for n in (IN, OUT))
     by_torch = gather(segments, kernels_on=None)
     as_tables = gather(segments, kernels_on=torch.device("cpu"))
-    for number, path in enumerate(PATHS):
-        wanted = add_delta(y.clone(), x, by_torch, path, number)
+    for number in range(len(PATHS)):
+        wanted = add_delta(y.clone(), x, by_torch, member(number))
         got = y.clone()
         if as_tables.rows is not None and as_tables.table is not None:
             plan = kernel_cuda.plan(as_tables.rows, as_tables.table, DEVICE)
@@ -83,7 +88,7 @@ def test_operands_that_begin_anywhere_in_memory_are_read_right() -> None:
     plan = kernel_cuda.plan(updates.rows, updates.table, DEVICE)
     x, y = (torch.randn(5 * n + 1).to(DEVICE)[1:].view(5, n) for n in (IN, OUT))
     assert x.data_ptr() % kernel_cuda.LOAD_BYTES and y.data_ptr() % kernel_cuda.LOAD_BYTES
-    wanted = add_delta(y.clone(), x, gather([(slice(0, 5), layers)], kernels_on=None), PATHS[0], 0)
+    wanted = add_delta(y.clone(), x, gather([(slice(0, 5), layers)], kernels_on=None), member(0))
     kernel_cuda.add_updates(y, x, plan, 0)
     assert_close(y, wanted, rtol=1e-5, atol=1e-3)
 
@@ -99,8 +104,8 @@ def test_a_layer_that_no_adapter_of_the_batch_changes_launches_nothing(
     layers = unmerged_layers(drawn(1, 8, extras=False), PATHS)
     updates = gather([(slice(0, 4), layers)], kernels_on=torch.device("cuda"))
     x, y = torch.randn(4, IN), torch.randn(4, OUT)
-    for number, path in enumerate(PATHS):
-        add_delta(y, x, updates, path, number)
+    for number in range(len(PATHS)):
+        add_delta(y, x, updates, member(number))
     assert launched == [1]
 
 

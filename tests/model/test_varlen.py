@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch.testing import assert_close
 from transformers import BertConfig
 
 from app.model import attention
-from app.model.batch import runs_of
+from app.model.batch import NOTHING, runs_of
+from app.model.lora import Pass
 
 CONFIG = BertConfig(hidden_size=48, num_attention_heads=3)
 CPU = torch.device("cpu")
@@ -78,11 +80,10 @@ def test_one_call_over_all_lengths_gives_what_the_runs_give(
     lengths = [1, 4, 9, 9, 20]
     q, k, v = (torch.randn(1, sum(lengths), 3, 16).to(dtype).transpose(1, 2) for _ in range(3))
     ends = torch.tensor([0, 1, 5, 14, 23, 43], dtype=torch.int32)
-    runs = runs_of(lengths)
-    wanted, _ = attention.packed_attention(None, q, k, v, None, scale, window, runs=runs)
-    got, _ = attention.packed_attention(
-        None, q, k, v, None, scale, window, runs=runs, ends=ends, longest=20
-    )
+    inputs = replace(NOTHING, runs=runs_of(lengths))
+    wanted = attention.attend(Pass(inputs), q, k, v, scale, window)
+    inputs = replace(inputs, ends=ends, longest=20)
+    got = attention.attend(Pass(inputs), q, k, v, scale, window)
     assert got.shape == wanted.shape
     assert_close(got, wanted, rtol=1e-5, atol=attention.TOLERANCE[dtype])
 

@@ -1,0 +1,92 @@
+"""The forward as one list of calls, against transformers' own modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import AutoModel
+
+from app.model.base_files import BaseRefused, find_base
+from app.model.base_model import SERVED
+from app.model.encoder import load_encoder
+from app.model.flat import flatten
+from app.model.lora import Linears, insert_lora
+from app.model.sequence import Sequence, Want
+from tests.tiny import save_tiny_base
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("kind", SERVED)
+def test_texts_of_every_length_get_transformers_own_states(kind: str, tmp_path: Path) -> None:
+    """Of one token, of two, and of as many as the base takes: past ModernBERT's windows."""
+    folder = save_tiny_base(kind, tmp_path)
+    encoder = load_encoder(find_base(str(folder), None), CPU, torch.float32)
+    plain = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    rng = torch.Generator().manual_seed(0)
+    for length in (1, 2, 17, encoder.max_length):
+        ids = torch.randint(5, encoder.vocabulary, (1, length), generator=rng)
+        text = Sequence(ids[0].tolist(), [0] * length, Want("states"), encoder.version)
+        with torch.inference_mode():
+            wanted = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        assert_close(encoder.run([text])[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_linears_that_read_the_same_rows_are_one_product_with_the_weights_of_all(
+    tmp_path: Path,
+) -> None:
+    encoder = load_encoder(
+        find_base(str(save_tiny_base("bert", tmp_path)), None), CPU, torch.float32
+    )
+    paths = [product.members.paths for product in encoder._flat.products]
+    layer = "encoder.layer.0."
+    three = [f"{layer}attention.self.{name}" for name in ("query", "key", "value")]
+    assert tuple(three) in paths
+    assert sum(len(members) for members in paths) + 1 == len(encoder.wrappers)  # and the pooler
+    joined = next(p for p in encoder._flat.products if p.members.paths == tuple(three))
+    weights = [encoder.wrappers[path].linear.weight for path in three]
+    assert joined.frozen.weight is not None
+    assert torch.equal(joined.frozen.weight, torch.cat(weights))
+    start = joined.frozen.weight.data_ptr()
+    assert [w.data_ptr() - start for w in weights] == [0, 32 * 32 * 4, 2 * 32 * 32 * 4]
+
+
+class Fickle(nn.Module):
+    """Computes otherwise for a long text."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.how = how
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, **_: Any) -> Any:
+        rows = input_ids.shape[1]
+        x = self.layer(input_ids[..., None].float().expand(1, -1, 4))
+        if self.how == "another operator":
+            x = x.relu() if rows > 10 else x.sigmoid()
+        elif self.how == "more operators" and rows > 10:
+            x = x.relu()
+        elif self.how == "a number":
+            x = x * float(2 * rows)
+        return type("Out", (), {"last_hidden_state": x, "hidden_states": (x,)})
+
+
+@pytest.mark.parametrize("how", ["another operator", "more operators", "a number"])
+def test_a_base_that_computes_otherwise_by_a_texts_length_is_refused(how: str) -> None:
+    model = Fickle(how)
+    linears = insert_lora(model)
+    with pytest.raises(BaseRefused, match="by the length of a text"):
+        flatten(model, linears, lambda *_: torch.empty(0), 64, CPU)
+
+
+def test_the_stand_in_that_is_refused_is_served_without_its_fault() -> None:
+    model = Fickle("nothing")
+    linears = insert_lora(model)
+    flat = flatten(model, linears, lambda *_: torch.empty(0), 64, CPU)
+    (product,) = flat.products
+    assert isinstance(product, Linears) and product.members.paths == ("layer",)
