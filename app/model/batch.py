@@ -152,7 +152,8 @@ def pack(
     numbers = np.zeros((3, bucket.tokens if bucket else total), np.int64)
     rows = numbers[:, :total]  # not lists: they took half of a GPU's forward
     rows[0] = np.fromiter(chain.from_iterable(s.ids for s in packed), np.int64, total)
-    rows[1] = np.fromiter(chain.from_iterable(s.types for s in packed), np.int64, total)
+    if any(any(s.types) for s in packed):
+        rows[1] = np.fromiter(chain.from_iterable(s.types for s in packed), np.int64, total)
     rows[2] = np.arange(total) - np.repeat(starts, lengths)
     if padding is not None and (rows[0] == padding).any():
         rows[2] = [p for sequence in packed for p in _positions(sequence.ids, padding)]

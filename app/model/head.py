@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,8 +28,8 @@ def answers(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> list[Tensor]
     """hidden [T, H] -> each packed sequence's embedding [H or dimensions], logits, or the states
     [n, H] of its n tokens: float32, CPU.
 
-    Logits are [L], or [n, L] where the head labels every token. On the CPU each embedding is
-    computed on its own, so that its bits do not depend on its neighbours.
+    Logits are [L], or [n, L] where the head labels every token. As many calls for one sequence as
+    for a thousand; an embedding's bits do not depend on its neighbours.
     Raises ValueError for logits through a version without a head.
     """
     poolers = _pooler_rows(hidden, batch, pooler)
@@ -73,93 +74,84 @@ class _Group:
         return values.unbind() if self.counts is None else torch.split(values, self.counts)
 
 
-def _logits(hidden: Tensor, batch: Batch, members: list[int], poolers: dict[int, Tensor]) -> _Group:
+@dataclass(frozen=True, eq=False)
+class _Poolers:
+    """The pooler's output [n, H], and which of its rows is a packed sequence's."""
+
+    rows: Tensor
+    place: dict[int, int]
+
+
+def _logits(hidden: Tensor, batch: Batch, members: list[int], poolers: _Poolers) -> _Group:
     head = batch.sequences[members[0]].head
     if head is None:  # pragma: no cover - the door refuses this
         raise ValueError("an adapter without a head gives no logits")
-    states = [_states(hidden, batch, i, head, poolers) for i in members]
-    counts = [len(s) for s in states] if head.source == "tokens" else None
-    return _Group(members, apply_head(torch.cat(states), head).float(), counts)
+    if head.source == "tokens":
+        states, counts = _all_rows(hidden, batch, members)
+        return _Group(members, apply_head(states, head).float(), counts)
+    states = _pooled(hidden, batch, members, head.source, poolers).to(hidden.dtype)
+    return _Group(members, apply_head(states, head).float())
 
 
 def _token_states(hidden: Tensor, batch: Batch, members: list[int]) -> _Group:
-    states = [hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]] for i in members]
-    return _Group(members, torch.cat(states).float(), [len(s) for s in states])
+    states, counts = _all_rows(hidden, batch, members)
+    return _Group(members, states.float(), counts)
 
 
 def _embeddings(
-    hidden: Tensor, batch: Batch, want: Want, members: list[int], poolers: dict[int, Tensor]
+    hidden: Tensor, batch: Batch, want: Want, members: list[int], poolers: _Poolers
 ) -> _Group:
-    """Those that are pooled alike; on a GPU in a few launches: one of each text would starve it."""
-    if hidden.device.type == "cuda":
-        if want.pooling == "pooler":
-            pooled = torch.stack([poolers[i] for i in members])
-        else:
-            pooled = pool_all(hidden, batch.starts, batch.lengths, members, want.pooling)
-        return _Group(members, _embedding(pooled, want))
-    rows = []
-    for i in members:
-        states = hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]]
-        row = poolers[i] if want.pooling == "pooler" else pool(states, want.pooling)
-        rows.append(_embedding(row, want))
-    return _Group(members, torch.stack(rows))
+    """Those that are pooled alike."""
+    return _Group(members, _embedding(_pooled(hidden, batch, members, want.pooling, poolers), want))
 
 
-def _states(hidden: Tensor, batch: Batch, i: int, head: Head, poolers: dict[int, Tensor]) -> Tensor:
-    """The i-th sequence's states that the head reads: [1, H]; [n, H] where it labels tokens."""
-    rows = hidden[batch.starts[i] : batch.starts[i] + batch.lengths[i]]
-    match head.source:
-        case "pooler":
-            return poolers[i][None]
-        case "tokens":
-            return rows
-        case "mean":
-            return rows.mean(0, keepdim=True)
-        case "cls":
-            return rows[:1]
-        case _:
-            assert_never(head.source)
+def _all_rows(hidden: Tensor, batch: Batch, members: list[int]) -> tuple[Tensor, list[int]]:
+    """The members' rows one after another, and how many each has."""
+    starts, lengths = np.array(batch.starts)[members], np.array(batch.lengths)[members]
+    return hidden[_on(_places(starts, lengths), hidden)], lengths.tolist()
 
 
-def pool(rows: Tensor, pooling: Pooling) -> Tensor:
-    """rows [n, H] of one sequence -> [H]. Raises ValueError for the pooler, which is a layer."""
-    match pooling:
-        case "mean":
-            return rows.mean(0)
-        case "max":
-            return rows.amax(0)
-        case "last":
-            return rows[-1]
-        case "cls":
-            return rows[0]
-        case "pooler":
-            raise ValueError("the pooler's output comes from the pooler")
-        case _:
-            assert_never(pooling)
-
-
-def pool_all(
-    hidden: Tensor, starts: list[int], lengths: list[int], members: list[int], pooling: Pooling
+def _pooled(
+    hidden: Tensor, batch: Batch, members: list[int], pooling: Pooling, poolers: _Poolers
 ) -> Tensor:
-    """hidden [T, H] of all sequences -> float32 [members, H]: pool's twin for many at once.
+    """[members, H]"""
+    if pooling == "pooler":
+        return poolers.rows[_on(np.array([poolers.place[i] for i in members]), hidden)]
+    return pool(hidden, np.array(batch.starts)[members], np.array(batch.lengths)[members], pooling)
 
-    Each element is summed by one thread over its own sequence's rows, in their order.
+
+def pool(hidden: Tensor, starts: np.ndarray, lengths: np.ndarray, pooling: Pooling) -> Tensor:
+    """hidden [T, H], where sequences begin and how many rows they have -> float32 [sequences, H].
+
+    A sequence's rows are added in their order, whatever stands beside it.
+    Raises ValueError for the pooler, which is a layer.
     """
-    places = torch.tensor([starts, lengths, [*members, *[0] * (len(starts) - len(members))]])
-    first, sizes, chosen = to_device(places, hidden.device)
-    chosen = chosen[: len(members)]
     match pooling:
         case "mean" | "max":
-            rows = hidden.float()
-            return torch.segment_reduce(rows, pooling, lengths=sizes, unsafe=True)[chosen]
+            rows, ends = _places(starts, lengths), np.cumsum(lengths)
+            both = _on(np.concatenate([rows, ends - lengths]), hidden)
+            return F.embedding_bag(
+                both[: len(rows)], hidden.float(), both[len(rows) :], mode=pooling
+            )
         case "last":
-            return hidden[(first + sizes - 1)[chosen]].float()
+            return hidden[_on(starts + lengths - 1, hidden)].float()
         case "cls":
-            return hidden[first[chosen]].float()
+            return hidden[_on(starts, hidden)].float()
         case "pooler":
             raise ValueError("the pooler's output comes from the pooler")
         case _:
             assert_never(pooling)
+
+
+def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers of all rows of these sequences."""
+    ends = np.cumsum(lengths)
+    shifts: np.ndarray = np.repeat(starts - (ends - lengths), lengths)
+    return shifts + np.arange(len(shifts))
+
+
+def _on(numbers: np.ndarray, hidden: Tensor) -> Tensor:
+    return to_device(torch.from_numpy(numbers), hidden.device)
 
 
 def apply_head(rows: Tensor, head: Head) -> Tensor:
@@ -196,15 +188,14 @@ def _embedding(rows: Tensor, want: Want) -> Tensor:
     return F.normalize(rows, dim=-1) if want.normalize else rows
 
 
-def _pooler_rows(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> dict[int, Tensor]:
-    """The pooler's output [H] for each sequence that reads it, through its own version."""
+def _pooler_rows(hidden: Tensor, batch: Batch, pooler: Pooler | None) -> _Poolers:
+    """Of each sequence that reads it, through its own version."""
     readers = [i for i, sequence in enumerate(batch.sequences) if _reads_pooler(sequence)]
     if not readers or pooler is None:
-        return {}
-    first = hidden[[batch.starts[i] for i in readers]]
-    return dict(
-        zip(readers, pooler(first, [batch.sequences[i] for i in readers]).unbind(), strict=True)
-    )
+        return _Poolers(hidden[:0], {})
+    first = hidden[_on(np.array(batch.starts)[readers], hidden)]
+    rows = pooler(first, [batch.sequences[i] for i in readers])
+    return _Poolers(rows, {i: place for place, i in enumerate(readers)})
 
 
 def _reads_pooler(sequence: Sequence) -> bool:
