@@ -200,7 +200,10 @@ def engine(job: Job) -> Run:
         ]
         return (await served.run(sequences)).rows
 
-    return lambda request: asyncio.run(answer(request))
+    # Not asyncio.run: at its end CPython writes out the answer, all vectors, for an error message
+    # that it drops (signal.getsignal), which took as long as the forward of a short text.
+    loop = asyncio.new_event_loop()
+    return lambda request: loop.run_until_complete(answer(request))
 
 
 KINDS: dict[str, Callable[[Job], Run]] = {
