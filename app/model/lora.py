@@ -123,20 +123,26 @@ class Linears:
             # Here (CUDA) a row's bits depend on how many rows the product has: the base's rows
             # get the product over all rows, as they would without the merged ones beside them.
             y = self.frozen(x)
-        else:
-            y = torch.cat([self._base(x[:, rows], own) for rows, own in stretches], 1)
-        for rows, own in stretches:
-            for i, layer in enumerate(own):
-                if layer is not None:
-                    start, stop = self.members.ends[i : i + 2]
-                    y[:, rows, start:stop] = layer(x[:, rows])
-        return y
+            for rows, own in stretches:
+                self._overwrite(y[:, rows], x[:, rows], own)
+            return y
+        parts = [self._stretch(x[:, rows], own) for rows, own in stretches]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _base(self, x: Tensor, own: list[FrozenLinear | None]) -> Tensor:
-        """The base's product, unless nothing of it is read."""
-        if None in own:
-            return self.frozen(x)
-        return x.new_empty(*x.shape[:-1], sum(self._sizes))
+    def _stretch(self, x: Tensor, own: list[FrozenLinear | None]) -> Tensor:
+        """x [1, n, in] through the base's weights and these in the place of some, or of all."""
+        layers = [layer for layer in own if layer is not None]
+        if len(layers) < len(own):
+            y = self.frozen(x)
+            self._overwrite(y, x, own)
+            return y
+        return layers[0](x) if len(layers) == 1 else torch.cat([layer(x) for layer in layers], -1)
+
+    def _overwrite(self, y: Tensor, x: Tensor, own: list[FrozenLinear | None]) -> None:
+        ends = self.members.ends
+        for layer, start, stop in zip(own, ends, ends[1:], strict=False):
+            if layer is not None:
+                y[..., start:stop] = layer(x)
 
 
 def _joined(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
