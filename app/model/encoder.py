@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +85,11 @@ class Encoder:
         """How many token types it knows; 0: it takes none."""
         sizes = (n for path, (n, _) in self.base.embeddings.items() if "token_type" in path)
         return next(sizes, 0) if self._takes_types else 0
+
+    @property
+    def one_launch(self) -> bool:
+        """Whether any product and its updates are one launch, on a GPU."""
+        return any(product.fused for product in self._flat.products)
 
     @property
     def _padding(self) -> int | None:
@@ -208,7 +214,9 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         model.pooler = None  # run over the sequences' first tokens instead, in _pool
     first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
     positions = config.max_position_embeddings - first
-    flat = flatten(model, wrappers, attention.attend, positions, device)
+    flat = flatten(model, wrappers, attention.attend, positions, device, paths.joins)
+    pool = None if pooler is None else Linears([pooler])
+    _fuse([*flat.products, *([pool] if pool else [])], paths.fused)
     encoder = Encoder(
         model,
         files,
@@ -224,14 +232,25 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         first,
         takes_types(model),
         flat,
-        None if pooler is None else Linears([pooler]),
+        pool,
         paths.kernels_on,
         paths.varlen,
     )
     _try_forward(encoder)
-    if device.type == "cuda" and not paths.slow:
+    if device.type == "cuda" and not {"updates", "attention"} & set(paths.slow):
         add_graphs(encoder)
     return encoder
+
+
+def _fuse(products: Iterable[Linears], shapes: frozenset[tuple[int, int]]) -> None:
+    """On a GPU: the product of these (out, in), and all updates of it, in one launch."""
+    for product in products:
+        weight, of = product.frozen.weight, product.members
+        neighbours = bool((np.diff(of.numbers) == 1).all())  # in the table, which is read in steps
+        if weight is not None and neighbours and (int(of.ends[1]), weight.shape[1]) in shapes:
+            from app.model.fused import fused
+
+            product.fused = fused(product.frozen, len(of.paths))
 
 
 def _try_forward(encoder: Encoder) -> None:

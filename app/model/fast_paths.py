@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from app.model import attention, kernel, linear
 
@@ -23,12 +24,18 @@ log = logging.getLogger(__name__)
 class FastPaths:
     """kernels_on: see delta.gather. varlen: whether one attention call serves all lengths.
 
-    slow: which part goes a slower way, and why; empty where all is well.
+    slow: which part goes a slower way, and why; empty where all is well. fused: (out, in) of the
+    Linears whose product and updates are one launch.
     """
 
     kernels_on: torch.device | None
     varlen: bool
     slow: Mapping[str, str]
+    fused: frozenset[tuple[int, int]] = frozenset()
+
+    def joins(self, linear: nn.Linear) -> bool:
+        """Whether it becomes one product with those that read the same rows."""
+        return linear.weight.device.type == "cpu" or linear.weight.shape in self.fused
 
 
 def try_paths(
@@ -40,14 +47,18 @@ def try_paths(
     """
     whys = {"products": linear.product(dtype).instead if device.type == "cpu" else None}
     whys["updates"] = _kernels_why_not(device, dtype, shapes)
+    one_launch: frozenset[tuple[int, int]] = frozenset()
+    if device.type == "cuda" and whys["updates"] is None:
+        from app.model import fused
+
+        one_launch, whys["products"] = fused.chosen(device, dtype, shapes)
     varlen = device.type == "cuda"
     whys["attention"] = attention.varlen_why_not(config, device, dtype) if varlen else None
     slow = {part: why for part, why in whys.items() if why is not None}
     for part, why in slow.items():
         warn(part, why)
-    return FastPaths(
-        None if "updates" in slow else device, varlen and "attention" not in slow, slow
-    )
+    kernels_on = None if "updates" in slow else device
+    return FastPaths(kernels_on, varlen and "attention" not in slow, slow, one_launch)
 
 
 def warn(part: str, why: str) -> None:

@@ -32,6 +32,7 @@ IN_PLACE = {
     torch.ops.aten.silu.default: torch.ops.aten.silu_.default,
 }
 Attention = Callable[..., Tensor]
+Joins = Callable[[nn.Linear], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +69,15 @@ def flatten(
     attention: Attention,
     longest: int,
     device: torch.device,
+    joins: Joins,
 ) -> Flat:
     """Write the forward down. model: with placeholders in it (lora.insert_lora). longest: tokens
-    of a text. Raises BaseRefused where it computes otherwise for texts of another length.
+    of a text. joins: whether a Linear becomes one product with those that read the same rows.
+    Raises BaseRefused where it computes otherwise for texts of another length.
     """
     root, other = (_written(model, rows, device) for rows in (SHORT, longest))
     graph = _by_length(root.graph, other.graph, (SHORT, longest))
-    products = _ours(graph, model, linears, attention, join=device.type == "cpu")
+    products = _ours(graph, model, linears, attention, joins)
     graph.eliminate_dead_code()
     short = copy.deepcopy(graph)
     (output,) = short.find_nodes(op="output")
@@ -133,12 +136,12 @@ def _ours(
     model: nn.Module,
     linears: Mapping[str, LinearWithLoRA],
     attention: Attention,
-    join: bool,
+    joins: Joins,
 ) -> list[Linears]:
-    """Our layers in the place of the placeholders. join: Linears that read the same rows as one."""
+    """Our layers in the place of the placeholders."""
     running = next(iter(graph.nodes))
     products: dict[tuple[str, ...], Linears] = {}
-    for nodes in _that_read_the_same(graph, linears, join):
+    for nodes in _that_read_the_same(graph, linears, joins):
         paths = tuple(str(node.args[1]) for node in nodes)
         if paths not in products:
             products[paths] = Linears([linears[path] for path in paths])
@@ -156,13 +159,14 @@ def _ours(
 
 
 def _that_read_the_same(
-    graph: fx.Graph, linears: Mapping[str, LinearWithLoRA], join: bool
+    graph: fx.Graph, linears: Mapping[str, LinearWithLoRA], joins: Joins
 ) -> list[list[fx.Node]]:
     """The Linears' nodes; in one list where one product may serve them."""
     found: dict[Any, list[fx.Node]] = {}
     for node in graph.find_nodes(op="call_function", target=placeholders.linear):
-        biased = linears[str(node.args[1])].linear.bias is not None
-        found.setdefault((node.args[0], biased) if join else node, []).append(node)
+        linear = linears[str(node.args[1])].linear
+        key = node.args[0], linear.bias is not None, linear.out_features
+        found.setdefault(key if joins(linear) else node, []).append(node)
     return list(found.values())
 
 

@@ -9,6 +9,7 @@ is. Knows rows, tables and addresses; knows no model.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ from app.model import kernel_cuda
 from app.model.batch import Batch, Bucket, Inputs
 from app.model.delta import Updates, stack, unmerged_layers
 from app.model.kernel import FIELDS
-from app.model.kernel_cuda import RANKS, ROWS
+from app.model.kernel_cuda import RANKS, ROWS, Plan
 from app.model.lora import LinearWithLoRA
 from app.model.machine import first_line
+from app.model.product_cuda import BLOCK
 from app.model.sequence import Sequence, Want
+from app.model.tiles import APART
 from app.model.version import Version
 
 TOKENS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
@@ -35,10 +38,12 @@ PADDING = 256  # between two of them at most; it is a sequence too
 SEQUENCES = 64  # at most, of one bucket
 RANK = 256  # an adapter of a larger one is launched one by one
 TRIED_RANK = 20
+CROWD = 16.0  # Plan.crowd's, guessed: two adapters of rank 8 on 128 rows
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest value
 ONE_BY_ONE = "few texts are launched kernel by kernel"
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+Stacked = tuple[np.ndarray, np.ndarray]  # see delta.stack
 Forward = Callable[[Inputs, Updates], Tensor]  # hidden states [rows, H], launched one by one
 
 
@@ -51,6 +56,11 @@ class Launcher(Protocol):
     vocabulary: int
     wrappers: dict[str, LinearWithLoRA]
     version: Version
+
+    @property
+    def one_launch(self) -> bool:
+        """See Encoder.one_launch."""
+        ...
 
     def pack(self, sequences: list[Sequence], buckets: list[Bucket]) -> Batch:
         """See Encoder.pack."""
@@ -75,9 +85,10 @@ def buckets(longest: int) -> list[Bucket]:
 class Table:
     """What differs between two batches of a bucket: views of one int64 tensor, copied at once.
 
-    rows [3, tokens] and ends [sequences + 2]: as batch.Inputs has them. tiles [n, 3] and
-    entries [linears, sequences + 1, FIELDS]: as kernel_cuda.Plan has them; the last sequence's
-    entries are zeros, which change nothing, and what tiles are left over are its own.
+    rows [3, tokens] and ends [sequences + 2]: as batch.Inputs has them. tiles [n, 3],
+    entries [linears, sequences + 1, FIELDS], edges [n, 2] and spans [sequences + 1, 2]: as
+    kernel_cuda.Plan has them; the last sequence's entries are zeros, which change nothing, and what
+    tiles are left over are its own. Edges that are left over have no segment between them.
     """
 
     flat: Tensor
@@ -85,19 +96,25 @@ class Table:
     ends: Tensor
     tiles: Tensor
     entries: Tensor
+    edges: Tensor
+    spans: Tensor
 
-    def fill(self, batch: Batch) -> None:
+    def fill(self, batch: Batch, updates: Stacked | None) -> None:
         """From a batch of this bucket; this table is new, and on the CPU."""
         self.rows.numpy()[:] = batch.numbers
         self.ends.numpy()[:] = batch.ends()
         tiles, entries = self.tiles.numpy(), self.entries.numpy()
         tiles[:, 0] = entries.shape[1] - 1
-        stacked = stack([(s.rows, s.layers) for s in batch.segments if s.layers.updates])
-        if stacked is not None:
-            rows, table = stacked
+        if updates is not None:
+            rows, table = updates
             entries[:, : len(rows)] = table
-            own = kernel_cuda.tiles_of(rows)
-            tiles[: len(own)] = own
+            self.edges[:] = len(rows)
+            for part, own in (
+                (tiles, kernel_cuda.tiles_of(rows)),
+                (self.edges.numpy(), kernel_cuda.edges_of(rows)),
+                (self.spans.numpy(), rows),
+            ):
+                part[: len(own)] = own
 
 
 def table_of(bucket: Bucket, linears: int, device: torch.device, pinned: bool = False) -> Table:
@@ -107,6 +124,8 @@ def table_of(bucket: Bucket, linears: int, device: torch.device, pinned: bool = 
         (bucket.sequences + 2,),
         (bucket.sequences + bucket.tokens // ROWS, 3),
         (linears, bucket.sequences + 1, FIELDS),
+        (-(-bucket.tokens // BLOCK), 2),
+        (bucket.sequences + 1, 2),
     )
     sizes = [-(-prod(shape) // 2) * 2 for shape in shapes]  # parts begin at multiples of 16 bytes
     flat = torch.zeros(sum(sizes), dtype=torch.int64, device=device, pin_memory=pinned)
@@ -121,15 +140,24 @@ class Graph:
     """One bucket's forward over a table of its own, as often as it is asked for."""
 
     def __init__(
-        self, bucket: Bucket, linears: int, forward: Forward, device: torch.device, capture: Capture
+        self,
+        bucket: Bucket,
+        linears: int,
+        forward: Forward,
+        device: torch.device,
+        capture: Capture,
+        crowd: float = CROWD,
     ) -> None:
-        """linears: how many the base has; 0: this graph serves batches without updates."""
+        """linears: how many the base has; 0: this graph serves batches without updates. crowd:
+        Plan's, of the batches that it serves."""
         self.bucket = bucket
         self.linears = linears
         self.table = table_of(bucket, linears, device)
         sums = torch.empty(bucket.tokens * RANK if linears else 0, device=device)
         blocks = (RANK // RANKS,) * linears
-        plan = kernel_cuda.plan_of(self.table.tiles, self.table.entries, blocks, sums)
+        table = self.table
+        parts = table.tiles, table.entries, table.edges, table.spans
+        plan = Plan(*parts, blocks, (crowd,) * linears, sums)
         touched = np.ones(linears, bool) if linears else None
         self._updates = Updates(plan=plan, touched=touched)  # a replay reads its memory
         self._replay = capture(lambda: forward(self._inputs(), self._updates))
@@ -138,11 +166,11 @@ class Graph:
         rows, ends = self.table.rows, self.table.ends.to(torch.int32)
         return Inputs(rows[0:1], rows[1:2], rows[2:3], ends, self.bucket.longest, [])
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, batch: Batch, updates: Stacked | None) -> Tensor:
         """The batch's hidden states [T, H], the caller's own."""
         on_card = self.table.flat.is_cuda
         host = table_of(self.bucket, self.linears, torch.device("cpu"), pinned=on_card)
-        host.fill(batch)
+        host.fill(batch, updates)
         self.table.flat.copy_(host.flat, non_blocking=True)
         return self._replay()[: batch.tokens].clone()
 
@@ -180,12 +208,17 @@ class Graphs:
         """Capture them, the largest first: the others find their memory in its."""
         self.buckets = buckets(encoder.max_length)
         self._lock = threading.Lock()
-        self._graphs: dict[tuple[Bucket, bool], Graph] = {}
-        capture = capture_on(encoder.device)
+        self._apart = encoder.one_launch
+        self._graphs: dict[tuple[Bucket, bool, bool], Graph] = {}
+        of, count = (
+            (encoder.forward, encoder.device, capture_on(encoder.device)),
+            len(encoder.wrappers),
+        )
         for bucket in reversed(self.buckets):
-            for linears in (0, len(encoder.wrappers)):
-                graph = Graph(bucket, linears, encoder.forward, encoder.device, capture)
-                self._graphs[bucket, linears > 0] = graph
+            self._graphs[bucket, False, False] = Graph(bucket, 0, *of)
+            self._graphs[bucket, True, False] = Graph(bucket, count, *of)
+            if self._apart:
+                self._graphs[bucket, True, True] = Graph(bucket, count, *of, math.inf)
 
     def run(self, batch: Batch, between: Callable[[], None] = lambda: None) -> Tensor | None:
         """The batch's hidden states [T, H]; None where no graph gives them.
@@ -196,10 +229,16 @@ class Graphs:
         ranks = [segment.layers.widest for segment in batch.segments]
         if batch.bucket is None or any(rank is None or rank > RANK for rank in ranks):
             return None
-        updated = any(segment.layers.updates for segment in batch.segments)
+        updates = stack([(s.rows, s.layers) for s in batch.segments if s.layers.updates])
         between()
         with self._lock:
-            return self._graphs[batch.bucket, updated].run(batch)
+            kind = updates is not None, self._apart and updates is not None and _crowded(*updates)
+            return self._graphs[batch.bucket, *kind].run(batch, updates)
+
+
+def _crowded(rows: np.ndarray, table: np.ndarray) -> bool:
+    """Whether the updates go apart from the products (fused.py)."""
+    return max(kernel_cuda.crowd_of(kernel_cuda.edges_of(rows), table)) > APART
 
 
 def graphs_of(encoder: Launcher) -> Graphs | str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from app.adapters.values import LoRALayer, tensors_of
 from app.model.kernel import FIELDS, TORCH_SERVES, entry_of
 from app.model.machine import first_line, to_device
+from app.model.product_cuda import BLOCK
 
 ROWS = 32  # of one segment that a program takes; a text has about as many
 RANKS = 16  # and no fewer: what tensor cores multiply at once
@@ -37,41 +38,65 @@ class Plan:
     tiles [n, 3] int64: a segment, its first row here and past the last of its rows.
     table [the base's Linears, S, FIELDS] int64: see delta.with_updates. blocks: of each Linear, how
     many RANKS wide its widest update is. sums: float32, room for any Linear's x @ A.T, one after
-    another. precision: how a card multiplies float32.
+    another. For product_cuda.py: spans [S, 2] int64, the segments' rows; edges [n, 2] int64, of
+    each BLOCK rows the first segment on them and past the last; crowd: of each Linear, how many
+    columns of A.T two such blocks have on average.
     """
 
     tiles: Tensor
     table: Tensor
+    edges: Tensor
+    spans: Tensor
     blocks: tuple[int, ...]
+    crowd: tuple[float, ...]
     sums: Tensor
-    precision: str
 
 
 def plan(rows: np.ndarray, table: np.ndarray, device: torch.device) -> Plan:
     """rows [S, 2], table [the base's Linears, S, FIELDS], int64, on the CPU."""
     widest = table[..., 2].max(axis=1, initial=0)
     blocks = tuple(triton.cdiv(int(rank), RANKS) for rank in widest)
-    tiles = to_device(torch.tensor(tiles_of(rows), dtype=torch.int64), device)
+    edges = edges_of(rows)
+    tiles, entries, bounds, spans = _together([tiles_of(rows), table, edges, rows], device)
     sums = torch.empty(int(rows.max()) * max(blocks) * RANKS, device=tiles.device)
-    return plan_of(tiles, to_device(torch.from_numpy(table), device), blocks, sums)
+    return Plan(tiles, entries, bounds, spans, blocks, crowd_of(edges, table), sums)
 
 
-def tiles_of(rows: np.ndarray) -> list[tuple[int, int, int]]:
+def _together(parts: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """On the device by one copy, each from a multiple of 16 bytes on."""
+    sizes = [-(-part.size // 2) * 2 for part in parts]
+    flat = np.zeros(sum(sizes), np.int64)
+    for part, end, size in zip(parts, np.cumsum(sizes), sizes, strict=True):
+        flat[end - size : end - size + part.size] = part.ravel()
+    places = torch.split(to_device(torch.from_numpy(flat), device), sizes)
+    return [place[: part.size].view(part.shape) for place, part in zip(places, parts, strict=True)]
+
+
+def tiles_of(rows: np.ndarray) -> np.ndarray:
     """Plan.tiles for the segments' rows [S, 2]."""
-    return [
-        (i, first, stop)
-        for i, (start, stop) in enumerate(rows.tolist())
-        for first in range(start, stop, ROWS)
-    ]
+    counts = -(-(rows[:, 1] - rows[:, 0]) // ROWS)
+    segment = np.repeat(np.arange(len(rows)), counts)
+    within = np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([segment, rows[segment, 0] + within * ROWS, rows[segment, 1]], axis=1)
 
 
-def plan_of(tiles: Tensor, table: Tensor, blocks: tuple[int, ...], sums: Tensor) -> Plan:
-    """Of parts that are on the device."""
-    return Plan(tiles, table, blocks, sums, _precision(tiles.device))
+def edges_of(rows: np.ndarray) -> np.ndarray:
+    """Plan.edges for the segments' rows [S, 2]."""
+    starts = np.arange(0, rows.max(), BLOCK)
+    first = np.searchsorted(rows[:, 1], starts, "right")
+    return np.stack([first, np.searchsorted(rows[:, 0], starts + BLOCK, "left")], axis=1)
+
+
+def crowd_of(edges: np.ndarray, table: np.ndarray) -> tuple[float, ...]:
+    """Plan.crowd. A segment's columns take a multiple of 8."""
+    columns = (-(-table[..., 2] // 8) * 8).cumsum(axis=1)
+    ends = np.concatenate([np.zeros((len(table), 1), np.int64), columns], axis=1)
+    pairs = np.stack([edges[::2, 0], np.append(edges, edges[-1:], axis=0)[1::2, 1]])
+    return tuple((ends[:, pairs[1]] - ends[:, pairs[0]]).mean(axis=1).tolist())
 
 
 @cache
-def _precision(device: torch.device) -> str:
+def precision(device: torch.device) -> str:
     """tf32x3: three products of TF32 parts, on tensor cores, of float32's own accuracy.
 
     Twice to four times as fast as float32's own units (docs/decisions/0019). Cards before Ampere
@@ -100,7 +125,7 @@ def add_updates(y: Tensor, x: Tensor, plan: Plan, number: int) -> None:
     # An offset and not plan.table[number]: that begins 8 bytes off 16 for every other number, which
     # Triton would compile a variant for, inside a request.
     offset = number * plan.table.shape[1] * FIELDS
-    sums, more = plan.sums, (ROWS, RANKS, COLUMNS, FIELDS, plan.precision)
+    sums, more = plan.sums, (ROWS, RANKS, COLUMNS, FIELDS, precision(x.device))
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         if blocks:
             of_shrink = (x, sums, plan.tiles, plan.table, offset, in_, blocks, *more)

@@ -102,18 +102,30 @@ class Linears:
         )
         self._sizes = [module.out_features for module in modules]
         self.frozen = FrozenLinear(*_joined(modules))
+        self.fused: Callable[..., Tensor] | None = None  # a fused.Fused, on a GPU
 
     def rows(self, running: Pass, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """x [1, T, in] -> [1, T, out], or that of each, where there are several."""
         running.between()
-        y = self._products(x, running.segments) if running.own else self.frozen(x)
-        running.update(y[0], x[0], self.members)
+        y = self._products(x, running) if running.own else self._updated(x, running)
         return y if len(self._sizes) == 1 else torch.split(y, self._sizes, -1)
 
-    def _products(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
+    def _updated(self, x: Tensor, running: Pass) -> Tensor:
+        """The base's product over all rows, with all updates."""
+        if self.fused is None:
+            y = self.frozen(x)
+        else:
+            plan = running.updates.plan if running.updates.touch(self.members) else None
+            y = self.fused(x[0], plan, int(self.members.numbers[0]))[None]
+            if plan is not None:
+                return y
+        running.update(y[0], x[0], self.members)
+        return y
+
+    def _products(self, x: Tensor, running: Pass) -> Tensor:
         """Each stretch of rows times its own weights: the base's, merged or replaced ones."""
         stretches: list[tuple[slice, list[FrozenLinear | None]]] = []
-        for s in segments:
+        for s in running.segments:
             own = [s.layers.own.get(path) for path in self.members.paths]
             if stretches and stretches[-1][1] == own:
                 stretches[-1] = (slice(stretches[-1][0].start, s.rows.stop), own)
@@ -122,12 +134,14 @@ class Linears:
         if self.frozen.packed is None and any(None in own for _, own in stretches):
             # Here (CUDA) a row's bits depend on how many rows the product has: the base's rows
             # get the product over all rows, as they would without the merged ones beside them.
-            y = self.frozen(x)
+            y = self._updated(x, running)
             for rows, own in stretches:
                 self._overwrite(y[:, rows], x[:, rows], own)
             return y
         parts = [self._stretch(x[:, rows], own) for rows, own in stretches]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        running.update(y[0], x[0], self.members)
+        return y
 
     def _stretch(self, x: Tensor, own: list[FrozenLinear | None]) -> Tensor:
         """x [1, n, in] through the base's weights and these in the place of some, or of all."""

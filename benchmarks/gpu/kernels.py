@@ -1,5 +1,8 @@
-"""Shrink and expand alone: tokens × adapters × rank, beside one adapter's two products by torch.
+"""A Linear's product with its updates in one launch, beside cuBLAS, shrink and expand: tokens ×
+adapters × rank.
 
+`us`: shrink and expand alone. `one_us`: the launch that does all; `three_us`: cuBLAS and both;
+`base_us`: cuBLAS alone.
 `floor`: x read once, y read and written once, A and B of each adapter read once, at the bandwidth of
 a large copy. `addmm`: torch's y + (x @ A.T) @ B.T of one adapter over all rows, which knows no
 segments. Times are the card's own, between events, with the launches queued ahead.
@@ -14,9 +17,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from app.adapters.values import LoRALayer
 from app.model import kernel_cuda
+from app.model.fused import Fused
 from app.model.kernel import FIELDS, entry_of
 from benchmarks.gpu.card import Bench
 from benchmarks.gpu.smoke import ceilings
@@ -26,8 +31,8 @@ AHEAD = 20  # launches between two events
 
 
 def measure(bench: Bench) -> None:
-    copy_rate = ceilings(bench)["copy TB/s"] * 1e12
-    tokens = (32, 64) if bench.small else (32, 512, 4096, 16384)
+    copy_rate = max(ceilings(bench)["copy TB/s"], 0.001) * 1e12  # a busy CPU's rounds to 0
+    tokens = (32, 64) if bench.small else (32, 128, 512, 2048, 4096, 16384)
     segments = (1, 4) if bench.small else (1, 16, 64, 256)
     dtypes = (torch.float32,) if bench.small else (torch.bfloat16, torch.float32)
     for dtype, rank, T, S in itertools.product(dtypes, (8, 64), tokens, segments):
@@ -53,11 +58,20 @@ def one(
     plan = kernel_cuda.plan(rows, table, bench.device)
     first = layers[0]
     us = clock(bench, lambda: kernel_cuda.add_updates(y, x, plan, 0))
+    weight, bias = draw(OUT, IN) / IN**0.5, draw(OUT)
+    linear = Fused(weight, bias)
+
+    def three() -> None:
+        kernel_cuda.add_updates(F.linear(x, weight, bias), x, plan, 0)
+
     addmm_us = clock(bench, lambda: y.addmm_(x @ first.A.T, first.B.T))
     size = (T * (IN + 2 * OUT) + S * rank * (IN + OUT)) * dtype.itemsize
     floor_us = 1e6 * size / copy_rate
     return {
         "us": round(us, 2),
+        "one_us": round(clock(bench, lambda: linear(x, plan, 0)), 2),
+        "three_us": round(clock(bench, three), 2),
+        "base_us": round(clock(bench, lambda: F.linear(x, weight, bias)), 2),
         "addmm_us": round(addmm_us, 2),
         "floor_us": round(floor_us, 2),
         "% of bandwidth": round(100 * floor_us / us, 1),

@@ -24,7 +24,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from app.model import kernel_cuda
+from app.model import fused, kernel_cuda, product_cuda, tiles
 from app.model.kernel import FIELDS
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -36,6 +36,7 @@ BASES = {
     "odd": [(200, 168), (168, 200)],
 }
 RANKS = (1, 8, 16, 64, 256)
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that one program may have
 
 
 class Card:
@@ -69,16 +70,36 @@ def forward(dtype: torch.dtype, shapes: list[tuple[int, int]]) -> None:
                 )
 
 
+def products(capability: int, dtype: torch.dtype, shapes: list[tuple[int, int]]) -> None:
+    """Every product of one forward that is one launch with its updates, in tiles of every form."""
+    card = tiles.Card(132, SHARED[capability] << 10, bulk=capability >= 90)
+    fused.card_of = lambda _: card  # type: ignore
+    rows = np.array([(0, 1), (1, 40)], np.int64)
+    table = np.zeros((len(shapes), 2, FIELDS), np.int64)
+    table[..., 2] = np.resize(RANKS, table.shape[:2])
+    plan = kernel_cuda.plan(rows, table, torch.device("cpu"))
+    for number, (in_, out) in enumerate(shapes):
+        for members in (1, 3) if in_ == out else (1,):
+            linear = fused.Fused(torch.zeros(members * out, in_, dtype=dtype), None, members)
+            for tile in linear.tiles:
+                for off in (0, 1):
+                    x = torch.zeros(40 * in_ + off, dtype=dtype)[off:].view(40, in_)
+                    linear.through(tile, x, plan, 0 if members > 1 else number)
+                    linear.through(tile, x, None, number)
+
+
 def variants(capability: int, bases: Iterable[str]) -> Iterator[dict[str, Any]]:
     """What comes of each base's forward in each dtype."""
     compiled: dict[int, Any] = {}
     triton.runtime.driver.set_active(Card(capability))
-    for kernel in (kernel_cuda._shrink, kernel_cuda._expand):
+    for kernel in (kernel_cuda._shrink, kernel_cuda._expand, product_cuda.product):
         only_compile(kernel, compiled)
     for base in bases:
         for dtype in DTYPES:
             compiled.clear()
             forward(dtype, BASES[base])
+            if base == "served" and dtype != torch.float16:  # as bfloat16's
+                products(capability, dtype, BASES[base])
             for one in compiled.values():
                 about = {"card": capability, "base": base, "dtype": str(dtype)}
                 yield about | described(one)
@@ -105,9 +126,11 @@ def described(compiled: Any) -> dict[str, Any]:
     found = {what: int(re.search(rf"{what}:(\d+)", said)[1]) for what in ("REG", "STACK", "LOCAL")}  # type: ignore[index]
     return {
         "kernel": compiled.metadata.name,
+        "shared": compiled.metadata.shared,
         "registers": found["REG"],
         "spilled": found["STACK"] + found["LOCAL"] + len(re.findall(r"[.]local\b", ptx)),
         "tensor_cores": len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx)),
+        "bulk": ptx.count("cp.async.bulk.tensor"),
         "copies": sorted({int(n, 16) for n in re.findall(r"cp\.async\.c.*?, (0x\w+)", ptx)}),
         "loads": sorted(set(re.findall(r"ld\.global\.?[\w.:]*?((?:v\d\.)?[bus]\d+)", ptx))),
     }

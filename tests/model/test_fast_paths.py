@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from app.assemble import StartRefused
-from app.model import attention, fast_paths, kernel, linear
+from app.model import attention, fast_paths, kernel, linear, machine
 from app.model.linear import FrozenLinear
 from tests.conftest import Serve
 from tests.oracles import make_adapter, peft_embeddings, put
@@ -183,6 +183,29 @@ def test_a_server_whose_paths_all_run_says_nothing(serve: Serve, tiny_bert: Path
     assert "bert_lora_slow_paths 0.0" in client.get("/metrics").text
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU here")
+def test_a_gpu_that_torch_cannot_use_is_told_with_torchs_own_reason(
+    monkeypatch: pytest.MonkeyPatch, serve: Serve, tiny_bert: Path, tmp_path: Path
+) -> None:
+    def too_old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020)\n")
+
+    def slow(name: str, **more: str) -> dict[str, str]:
+        server = serve(model=str(tiny_bert), store=tmp_path / name, **more)
+        told: dict[str, str] = server.client.get("/info").json()["slow_paths"]
+        return told
+
+    monkeypatch.setattr(machine, "GPUS", (tmp_path / "nvidia0",))
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    assert "device" not in slow("without")
+    (tmp_path / "nvidia0").touch()
+    why = slow("with")["device"]
+    assert "driver on your system is too old" in why and "\n" not in why
+    assert "device" not in slow("asked for", device="cpu")
+    with pytest.raises(StartRefused, match=r"sees 0 GPUs: .* is too old"):
+        slow("a GPU", device="cuda")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_base_that_does_not_run_here_stops_the_start_in_one_line(
     monkeypatch: pytest.MonkeyPatch, serve: Serve, tiny_bert: Path, dtype: str
@@ -201,6 +224,7 @@ def test_a_gpus_slow_ways_are_told_with_their_reasons(
 ) -> None:
     """With a stand-in for a card: neither Triton's kernels nor varlen attention run."""
     kernel_cuda = pytest.importorskip("app.model.kernel_cuda")
+    fused = pytest.importorskip("app.model.fused")
     monkeypatch.setattr(kernel_cuda, "why_not", lambda *_: "Triton does not run here (no compiler)")
     monkeypatch.setattr(
         attention, "varlen_why_not", lambda *_: "varlen attention is off by 1.0 here"
@@ -212,7 +236,12 @@ def test_a_gpus_slow_ways_are_told_with_their_reasons(
     assert "updates: Triton does not run here (no compiler)" in caplog.text
     monkeypatch.setattr(kernel_cuda, "why_not", lambda *_: None)
     monkeypatch.setattr(attention, "varlen_why_not", lambda *_: None)
+    monkeypatch.setattr(fused, "chosen", lambda *_: (frozenset(), "Triton's product is off by 1"))
+    found = fast_paths.try_paths(None, cuda, torch.bfloat16, [(32, 32)])
+    assert (found.kernels_on, found.fused, set(found.slow)) == (cuda, set(), {"products"})
+    monkeypatch.setattr(fused, "chosen", lambda *_: (frozenset({(32, 32)}), None))
     found = fast_paths.try_paths(None, cuda, torch.bfloat16, [(32, 32)])
     assert (found.kernels_on, found.varlen, found.slow) == (cuda, True, {})
+    assert [found.joins(nn.Linear(32, n, device="meta")) for n in (32, 64)] == [True, False]
     assert fast_paths.try_paths(None, cuda, torch.float32, [(32, 32)]).varlen
     assert not fast_paths.try_paths(None, torch.device("cpu"), torch.float32, [(32, 32)]).varlen

@@ -81,12 +81,12 @@ def test_a_base_that_computes_otherwise_by_a_texts_length_is_refused(how: str) -
     model = Fickle(how)
     linears = insert_lora(model)
     with pytest.raises(BaseRefused, match="by the length of a text"):
-        flatten(model, linears, lambda *_: torch.empty(0), 64, CPU)
+        flatten(model, linears, lambda *_: torch.empty(0), 64, CPU, lambda _: True)
 
 
 def test_the_stand_in_that_is_refused_is_served_without_its_fault() -> None:
     model = Fickle("nothing")
     linears = insert_lora(model)
-    flat = flatten(model, linears, lambda *_: torch.empty(0), 64, CPU)
+    flat = flatten(model, linears, lambda *_: torch.empty(0), 64, CPU, lambda _: True)
     (product,) = flat.products
     assert isinstance(product, Linears) and product.members.paths == ("layer",)

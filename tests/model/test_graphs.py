@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 pytest.importorskip("triton")
 from app.adapters.values import Adapter, LoRALayer, Norm, laid_out
-from app.model import attention, graphs
+from app.model import attention, fused, graphs, tiles
 from app.model.base_files import find_base
 from app.model.batch import Batch, Bucket, Inputs
 from app.model.delta import Updates, unmerged_layers
@@ -158,6 +158,36 @@ def test_adapters_come_and_go_between_replays_and_leave_nothing_behind(
         assert_same(graphed, plain, swapped)
     for got, wanted in zip(graphed.run(first), before, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.skipif(ON_CARD, reason="a card's own products are one launch, or slower")
+@pytest.mark.parametrize("apart", [96, 0])
+def test_one_launch_for_product_and_updates_gives_what_three_give(
+    plain: Encoder, monkeypatch: pytest.MonkeyPatch, apart: int
+) -> None:
+    """apart 0: every batch is too crowded for it, and its updates are launched for themselves."""
+    sequences = dealt([version(plain, 1), plain.version, version(plain, 2, rank=16)])
+    wanted = plain.run(sequences)
+    monkeypatch.setitem(tiles.TILES, 4, (tiles.Tile(64, 32, 32, 16, 4, 3),))
+    for module in (graphs, fused):
+        monkeypatch.setattr(module, "APART", apart)
+    for product in plain._flat.products:
+        one = fused.fused(product.frozen, len(product.members.paths))
+        monkeypatch.setattr(product, "fused", one)
+    launched: list[bool] = []
+    through = fused.Fused.through
+
+    def noted(self: Any, tile: Any, x: Tensor, plan: Any, number: int) -> Tensor:
+        launched.append(plan is not None)
+        return through(self, tile, x, plan, number)
+
+    monkeypatch.setattr(fused.Fused, "through", noted)
+    graphed = with_graphs(plain)
+    assert replayed(graphed, sequences)
+    launched.clear()
+    for got, three in zip(graphed.run(sequences), wanted, strict=True):
+        assert_close(got, three, rtol=1e-4, atol=1e-5)
+    assert launched and set(launched) == {apart > 0}
 
 
 def own_norm(encoder: Encoder) -> Version:
