@@ -30,6 +30,7 @@ from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
 from app.model.encoder import DTYPES, Encoder, load_encoder
+from app.model.fast_paths import warn
 from app.settings import Settings, listed
 
 CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs latency
@@ -108,6 +109,10 @@ def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:
     except (BaseRefused, EmbeddedBaseMissing) as error:
         raise StartRefused(str(error)) from error
     compiling.join()
+    why = machine.gpu_why_not() if settings.device == "auto" else None
+    if why is not None:
+        warn("device", f"{why}: the CPU serves")
+        encoder.slow_paths = {**encoder.slow_paths, "device": f"{why}: the CPU serves"}
     return encoder, tokenizer
 
 
@@ -137,5 +142,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise StartRefused(f"DEVICE={name} is no device: auto, cpu, cuda or cuda:n") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StartRefused(f"DEVICE={name}, but torch sees {torch.cuda.device_count()} GPUs")
+        why = machine.gpu_why_not()
+        sees = f"torch sees {torch.cuda.device_count()} GPUs"
+        raise StartRefused(f"DEVICE={name}, but {sees}" + (f": {why}" if why else ""))
     return device

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2
+GPUS = (Path("/dev/nvidia0"), Path("/dev/dxg"))  # what a driver shows of the first; WSL's
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 SLACK_BYTES = 1 << 30  # free at the top of the heap before any of it is given back
 PRIMITIVES = "256"  # oneDNN keeps 0.6 MB for each row count of each layer, 1,024 of them by default
@@ -47,6 +48,17 @@ def free_memory(device: torch.device) -> int:
     except (OSError, ValueError):  # no cgroup, or no limit ("max")
         return free
     return min(free, limit - used)
+
+
+def gpu_why_not() -> str | None:
+    """Why a GPU that is here does not serve, in words; None where none is, or torch can use it."""
+    if torch.cuda.is_available() or not any(gpu.exists() for gpu in GPUS):
+        return None
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except Exception as error:  # a driver that is too old, or a torch without CUDA
+        return f"torch {torch.__version__} cannot use the GPU that is here ({first_line(error)})"
+    return None
 
 
 def memory_limit() -> int:
