@@ -99,7 +99,9 @@ async def load_version(
     with _told(loader.on_load):
         engine, encoder = loader.engine, loader.engine.encoder
         read = await asyncio.to_thread(_read, folder, options, encoder)
-        adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
+        adapter = await asyncio.to_thread(
+            laid_out, read.adapter, encoder.device, encoder.adapters_dtype
+        )
         layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
         if report is None:
             delta = await engine.call(lambda: _delta(loader, changed_tokens(read.adapter), layers))

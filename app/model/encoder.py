@@ -25,6 +25,7 @@ from app.model.batch import NOTHING, Batch, Bucket, Inputs, pack, segments
 from app.model.delta import BASE_LAYERS, Layers, Updates
 from app.model.fast_paths import try_paths, warn
 from app.model.flat import Flat, flatten, takes_types
+from app.model.int8 import Read, frozen_of, quantise
 from app.model.lora import Linears, LinearWithLoRA, Pass, insert_lora, pass_of
 from app.model.machine import first_line
 from app.model.sequence import Sequence, Want
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
 # The first position is the padding id + 1.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 TRIED_TOKENS = 16  # of the forward that is tried at start
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 
 class Spent(threading.local):
@@ -64,7 +70,7 @@ class Encoder:
     wrappers: dict[str, LinearWithLoRA]
     version: Version
     slow_paths: Mapping[str, str]
-    _frozen: list[tuple[str, Tensor]]
+    _frozen: Mapping[str, Read]
     _first_position: int
     _takes_types: bool
     _flat: Flat
@@ -73,6 +79,16 @@ class Encoder:
     _varlen: bool
     graphs: Graphs | None = None
     _spent: Spent = field(default_factory=Spent)
+
+    @property
+    def adapters_dtype(self) -> torch.dtype:
+        """Of what adapters bring: the base's, and float32 over one in int8."""
+        return torch.float32 if self.dtype == torch.int8 else self.dtype
+
+    @property
+    def products(self) -> list[Linears]:
+        """What a forward multiplies by, the pooler aside."""
+        return self._flat.products
 
     @property
     def digest(self) -> str:
@@ -196,11 +212,13 @@ def _relative(own: Tensor, base: Tensor) -> float:
 def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> Encoder:
     """Load the base frozen and ready for packed batches. Raises BaseRefused with the reason."""
     config = read_config(files)
-    model = load_model(files, config, dtype)
+    model = load_model(files, config, torch.float32 if dtype == torch.int8 else dtype)
     model = model.to(device).eval().requires_grad_(False)
-    frozen = [*model.named_parameters(), *model.named_buffers()]
     has_pooler = getattr(model, "pooler", None) is not None
     base = describe(files, model, config, has_pooler)
+    if dtype == torch.int8:
+        base = replace(base, tensors=quantise(model))
+    frozen = frozen_of(model)
     paths = try_paths(config, device, dtype, set(base.linears.values()))
     wrappers = insert_lora(model)
     pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
@@ -256,11 +274,11 @@ def add_graphs(encoder: Encoder) -> None:
         encoder.graphs = graphs
 
 
-def _digest(tensors: list[tuple[str, Tensor]]) -> str:
+def _digest(tensors: Mapping[str, Read]) -> str:
     """sha256 over every tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        plain = tensor.detach().cpu().contiguous()
+    for name in sorted(tensors):
+        plain = tensors[name]().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

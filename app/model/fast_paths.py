@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from app.model import attention, kernel, linear
+from app.model import attention, kernel, kernel_int8, linear
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def try_paths(
 
     config: transformers', of the base. shapes: (out, in) of its Linears.
     """
-    whys = {"products": linear.product(dtype).instead if device.type == "cpu" else None}
+    whys = {"products": _products_why_not(dtype) if device.type == "cpu" else None}
     whys["updates"] = _kernels_why_not(device, dtype, shapes)
     varlen = device.type == "cuda"
     whys["attention"] = attention.varlen_why_not(config, device, dtype) if varlen else None
@@ -53,6 +53,13 @@ def try_paths(
 def warn(part: str, why: str) -> None:
     """Say in the log that this part goes a slower way."""
     log.warning("%(part)s: %(why)s", {"part": part, "why": why})
+
+
+def _products_why_not(dtype: torch.dtype) -> str | None:
+    """In int8 merged layers and those that an adapter brings whole are float32."""
+    if dtype != torch.int8:
+        return linear.product(dtype).instead
+    return kernel_int8.why_not() or linear.product(torch.float32).instead
 
 
 def _kernels_why_not(

@@ -18,6 +18,7 @@ from app.adapters.values import Adapter, Rows
 from app.model import placeholders
 from app.model.batch import Inputs, Segment
 from app.model.delta import NO_UPDATES, Layers, Members, Updates, add_delta, gather, with_updates
+from app.model.int8 import Int8Embedding, Int8Linear, joined_in_int8
 from app.model.linear import FrozenLinear, packed_bytes
 
 
@@ -74,7 +75,7 @@ def pass_of(
 class LinearWithLoRA(nn.Module):
     """The place of a Linear in the model: its name and number. Linears multiplies by it."""
 
-    def __init__(self, linear: nn.Linear, path: str, number: int) -> None:
+    def __init__(self, linear: nn.Linear | Int8Linear, path: str, number: int) -> None:
         super().__init__()
         self.linear = linear
         self.path = path
@@ -101,7 +102,7 @@ class Linears:
             np.cumsum([0, *(module.out_features for module in modules)]),
         )
         self._sizes = [module.out_features for module in modules]
-        self.frozen = FrozenLinear(*_joined(modules))
+        self.frozen = _product_of(modules)
 
     def rows(self, running: Pass, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """x [1, T, in] -> [1, T, out], or that of each, where there are several."""
@@ -143,6 +144,13 @@ class Linears:
         for layer, start, stop in zip(own, ends, ends[1:], strict=False):
             if layer is not None:
                 y[..., start:stop] = layer(x)
+
+
+def _product_of(modules: Sequence[nn.Linear | Int8Linear]) -> FrozenLinear | Int8Linear:
+    plain = [module for module in modules if isinstance(module, nn.Linear)]
+    if plain:
+        return FrozenLinear(*_joined(plain))
+    return joined_in_int8([module for module in modules if isinstance(module, Int8Linear)])
 
 
 def _joined(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
@@ -190,19 +198,19 @@ class NormWithLoRA(nn.Module):
 class EmbeddingWithLoRA(nn.Module):
     """A frozen Embedding whose rows may each have their own segment's table, update or rows."""
 
-    def __init__(self, embedding: nn.Embedding, path: str) -> None:
+    def __init__(self, embedding: nn.Embedding | Int8Embedding, path: str) -> None:
         super().__init__()
         self.embedding = embedding
         self.path = path
+        self._dtype = embedding.weight.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [1, T] -> [1, T, dim]: a placeholder."""
-        table = self.embedding.weight
-        return placeholders.embedding(ids, self.path, table.shape[1], table.dtype)
+        return placeholders.embedding(ids, self.path, self.embedding.embedding_dim, self._dtype)
 
     def rows(self, running: Pass, ids: Tensor) -> Tensor:
         """ids [1, T] -> [1, T, dim]."""
-        y = torch.embedding(self.embedding.weight, ids)
+        y: Tensor = self.embedding(ids)
         for s in running.embeddings:
             change = s.layers.embeddings.get(self.path)
             if change is not None:
@@ -235,11 +243,11 @@ def insert_lora(model: nn.Module) -> dict[str, LinearWithLoRA]:
     linears: dict[str, LinearWithLoRA] = {}
     for path, module in list(model.named_modules()):
         wrapper: nn.Module
-        if type(module) is nn.Linear:
+        if isinstance(module, Int8Linear) or type(module) is nn.Linear:
             wrapper = linears[path] = LinearWithLoRA(module, path, len(linears))
         elif type(module) is nn.LayerNorm:
             wrapper = NormWithLoRA(module, path)
-        elif type(module) is nn.Embedding:
+        elif isinstance(module, Int8Embedding) or type(module) is nn.Embedding:
             wrapper = EmbeddingWithLoRA(module, path)
         else:
             continue
