@@ -100,6 +100,11 @@ def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:
     device = _device(settings.device)
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
     torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
+    if dtype == torch.int8 and device.type != "cpu":
+        raise StartRefused(
+            f"DTYPE=int8 is for CPUs, and DEVICE={settings.device} is {device}: DEVICE=cpu, or "
+            "DTYPE=bfloat16, which is the fast one on a GPU"
+        )
     compiling = threading.Thread(target=_compile)  # seconds, at an installation's first start
     compiling.start()
     try:
@@ -128,9 +133,14 @@ def _engine(settings: Settings, encoder: Encoder) -> Engine:
         encoder,
         settings.max_batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS),
         settings.max_queue_tokens,
-        threads=min(CPU_BATCHES, cores) if on_cpu else 1,
+        threads=_batches(encoder.dtype, cores) if on_cpu else 1,
         cores=cores,
     )
+
+
+def _batches(dtype: torch.dtype, cores: int) -> int:
+    """How many run at the same time on a CPU. A product in int8 is one core's."""
+    return cores if dtype == torch.int8 else min(CPU_BATCHES, cores)
 
 
 def _device(name: str) -> torch.device:

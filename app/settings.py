@@ -45,8 +45,10 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto (the GPU where there is one), cpu, cuda or cuda:n.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="The base's and the adapters' number format; auto is float32."
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="The base's and the adapters' number format; auto is float32. int8: on a CPU, "
+        "adapters in float32.",
     )
     tasks_file: Path | None = Field(
         None, description="JSON file of tasks: each a name's adapter, prompt and pooling."

@@ -37,7 +37,6 @@ from app.engine.engine import Engine
 from app.model.base_files import find_base
 from app.model.delta import unmerged_layers
 from app.model.encoder import DTYPES, Encoder, load_encoder
-from app.model.linear import FrozenLinear
 from app.model.lora import merge_lora
 from app.model.machine import keep_memory
 from app.model.sequence import Sequence, Want
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--one", action="store_true", help="in this process, on these cores")
     args = parser.parse_args()
     bases = args.base or ["bert-base", "minilm"]
@@ -179,25 +178,22 @@ def padded(plain: Any, texts: list[list[int]]) -> Callable[[], object]:
 
 
 def bare_products(encoder: Encoder, tokens: int) -> Callable[[], object]:
-    """Every Linear's product over all tokens and nothing else: the floor of any fp32 forward."""
-    layers = [w.frozen for path, w in encoder.wrappers.items() if "pooler" not in path]
+    """Every Linear's product over all tokens and nothing else: the floor of any forward."""
+    widths = {
+        linears: encoder.base.linears[linears.members.paths[0]][1] for linears in encoder.products
+    }
     inputs = {
-        w.shape[1]: torch.randn(tokens, w.shape[1], dtype=w.dtype) for w in map(_weight, layers)
+        width: torch.randn(1, tokens, width, dtype=encoder.adapters_dtype)
+        for width in set(widths.values())
     }
 
     @torch.inference_mode()
     def run() -> object:
-        for layer in layers:
-            layer(inputs[_weight(layer).shape[1]])
+        for linears, width in widths.items():
+            linears.frozen(inputs[width])
         return None
 
     return run
-
-
-def _weight(layer: FrozenLinear) -> torch.Tensor:
-    if layer.weight is None:
-        raise ValueError("the base keeps its plain weights")
-    return layer.weight
 
 
 def packed(engine: Engine, texts: list[list[int]], versions: list[Version]) -> Callable[[], object]:
@@ -226,7 +222,7 @@ def random_version(encoder: Encoder, seed: int, rank: int) -> Version:
         )
         for path, (out, in_) in encoder.base.linears.items()
     }
-    adapter = laid_out(Adapter(layers, "peft", 2.0), encoder.device, encoder.dtype)
+    adapter = laid_out(Adapter(layers, "peft", 2.0), encoder.device, encoder.adapters_dtype)
     ready = unmerged_layers(adapter, list(encoder.wrappers))
     return Version(str(seed), adapter, ready)
 

@@ -50,9 +50,10 @@ REPEATS = {"1 text": 5}
 PADDED, ENGINE, ENGINE_MIXED, PEFT = (
     "transformers", "engine", f"engine, {ADAPTERS} adapters", f"PEFT, {ADAPTERS} adapters",
 )  # fmt: skip
+INT8, INT8_MIXED = "engine, int8", f"engine, int8, {ADAPTERS} adapters"
 OURS, OURS_MIXED = "ours", f"ours, {ADAPTERS} adapters"
 INFINITY, INFINITY_PLAIN = "infinity-emb", "infinity-emb, no BetterTransformer"
-SENTENCE, ONNX = "sentence-transformers", "onnxruntime"
+SENTENCE, ONNX, ONNX_INT8 = "sentence-transformers", "onnxruntime", "onnxruntime, int8"
 OVER_HTTP, IN_PROCESS = "over HTTP", "in process"
 Peer = Worker | Server
 
@@ -161,9 +162,10 @@ def _run(
 ) -> dict[str, Any]:
     here = {n: times[n, request] for n in PEERS if PEERS[n][0] == where and (n, request) in times}
     plain, mixed = (OURS, OURS_MIXED) if where == OVER_HTTP else (ENGINE, ENGINE_MIXED)
-    others = [n for n in here if n not in (plain, mixed)]
+    others = [n for n in here if n not in (plain, mixed, INT8, INT8_MIXED)]
     pairs = [(n, plain) for n in others if n != PEFT] + [(n, mixed) for n in others]
-    pairs += [(mixed, plain)]
+    pairs += [(mixed, plain), (INT8_MIXED, INT8)]
+    pairs += [(n, INT8) for n in (plain, ONNX, ONNX_INT8)]
     cores = len(bench.cores)
     return {
         "title": f"{request} {where}, {cores} core{'s' if cores > 1 else ''}",
@@ -238,7 +240,8 @@ def _infinity(bench: Bench, *option: str) -> Iterator[Peer]:
 
 @contextmanager
 def _library(bench: Bench, kind: str, *, mixed: bool = False) -> Iterator[Peer]:
-    python = python_of(kind) if kind in PINS else Path(sys.executable)
+    library = kind.removesuffix(" int8")
+    python = python_of(library) if library in PINS else Path(sys.executable)
     job = bench.job(mixed=mixed)
     with worker(python, kind, job, bench.cores, bench.folder) as started:
         yield started
@@ -252,9 +255,12 @@ PEERS: dict[str, tuple[str, Start]] = {
     INFINITY_PLAIN: (OVER_HTTP, lambda b: _infinity(b, "--no-bettertransformer")),
     ENGINE: (IN_PROCESS, lambda b: _library(b, "engine")),
     ENGINE_MIXED: (IN_PROCESS, lambda b: _library(b, "engine", mixed=True)),
+    INT8: (IN_PROCESS, lambda b: _library(b, "engine int8")),
+    INT8_MIXED: (IN_PROCESS, lambda b: _library(b, "engine int8", mixed=True)),
     PADDED: (IN_PROCESS, lambda b: _library(b, "transformers")),
     SENTENCE: (IN_PROCESS, lambda b: _library(b, SENTENCE)),
     ONNX: (IN_PROCESS, lambda b: _library(b, ONNX)),
+    ONNX_INT8: (IN_PROCESS, lambda b: _library(b, "onnxruntime int8")),
     PEFT: (IN_PROCESS, lambda b: _library(b, "PEFT", mixed=True)),
 }
 

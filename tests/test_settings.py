@@ -31,7 +31,7 @@ def test_an_unknown_variable_stops_the_start_and_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--port", "many"), ("--device", "tpu"), ("--dtype", "int8")]
+    ("flag", "value"), [("--port", "many"), ("--device", "tpu"), ("--dtype", "int4")]
 )
 def test_an_impossible_value_stops_the_start_and_names_the_setting(flag: str, value: str) -> None:
     done = bert_lora("serve", flag, value)

@@ -81,7 +81,7 @@ class Compositions:
         encoder = self._encoder
         named = [Term(name, version.adapter, weight) for name, version, weight in terms]
         summed = weighted_sum(named, encoder.base)
-        adapter = laid_out(summed, encoder.device, encoder.dtype)
+        adapter = laid_out(summed, encoder.device, encoder.adapters_dtype)
         return Version(digest, adapter, unmerged_layers(adapter, list(encoder.wrappers)))
 
 

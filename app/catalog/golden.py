@@ -31,7 +31,7 @@ from app.model.version import Version
 TOLERANCE = 1e-4  # of the largest number of a line's answer, or absolute where that is under 1
 # A base in half precision cannot hold an answer of float32 closer than this: the shipped adapters'
 # are up to 0.4 % and 4.9 % off (AVX2). A wrong scale or adapter is farther.
-HALF_PRECISION = {torch.float16: 1e-2, torch.bfloat16: 1e-1}
+HALF_PRECISION = {torch.float16: 1e-2, torch.bfloat16: 1e-1, torch.int8: 2e-1}
 MOST_LINES = 64
 MOST_TOKENS = 8_192  # of all lines together: some two seconds of one core, at every start
 MOST_CHARACTERS = 100_000  # before they are tokenized

@@ -34,8 +34,9 @@ from app.catalog.stored_version import StoredVersion
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, TextTokenizer, tokenize
 from app.model.delta import Layers, unmerged_layers
-from app.model.encoder import Delta, Encoder, States, distance
+from app.model.encoder import Encoder
 from app.model.sequence import Sequence, Want
+from app.model.states import Delta, States, distance
 from app.model.version import Version, embedding_space
 
 REPORT_FORMAT = 3  # of what is stored about a version; another one is measured again
@@ -99,7 +100,9 @@ async def load_version(
     with _told(loader.on_load):
         engine, encoder = loader.engine, loader.engine.encoder
         read = await asyncio.to_thread(_read, folder, options, encoder)
-        adapter = await asyncio.to_thread(laid_out, read.adapter, encoder.device, encoder.dtype)
+        adapter = await asyncio.to_thread(
+            laid_out, read.adapter, encoder.device, encoder.adapters_dtype
+        )
         layers = await asyncio.to_thread(unmerged_layers, adapter, list(encoder.wrappers))
         if report is None:
             delta = await engine.call(lambda: _delta(loader, changed_tokens(read.adapter), layers))

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from app.model import placeholders
 from app.model.batch import Run, runs_of
-from app.model.lora import Pass
+from app.model.forward_pass import Pass
 from app.model.machine import first_line
 
 NAME = "bert_lora_packed"

@@ -26,9 +26,13 @@ from app.model.batch import NOTHING, Batch, Bucket, Inputs, pack, segments
 from app.model.delta import BASE_LAYERS, Layers, Updates
 from app.model.fast_paths import try_paths, warn
 from app.model.flat import Flat, flatten, takes_types
-from app.model.lora import Linears, LinearWithLoRA, Pass, insert_lora, pass_of
+from app.model.forward_pass import Pass, pass_of
+from app.model.int8 import Int8Linear, Read, frozen_of, quantise
+from app.model.linears import Linears
+from app.model.lora import LinearWithLoRA, insert_lora
 from app.model.machine import first_line
 from app.model.sequence import Sequence, Want
+from app.model.states import States
 from app.model.version import Version
 
 if TYPE_CHECKING:
@@ -37,7 +41,12 @@ if TYPE_CHECKING:
 # The first position is the padding id + 1.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
 TRIED_TOKENS = 16  # of the forward that is tried at start
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 
 class Spent(threading.local):
@@ -65,7 +74,7 @@ class Encoder:
     wrappers: dict[str, LinearWithLoRA]
     version: Version
     slow_paths: Mapping[str, str]
-    _frozen: list[tuple[str, Tensor]]
+    _frozen: Mapping[str, Read]
     _first_position: int
     _takes_types: bool
     _flat: Flat
@@ -74,6 +83,16 @@ class Encoder:
     _varlen: bool
     graphs: Graphs | None = None
     _spent: Spent = field(default_factory=Spent)
+
+    @property
+    def adapters_dtype(self) -> torch.dtype:
+        """Of what adapters bring: the base's, and float32 over one in int8."""
+        return torch.float32 if self.dtype == torch.int8 else self.dtype
+
+    @property
+    def products(self) -> list[Linears]:
+        """What a forward multiplies by, the pooler aside."""
+        return self._flat.products
 
     @property
     def digest(self) -> str:
@@ -173,40 +192,16 @@ class Encoder:
         return _digest(self._frozen)
 
 
-@dataclass(frozen=True, eq=False)
-class States:
-    """Float64. layers: [T, H] after each layer. out: the last one, flat, then the pooler's."""
-
-    layers: list[Tensor]
-    out: Tensor
-
-
-@dataclass(frozen=True)
-class Delta:
-    """relative: ||out(adapter) - out(base)|| / ||out(base)||; layers: the same per layer."""
-
-    relative: float
-    layers: list[float]
-
-
-def distance(own: States, base: States) -> Delta:
-    """How far an adapter's own states are from the base's on one text: relative L2 distance."""
-    per_layer = [_relative(o, b) for o, b in zip(own.layers, base.layers, strict=True)]
-    return Delta(_relative(own.out, base.out), per_layer)
-
-
-def _relative(own: Tensor, base: Tensor) -> float:
-    return float((own - base).norm() / base.norm())
-
-
 def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> Encoder:
     """Load the base frozen and ready for packed batches. Raises BaseRefused with the reason."""
     config = read_config(files)
-    model = load_model(files, config, dtype)
+    model = load_model(files, config, torch.float32 if dtype == torch.int8 else dtype)
     model = model.to(device).eval().requires_grad_(False)
-    frozen = [*model.named_parameters(), *model.named_buffers()]
     has_pooler = getattr(model, "pooler", None) is not None
     base = describe(files, model, config, has_pooler)
+    if dtype == torch.int8:
+        base = replace(base, tensors=quantise(model))
+    frozen = frozen_of(model)
     paths = try_paths(config, device, dtype, set(base.linears.values()))
     wrappers = insert_lora(model)
     pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
@@ -245,12 +240,14 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
 def _fuse(products: Iterable[Linears], shapes: frozenset[tuple[int, int]]) -> None:
     """On a GPU: the product of these (out, in), and all updates of it, in one launch."""
     for product in products:
-        weight, of = product.frozen.weight, product.members
+        frozen, of = product.frozen, product.members
+        if isinstance(frozen, Int8Linear) or frozen.weight is None:
+            continue
         neighbours = bool((np.diff(of.numbers) == 1).all())  # in the table, which is read in steps
-        if weight is not None and neighbours and (int(of.ends[1]), weight.shape[1]) in shapes:
+        if neighbours and (int(of.ends[1]), frozen.weight.shape[1]) in shapes:
             from app.model.fused import fused
 
-            product.fused = fused(product.frozen, len(of.paths))
+            product.fused = fused(frozen, len(of.paths))
 
 
 def _try_forward(encoder: Encoder) -> None:
@@ -275,11 +272,11 @@ def add_graphs(encoder: Encoder) -> None:
         encoder.graphs = graphs
 
 
-def _digest(tensors: list[tuple[str, Tensor]]) -> str:
+def _digest(tensors: Mapping[str, Read]) -> str:
     """sha256 over every tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        plain = tensor.detach().cpu().contiguous()
+    for name in sorted(tensors):
+        plain = tensors[name]().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from app.model import attention, kernel, linear
+from app.model import attention, kernel, kernel_int8, linear
+from app.model.int8 import Int8Linear
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,10 @@ class FastPaths:
     slow: Mapping[str, str]
     fused: frozenset[tuple[int, int]] = frozenset()
 
-    def joins(self, linear: nn.Linear) -> bool:
+    def joins(self, linear: nn.Linear | Int8Linear) -> bool:
         """Whether it becomes one product with those that read the same rows."""
+        if isinstance(linear, Int8Linear):
+            return True
         return linear.weight.device.type == "cpu" or linear.weight.shape in self.fused
 
 
@@ -45,7 +48,7 @@ def try_paths(
 
     config: transformers', of the base. shapes: (out, in) of its Linears.
     """
-    whys = {"products": linear.product(dtype).instead if device.type == "cpu" else None}
+    whys = {"products": _products_why_not(dtype) if device.type == "cpu" else None}
     whys["updates"] = _kernels_why_not(device, dtype, shapes)
     one_launch: frozenset[tuple[int, int]] = frozenset()
     if device.type == "cuda" and whys["updates"] is None:
@@ -64,6 +67,13 @@ def try_paths(
 def warn(part: str, why: str) -> None:
     """Say in the log that this part goes a slower way."""
     log.warning("%(part)s: %(why)s", {"part": part, "why": why})
+
+
+def _products_why_not(dtype: torch.dtype) -> str | None:
+    """In int8 merged layers and those that an adapter brings whole are float32."""
+    if dtype != torch.int8:
+        return linear.product(dtype).instead
+    return kernel_int8.why_not() or linear.product(torch.float32).instead
 
 
 def _kernels_why_not(

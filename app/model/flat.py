@@ -23,7 +23,10 @@ from torch.utils import _pytree as pytree
 
 from app.model import placeholders
 from app.model.base_files import BaseRefused
-from app.model.lora import EmbeddingWithLoRA, Linears, LinearWithLoRA, NormWithLoRA, Pass
+from app.model.forward_pass import Pass
+from app.model.int8 import Int8Linear
+from app.model.linears import Linears
+from app.model.lora import EmbeddingWithLoRA, LinearWithLoRA, NormWithLoRA
 
 SHORT = 3  # tokens; the other list is of the longest text
 IN_PLACE = {
@@ -32,7 +35,7 @@ IN_PLACE = {
     torch.ops.aten.silu.default: torch.ops.aten.silu_.default,
 }
 Attention = Callable[..., Tensor]
-Joins = Callable[[nn.Linear], bool]
+Joins = Callable[[nn.Linear | Int8Linear], bool]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ zeroes every layer's output anew (docs/decisions/0006). Adapters do not live the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -34,6 +35,12 @@ def keep_memory() -> None:
     mallopt(M_ARENA_MAX, 1)
     mallopt(M_MMAP_THRESHOLD, LARGEST_BYTES)
     mallopt(M_TRIM_THRESHOLD, SLACK_BYTES)
+
+
+def give_back_memory() -> None:
+    """What is free in the heap, which keep_memory keeps: once, after more than is needed again."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory(device: torch.device) -> int:

@@ -130,6 +130,23 @@ def onnxruntime(job: Job) -> Run:
     return run
 
 
+def onnxruntime_int8(job: Job) -> Run:
+    """The same export after quantize_dynamic: weights in int8 per channel, activations per
+    tensor.
+    """
+    from onnxruntime.quantization import quantize_dynamic
+
+    plain = Path(job["onnx"])
+    if not plain.exists():
+        _export(job, plain)
+    file = plain.with_suffix(".int8.onnx")
+    if not file.exists():
+        unfinished = file.with_suffix(".part")
+        quantize_dynamic(plain, unfinished, per_channel=True)
+        unfinished.rename(file)
+    return onnxruntime({**job, "onnx": str(file)})
+
+
 def _export(job: Job, file: Path) -> None:
     import torch
     from torch.nn.functional import normalize
@@ -159,7 +176,7 @@ def _export(job: Job, file: Path) -> None:
     unfinished.rename(file)
 
 
-def engine(job: Job) -> Run:
+def engine(job: Job, dtype: str = "float32") -> Run:
     """Ours, as the server runs it, without HTTP."""
     import asyncio
 
@@ -171,14 +188,14 @@ def engine(job: Job) -> Run:
     from app.engine.tokenizer import Cut, load_tokenizer, tokenize
     from app.model import kernel
     from app.model.base_files import find_base
-    from app.model.encoder import load_encoder
+    from app.model.encoder import DTYPES, load_encoder
     from app.model.machine import keep_memory
     from app.model.sequence import Sequence, Want
 
     keep_memory()
     kernel.prepare()
     files = find_base(job["model"], None)
-    encoder = load_encoder(files, torch.device("cpu"), torch.float32)
+    encoder = load_encoder(files, torch.device("cpu"), DTYPES[dtype])
     tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
     cores = job["threads"]
     served = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, cores), cores)
@@ -210,8 +227,10 @@ KINDS: dict[str, Callable[[Job], Run]] = {
     "transformers": transformers,
     "sentence-transformers": sentence_transformers,
     "onnxruntime": onnxruntime,
+    "onnxruntime int8": onnxruntime_int8,
     "PEFT": peft,
     "engine": engine,
+    "engine int8": lambda job: engine(job, "int8"),
 }
 
 if __name__ == "__main__":

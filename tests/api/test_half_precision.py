@@ -1,4 +1,4 @@
-"""A base in half precision serves the adapters that come along, and still refuses a wrong one."""
+"""A base in half precision, or in int8, serves the adapters that come along, and still refuses a wrong one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.oracles import files_of
 ADAPTERS = Path(__file__).parent.parent.parent / "adapters"
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
 def test_certificates_of_float32_hold_as_far_as_the_dtype_can(
     serve: Serve, tmp_path: Path, dtype: str
 ) -> None:

@@ -13,26 +13,31 @@ import pytest
 from llvmlite import binding
 
 import app
-from app.model.compiled import LEVELS, level_of
+from app.model.compiled import LEVELS, level_of, variables_of
 
 V3 = dict.fromkeys(LEVELS["x86-64-v3"], True)
 V4 = V3 | dict.fromkeys(LEVELS["x86-64-v4"], True)
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24  # linux/capability.h, linux/prctl.h
 START = """
 from app.api import json_text
-from app.model import kernel
+from app.model import kernel, kernel_int8
 for module in (kernel, json_text):
     module.prepare()
 assert kernel.why_not() is None
-stats = [kernel.add_updates.stats, json_text._scan.stats]
+assert kernel_int8.why_not() is None
+stats = [kernel.add_updates.stats, kernel_int8.multiply.stats, json_text._scan.stats]
 print(sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats))
 """
-LOAD = START.replace("prepare()", "compile_only()").replace("assert kernel.why_not() is None", "")
+LOAD = "".join(line for line in START.splitlines(True) if not line.startswith("assert"))
+LOAD = LOAD.replace("(kernel, json_text)", "(kernel, kernel_int8, json_text)")
+LOAD = LOAD.replace("prepare()", "compile_only()")
 
 
 def test_a_processor_has_the_level_whose_features_are_all_there() -> None:
     assert level_of(V4) == "x86-64-v4"
     assert level_of(V3) == "x86-64-v3"
+    assert level_of(V4 | {"avx512vnni": True}) == "x86-64-v4+avx512vnni"
+    assert level_of(V3 | {"avx512vnni": True}) == "x86-64-v3"
     assert level_of(V4 | {"avx512vl": False}) == "x86-64-v3"  # Knights Landing
     assert level_of(V4 | {"fma": False}) is None
     assert level_of({"sse4.2": True}) is None
@@ -83,10 +88,10 @@ def test_a_read_only_installation_compiles_nothing_at_its_start(
     for folder in shipped:
         folder.chmod(0o555)
     try:
-        assert run(installation, "-c", START, TMPDIR=str(tmp_path)) == "2 0\n"
+        assert run(installation, "-c", START, TMPDIR=str(tmp_path)) == "3 0\n"
         for level in LEVELS:
-            asked = {"NUMBA_CPU_NAME": level, "NUMBA_CPU_FEATURES": "", "TMPDIR": str(tmp_path)}
-            assert run(installation, "-c", LOAD, **asked) == "2 0\n", level
+            asked = {**variables_of(level), "TMPDIR": str(tmp_path)}
+            assert run(installation, "-c", LOAD, **asked) == "3 0\n", level
         assert list(tmp_path.iterdir()) == []  # and leaves nothing behind
     finally:
         for folder in shipped:
@@ -95,3 +100,22 @@ def test_a_read_only_installation_compiles_nothing_at_its_start(
         file: file.read_bytes() for folder in shipped for file in folder.glob("*.nb?")
     }
     assert {file.parent for file in before} == set(shipped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("level", "instruction"), [*zip(LEVELS, ["vpmaddwd", "vpmaddwd", "vpdpwssd"], strict=True)]
+)
+def test_a_product_in_int8_sums_pairs_by_the_levels_own_instruction(
+    level: str, instruction: str, tmp_path: Path
+) -> None:
+    assembly = run(
+        Path(app.__file__).parents[1],
+        "-c",
+        "from app.model import kernel_int8 as kernel\nkernel.compile_only()\n"
+        "print(*kernel.multiply.inspect_asm().values())",
+        **variables_of(level),
+        NUMBA_CACHE_DIR=str(tmp_path),
+    )
+    found = {name: assembly.count(name) for name in ("vpmaddwd", "vpdpwssd", "vpmulld")}
+    assert found[instruction] >= 6 and sum(found.values()) == found[instruction], found

@@ -13,7 +13,7 @@ from transformers import BertConfig
 
 from app.model import attention
 from app.model.batch import NOTHING, runs_of
-from app.model.lora import Pass
+from app.model.forward_pass import Pass
 
 CONFIG = BertConfig(hidden_size=48, num_attention_heads=3)
 CPU = torch.device("cpu")
