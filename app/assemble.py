@@ -29,8 +29,9 @@ from app.inference.watched import watch
 from app.model import kernel, machine
 from app.model.base_files import BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
-from app.model.encoder import DTYPES, Encoder, load_encoder
+from app.model.encoder import Encoder
 from app.model.fast_paths import warn
+from app.model.load_encoder import DTYPES, load_encoder, load_in_half
 from app.settings import Settings, listed
 
 CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs latency
@@ -98,7 +99,9 @@ def _tasks(path: Path | None, has_pooler: bool) -> Tasks:
 
 def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:
     device = _device(settings.device)
+    half = settings.dtype == "auto" and device.type == "cuda"
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
+    torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
     if dtype == torch.int8 and device.type != "cpu":
         raise StartRefused(
@@ -109,7 +112,7 @@ def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:
     compiling.start()
     try:
         files = find_base(settings.model, settings.model_revision)
-        encoder = load_encoder(files, device, dtype)
+        encoder = load_in_half(files, device) if half else load_encoder(files, device, dtype)
         tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
     except (BaseRefused, EmbeddedBaseMissing) as error:
         raise StartRefused(str(error)) from error

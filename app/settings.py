@@ -47,8 +47,12 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
-        description="The base's and the adapters' number format; auto is float32. int8: on a CPU, "
-        "adapters in float32.",
+        description="The base's and the adapters' number format. auto: float32 on a CPU; on a GPU "
+        "float16, or bfloat16 where the base overflows in it. int8: on a CPU, adapters in float32.",
+    )
+    tf32: bool = Field(
+        False,
+        description="Whether DTYPE=float32 on a GPU multiplies in TF32: faster, and three digits.",
     )
     tasks_file: Path | None = Field(
         None, description="JSON file of tasks: each a name's adapter, prompt and pooling."

@@ -23,7 +23,7 @@ import torch
 from app.engine.tokenizer import Cut, load_tokenizer, tokenize
 from app.model import machine
 from app.model.base_files import find_base
-from app.model.encoder import load_encoder
+from app.model.load_encoder import load_encoder
 from app.model.sequence import Sequence, Want
 from benchmarks.processes.asked import requests
 from benchmarks.processes.loaded import last_line, our_server

@@ -36,7 +36,8 @@ from app.assemble import CPU_BATCH_TOKENS, CPU_BATCHES
 from app.engine.engine import Engine
 from app.model.base_files import find_base
 from app.model.delta import unmerged_layers
-from app.model.encoder import DTYPES, Encoder, load_encoder
+from app.model.encoder import Encoder
+from app.model.load_encoder import DTYPES, load_encoder
 from app.model.lora import merge_lora
 from app.model.machine import keep_memory
 from app.model.sequence import Sequence, Want

@@ -77,7 +77,7 @@ def test_the_figures_beside_others_are_those_that_were_measured() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_setting_and_flag_that_is_named_exists(page: str) -> None:
     text = text_of(page)
-    named = set(re.findall(rf"{PREFIX}([A-Z_]+)", text)) - OF_CLIENTS
+    named = set(re.findall(rf"{PREFIX}([A-Z0-9_]+)", text)) - OF_CLIENTS
     cells = [row.split("|")[2] for row in text.splitlines() if row.startswith("| `")]
     for part in cells if page == "docs/migrating.md" else []:
         named |= {flag.upper().replace("-", "_") for flag in re.findall(r"--([a-z-]+)", part)}

@@ -209,12 +209,16 @@ def laid_out(adapter: Adapter, device: torch.device, dtype: torch.dtype) -> Adap
         for part in _parts(layer)
         if part is not None
     ]
-    places = iter(torch.split(_block(sum(sizes), device, updates_dtype), sizes))
+    block = _block(sum(sizes), device, updates_dtype)
+    written = iter(torch.split(block, sizes))
+    for layer in adapter.layers.values():
+        for part in _parts(layer):
+            if part is not None:
+                next(written)[: part.numel()].view(part.shape).copy_(part)
+    places = iter(torch.split(_copied(block, device), sizes))
 
     def placed(part: Tensor | None) -> Tensor | None:
-        if part is None:
-            return None
-        return next(places)[: part.numel()].view(part.shape).copy_(part)
+        return None if part is None else next(places)[: part.numel()].view(part.shape)
 
     layers = {}
     for path, layer in adapter.layers.items():
@@ -229,7 +233,22 @@ def _parts(layer: LoRALayer) -> tuple[Tensor, Tensor, Tensor | None, Tensor | No
 
 
 def _block(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Zeros [size]; on the CPU in pages of its own: the heap would keep what is freed."""
+    """Zeros [size] on the CPU: for it in pages of its own, since the heap would keep what is freed;
+    for a GPU in memory that it copies from by itself.
+    """
     if device.type != "cpu" or not size:
-        return torch.zeros(size, device=device, dtype=dtype)
+        return torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")
     return torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype=dtype)
+
+
+def _copied(block: Tensor, device: torch.device) -> Tensor:
+    """The block on the device, once it is there. To a GPU beside what runs there, in one copy."""
+    if device.type != "cuda":
+        return block.to(device)
+    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    place = torch.empty_like(block, device=device)
+    aside.wait_stream(torch.cuda.current_stream(device))  # its memory may be read there still
+    with torch.cuda.stream(aside):
+        place.copy_(block, non_blocking=True)
+    aside.synchronize()
+    return place

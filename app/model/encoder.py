@@ -1,4 +1,4 @@
-"""The frozen base: load it, run packed batches through it, give hidden states.
+"""The frozen base: run packed batches through it, give hidden states.
 
 transformers' model says what is computed (flat.py), with our own attention (attention.py) and
 Linears (lora.py). Knows no names of adapters and no clients.
@@ -12,41 +12,27 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from app.adapters.base import Base
 from app.adapters.sentence import Sentence
 from app.adapters.values import Adapter
-from app.model import attention, head
-from app.model.base_files import BaseFiles, BaseRefused
-from app.model.base_model import describe, load_model, read_config
+from app.model import head
+from app.model.base_files import BaseFiles
 from app.model.batch import NOTHING, Batch, Bucket, Inputs, pack, segments
 from app.model.delta import BASE_LAYERS, Layers, Updates
-from app.model.fast_paths import try_paths, warn
-from app.model.flat import Flat, flatten, takes_types
+from app.model.flat import Flat
 from app.model.forward_pass import Pass, pass_of
-from app.model.int8 import Int8Linear, Read, frozen_of, quantise
+from app.model.int8 import Read
 from app.model.linears import Linears
-from app.model.lora import LinearWithLoRA, insert_lora
-from app.model.machine import first_line
+from app.model.lora import LinearWithLoRA
 from app.model.sequence import Sequence, Want
 from app.model.states import States
 from app.model.version import Version
 
 if TYPE_CHECKING:
     from app.model.graphs import Graphs
-
-# The first position is the padding id + 1.
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
-TRIED_TOKENS = 16  # of the forward that is tried at start
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
 
 
 class Spent(threading.local):
@@ -189,90 +175,10 @@ class Encoder:
         products = [*self._flat.products, *([self._pooler] if self._pooler else [])]
         if not all(product.frozen.intact() for product in products):
             return "a packed copy differs from its weight"
-        return _digest(self._frozen)
+        return digest_of(self._frozen)
 
 
-def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> Encoder:
-    """Load the base frozen and ready for packed batches. Raises BaseRefused with the reason."""
-    config = read_config(files)
-    model = load_model(files, config, torch.float32 if dtype == torch.int8 else dtype)
-    model = model.to(device).eval().requires_grad_(False)
-    has_pooler = getattr(model, "pooler", None) is not None
-    base = describe(files, model, config, has_pooler)
-    if dtype == torch.int8:
-        base = replace(base, tensors=quantise(model))
-    frozen = frozen_of(model)
-    paths = try_paths(config, device, dtype, set(base.linears.values()))
-    wrappers = insert_lora(model)
-    pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
-    if pooler is not None:
-        model.pooler = None  # run over the sequences' first tokens instead, in _pool
-    first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
-    positions = config.max_position_embeddings - first
-    flat = flatten(model, wrappers, attention.attend, positions, device, paths.joins)
-    pool = None if pooler is None else Linears([pooler])
-    _fuse([*flat.products, *([pool] if pool else [])], paths.fused)
-    encoder = Encoder(
-        model,
-        files,
-        base,
-        device,
-        dtype,
-        min(files.sentence.max_length or positions, positions),
-        config.vocab_size,
-        wrappers,
-        Version(_digest(frozen), Adapter({}, layout="base"), BASE_LAYERS),
-        paths.slow,
-        frozen,
-        first,
-        takes_types(model),
-        flat,
-        pool,
-        paths.kernels_on,
-        paths.varlen,
-    )
-    _try_forward(encoder)
-    if device.type == "cuda" and not {"updates", "attention"} & set(paths.slow):
-        add_graphs(encoder)
-    return encoder
-
-
-def _fuse(products: Iterable[Linears], shapes: frozenset[tuple[int, int]]) -> None:
-    """On a GPU: the product of these (out, in), and all updates of it, in one launch."""
-    for product in products:
-        frozen, of = product.frozen, product.members
-        if isinstance(frozen, Int8Linear) or frozen.weight is None:
-            continue
-        neighbours = bool((np.diff(of.numbers) == 1).all())  # in the table, which is read in steps
-        if neighbours and (int(of.ends[1]), frozen.weight.shape[1]) in shapes:
-            from app.model.fused import fused
-
-            product.fused = fused(frozen, len(of.paths))
-
-
-def _try_forward(encoder: Encoder) -> None:
-    """Run the base once, here and not in the first request. Raises BaseRefused."""
-    try:
-        encoder.states(range(min(TRIED_TOKENS, encoder.max_length, encoder.vocabulary)))
-    except Exception as error:  # whatever torch, an operator or a driver raises
-        what = f"{encoder.files.id} in {encoder.dtype} does not run on {encoder.device}"
-        raise BaseRefused(f"{what}: {first_line(error)}") from error
-
-
-@torch.inference_mode()
-def add_graphs(encoder: Encoder) -> None:
-    """Where the other fast paths serve; why not is said."""
-    from app.model.graphs import graphs_of
-
-    graphs = graphs_of(encoder)
-    if isinstance(graphs, str):
-        warn("graphs", graphs)
-        encoder.slow_paths = {**encoder.slow_paths, "graphs": graphs}
-    else:
-        encoder.graphs = graphs
-
-
-def _digest(tensors: Mapping[str, Read]) -> str:
+def digest_of(tensors: Mapping[str, Read]) -> str:
     """sha256 over every tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

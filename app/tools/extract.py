@@ -24,7 +24,8 @@ from app.adapters.layouts import PEFT_PREFIX
 from app.adapters.peft_folder import TASK_TYPES
 from app.catalog.stored_version import StoredVersion
 from app.model.base_files import BaseFiles, head_tensors
-from app.model.encoder import Encoder, load_encoder
+from app.model.encoder import Encoder
+from app.model.load_encoder import load_encoder
 from app.model.sequence import Sequence, Want
 from app.tools.workbench import Workbench, workbench
 

@@ -22,7 +22,8 @@ from app.catalog.stored_version import StoredVersion
 from app.engine.engine import Engine
 from app.engine.tokenizer import load_tokenizer
 from app.model.base_files import find_base
-from app.model.encoder import Encoder, load_encoder
+from app.model.encoder import Encoder
+from app.model.load_encoder import load_encoder
 
 BATCH_TOKENS = 1024
 NO_CAP = 1 << 40  # it is the user's own file, on the user's own disk

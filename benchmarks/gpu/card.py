@@ -25,7 +25,8 @@ from transformers import AutoModel, BertConfig
 from app.adapters.values import Adapter, LoRALayer, laid_out
 from app.model.base_files import BaseFiles, find_base
 from app.model.delta import unmerged_layers
-from app.model.encoder import DTYPES, Encoder, load_encoder
+from app.model.encoder import Encoder
+from app.model.load_encoder import DTYPES, load_encoder
 from app.model.sequence import Sequence as Tokens
 from app.model.sequence import Want
 from app.model.version import Version

@@ -17,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, BertConfig
 
 from app.model.base_files import find_base
-from app.model.encoder import DTYPES, Encoder
+from app.model.encoder import Encoder
+from app.model.load_encoder import DTYPES
 from app.model.version import Version
 from benchmarks.gpu.card import (
     SMALL,

@@ -16,8 +16,9 @@ import torch
 
 from app.engine.engine import Engine
 from app.model.batch import Batch
-from app.model.encoder import Encoder, add_graphs
+from app.model.encoder import Encoder
 from app.model.graphs import TOKENS
+from app.model.load_encoder import add_graphs
 from app.model.sequence import Sequence, Want
 from app.model.version import Version
 from benchmarks.gpu.card import Bench, drawn_version, encoder_of

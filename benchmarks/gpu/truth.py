@@ -22,7 +22,8 @@ from app.catalog.load import Loader, load_version, make_loader
 from app.engine.engine import Engine
 from app.engine.tokenizer import Cut, TextTokenizer, load_tokenizer, tokenize
 from app.model.base_files import BaseFiles, find_base
-from app.model.encoder import DTYPES, Encoder, load_encoder
+from app.model.encoder import Encoder
+from app.model.load_encoder import DTYPES, load_encoder
 from app.model.sequence import Sequence as Tokens
 from app.model.sequence import Want
 from app.model.version import Version

@@ -188,7 +188,7 @@ def engine(job: Job, dtype: str = "float32") -> Run:
     from app.engine.tokenizer import Cut, load_tokenizer, tokenize
     from app.model import kernel
     from app.model.base_files import find_base
-    from app.model.encoder import DTYPES, load_encoder
+    from app.model.load_encoder import DTYPES, load_encoder
     from app.model.machine import keep_memory
     from app.model.sequence import Sequence, Want
 

@@ -12,7 +12,8 @@ from app.adapters.values import Adapter, LoRALayer
 from app.catalog.compositions import Compositions, CompositionsFull
 from app.model.base_files import find_base
 from app.model.delta import BASE_LAYERS
-from app.model.encoder import Encoder, load_encoder
+from app.model.encoder import Encoder
+from app.model.load_encoder import load_encoder
 from app.model.version import Version
 
 PATH = "encoder.layer.0.attention.self.query"

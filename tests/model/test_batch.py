@@ -18,7 +18,8 @@ from app.catalog.load import load_version, make_loader
 from app.engine.engine import Engine
 from app.engine.tokenizer import load_tokenizer
 from app.model.base_files import find_base
-from app.model.encoder import Encoder, load_encoder
+from app.model.encoder import Encoder
+from app.model.load_encoder import load_encoder
 from app.model.sequence import Sequence, Want
 from app.model.version import Version
 from tests.oracles import make_adapter

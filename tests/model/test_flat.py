@@ -13,9 +13,9 @@ from transformers import AutoModel
 
 from app.model.base_files import BaseRefused, find_base
 from app.model.base_model import SERVED
-from app.model.encoder import load_encoder
 from app.model.flat import flatten
 from app.model.linears import Linears
+from app.model.load_encoder import load_encoder
 from app.model.lora import insert_lora
 from app.model.sequence import Sequence, Want
 from tests.tiny import save_tiny_base

@@ -24,8 +24,9 @@ from app.model import attention, fused, graphs, tiles
 from app.model.base_files import find_base
 from app.model.batch import Batch, Bucket, Inputs
 from app.model.delta import Updates, unmerged_layers
-from app.model.encoder import Encoder, add_graphs, load_encoder
+from app.model.encoder import Encoder
 from app.model.graphs import Graph, Graphs, graphs_of
+from app.model.load_encoder import add_graphs, load_encoder
 from app.model.lora import merge_lora
 from app.model.sequence import Sequence, Want
 from app.model.version import Version

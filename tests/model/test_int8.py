@@ -16,8 +16,9 @@ from app.adapters.values import Adapter, LoRALayer, laid_out
 from app.model import kernel_int8
 from app.model.base_files import find_base
 from app.model.delta import unmerged_layers
-from app.model.encoder import Encoder, load_encoder
+from app.model.encoder import Encoder
 from app.model.int8 import Int8Embedding, Int8Linear, joined_in_int8, quantised
+from app.model.load_encoder import load_encoder
 from app.model.lora import merge_lora
 
 CPU = torch.device("cpu")
