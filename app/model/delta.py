@@ -178,12 +178,14 @@ def add_delta(y: Tensor, x: Tensor, updates: Updates, members: Members) -> Tenso
     if updates.rows is not None and updates.table is not None:
         _run_compiled(y, x, updates.rows, updates.table[members.numbers], members.ends)
         return y
-    for i, path in enumerate(members.paths):
+    for i, (path, number) in enumerate(zip(members.paths, members.numbers, strict=True)):
+        if updates.touched is not None and not updates.touched[number]:
+            continue
         columns = y[:, members.ends[i] : members.ends[i + 1]]
         if updates.plan is not None:
             from app.model import kernel_cuda
 
-            kernel_cuda.add_updates(columns, x.contiguous(), updates.plan, int(members.numbers[i]))
+            kernel_cuda.add_updates(columns, x.contiguous(), updates.plan, int(number))
             continue
         for rows, layers in updates.segments:
             lora = layers.updates.get(path)

@@ -48,17 +48,18 @@ class Fused:
         self.plain = plain
         self._boxes: dict[Tile, Any] = {}  # of W, for copies in bulk
 
+    def takes(self, plan: Plan, number: int) -> bool:
+        """Whether its launch does these updates, too; not where too many meet in a tile."""
+        return self._crowd(plan, number) <= APART
+
+    def _crowd(self, plan: Plan, number: int) -> float:
+        return max(plan.crowd[number : number + self.members])
+
     def __call__(self, x: Tensor, plan: Plan | None, number: int) -> Tensor:
-        """x [T, in] -> y [T, out]. plan: None where no segment updates it; number: of the first."""
+        """x [T, in] -> y [T, out]. plan: None for the product alone; number: of the first."""
         if plan is None and self.plain and len(x) >= PLAIN_ROWS[0]:
             return F.linear(x, self.weight, self.given)
-        crowd = 0.0 if plan is None else max(plan.crowd[number : number + self.members])
-        if plan is not None and crowd > APART:
-            y = self(x, None, number)
-            for m in range(self.members):
-                columns = y[:, m * self.width : (m + 1) * self.width]
-                kernel_cuda.add_updates(columns, x, plan, number + m)
-            return y
+        crowd = 0.0 if plan is None else self._crowd(plan, number)
         tile = tile_of(self.tiles, self.card, len(x), len(self.weight), self.width, crowd)
         return self.through(tile, x, plan, number)
 

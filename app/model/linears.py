@@ -5,7 +5,8 @@ Knows weights and segments; knows no names of adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from app.model.forward_pass import Pass
 from app.model.int8 import Int8Linear, joined_in_int8
 from app.model.linear import FrozenLinear
 from app.model.lora import LinearWithLoRA
+
+if TYPE_CHECKING:
+    from app.model.fused import Fused
 
 
 class Linears:
@@ -35,7 +39,7 @@ class Linears:
         )
         self._sizes = [module.out_features for module in modules]
         self.frozen = _product_of(modules)
-        self.fused: Callable[..., Tensor] | None = None  # a fused.Fused, on a GPU
+        self.fused: Fused | None = None  # on a GPU
 
     def rows(self, running: Pass, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """x [1, T, in] -> [1, T, out], or that of each, where there are several."""
@@ -45,13 +49,14 @@ class Linears:
 
     def _updated(self, x: Tensor, running: Pass) -> Tensor:
         """The base's product over all rows, with all updates."""
+        number = int(self.members.numbers[0])
         if self.fused is None:
             y = self.frozen(x)
         else:
             plan = running.updates.plan if running.updates.touch(self.members) else None
-            y = self.fused(x[0], plan, int(self.members.numbers[0]))[None]
-            if plan is not None:
-                return y
+            if plan is not None and self.fused.takes(plan, number):
+                return self.fused(x[0], plan, number)[None]
+            y = self.fused(x[0], None, number)[None]
         running.update(y[0], x[0], self.members)
         return y
 

@@ -37,7 +37,7 @@ def test_the_gpu_gives_the_cpus_answers(serve: Serve, minilm: Path, tmp_path: Pa
     names = [every[i % len(every)] for i in range(48)]
     found = {}
     for device in ("cpu", "cuda"):
-        server = serve(device=device, store=tmp_path / device)
+        server = serve(device=device, dtype="float32", store=tmp_path / device)
         for name, folder in adapters.items():
             put(server.client, name, folder)
         body = {"inputs": texts, "adapters": names}

@@ -18,9 +18,14 @@ pytest.importorskip("triton")
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 from app.model import fused, kernel_cuda  # noqa: E402
+from app.model.batch import NOTHING  # noqa: E402
+from app.model.delta import Updates  # noqa: E402
+from app.model.forward_pass import Pass  # noqa: E402
 from app.model.fused import Fused  # noqa: E402
 from app.model.kernel import FIELDS, entry_of  # noqa: E402
 from app.model.kernel_cuda import Plan  # noqa: E402
+from app.model.linears import Linears  # noqa: E402
+from app.model.lora import LinearWithLoRA  # noqa: E402
 from app.model.tiles import TILES, Card, Tile, tile_of, tiles_for  # noqa: E402
 
 IN, WIDTH = 64, 80
@@ -158,12 +163,19 @@ def test_rows_that_begin_anywhere_in_memory_are_read_right() -> None:
 def test_many_adapters_on_few_rows_are_launched_apart_and_the_bases_rows_keep_their_bits() -> None:
     rows = [(i, i + 1) for i in range(20)]
     layers = [[layer(100 * m + i, 8, torch.float32, i == 3) for i in range(20)] for m in range(2)]
-    x, of = draw(5, 30, IN), linear(torch.float32, members=2)
-    plan = plan_of(rows, layers)
-    assert plan.crowd[0] > fused.APART
-    y = of(x, plan, 0)
+    x, plan = draw(5, 30, IN), plan_of(rows, layers)
+    modules = [torch.nn.Linear(IN, WIDTH, device=DEVICE) for _ in range(2)]
+    product = Linears([LinearWithLoRA(one, str(m), m) for m, one in enumerate(modules)])
+    assert product.frozen.weight is not None
+    of = product.fused = Fused(product.frozen.weight, product.frozen.bias, 2)
+    assert plan.crowd[0] > fused.APART and not of.takes(plan, 0)
+    updates = Updates(plan=plan, touched=np.ones(2, bool))
+    y, alone = (
+        torch.cat(list(product.rows(running, x[None])), -1)[0]
+        for running in (Pass(NOTHING, updates=updates), Pass(NOTHING))
+    )
     assert_right(y, exact(x, of, rows, layers))
-    assert torch.equal(y[20:], of(x, None, 0)[20:])
+    assert torch.equal(y[20:], alone[20:])
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
