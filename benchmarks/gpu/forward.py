@@ -131,8 +131,8 @@ def padded(bench: Bench, plain: Any, all_ids: list[list[int]], **more: Any) -> C
 
 def bare_products(encoder: Encoder, tokens: int) -> Callable[[], object]:
     """Every Linear's product over all tokens and nothing else: the floor of any eager forward."""
-    layers = [w.frozen for path, w in encoder.wrappers.items() if "pooler" not in path]
-    shapes = [w.linear.in_features for path, w in encoder.wrappers.items() if "pooler" not in path]
+    layers = [product.frozen for product in encoder.products]
+    shapes = [encoder.base.linears[product.members.paths[0]][1] for product in encoder.products]
     inputs = {
         n: torch.randn(tokens, n, device=encoder.device).to(encoder.dtype) for n in set(shapes)
     }
