@@ -54,6 +54,7 @@ INT8, INT8_MIXED = "engine, int8", f"engine, int8, {ADAPTERS} adapters"
 OURS, OURS_MIXED = "ours", f"ours, {ADAPTERS} adapters"
 INFINITY, INFINITY_PLAIN = "infinity-emb", "infinity-emb, no BetterTransformer"
 SENTENCE, ONNX, ONNX_INT8 = "sentence-transformers", "onnxruntime", "onnxruntime, int8"
+OPENVINO, FASTEMBED, POLYLORA = "openvino", "fastembed", f"PolyLoRA, {ADAPTERS} adapters"
 OVER_HTTP, IN_PROCESS = "over HTTP", "in process"
 Peer = Worker | Server
 
@@ -163,7 +164,7 @@ def _run(
     here = {n: times[n, request] for n in PEERS if PEERS[n][0] == where and (n, request) in times}
     plain, mixed = (OURS, OURS_MIXED) if where == OVER_HTTP else (ENGINE, ENGINE_MIXED)
     others = [n for n in here if n not in (plain, mixed, INT8, INT8_MIXED)]
-    pairs = [(n, plain) for n in others if n != PEFT] + [(n, mixed) for n in others]
+    pairs = [(n, plain) for n in others if n not in (PEFT, POLYLORA)] + [(n, mixed) for n in others]
     pairs += [(mixed, plain), (INT8_MIXED, INT8)]
     pairs += [(n, INT8) for n in (plain, ONNX, ONNX_INT8)]
     cores = len(bench.cores)
@@ -261,7 +262,10 @@ PEERS: dict[str, tuple[str, Start]] = {
     SENTENCE: (IN_PROCESS, lambda b: _library(b, SENTENCE)),
     ONNX: (IN_PROCESS, lambda b: _library(b, ONNX)),
     ONNX_INT8: (IN_PROCESS, lambda b: _library(b, "onnxruntime int8")),
+    OPENVINO: (IN_PROCESS, lambda b: _library(b, OPENVINO)),
+    FASTEMBED: (IN_PROCESS, lambda b: _library(b, FASTEMBED)),
     PEFT: (IN_PROCESS, lambda b: _library(b, "PEFT", mixed=True)),
+    POLYLORA: (IN_PROCESS, lambda b: _library(b, "polylora", mixed=True)),
 }
 
 

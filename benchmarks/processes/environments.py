@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "peers"
 TRANSFORMERS = f"transformers=={version('transformers')}"
+EXPORT = ["onnx==1.23.2", "onnxscript==0.7.2", TRANSFORMERS]
 # infinity-emb's BetterTransformer, its default and its fastest path, is optimum's: optimum 2 has none,
 # and optimum 1 raises beside transformers 4.49 or later (its own extras bring no optimum at all, so that a
 # plain install runs without). With click 8.5 its command ends in a TypeError.
@@ -33,7 +34,10 @@ PINS = {
         "prometheus-fastapi-instrumentator==8.1.0",
     ],
     "sentence-transformers": ["sentence-transformers==6.2.0", TRANSFORMERS],
-    "onnxruntime": ["onnxruntime==1.32.0", "onnx==1.23.2", "onnxscript==0.7.2", TRANSFORMERS],
+    "onnxruntime": ["onnxruntime==1.32.0", *EXPORT],
+    "openvino": ["openvino==2026.4.1", *EXPORT],
+    "fastembed": ["fastembed==0.9.1", "onnxruntime==1.32.0", *EXPORT],
+    "polylora": ["polylora==0.1.1", "safetensors==0.8.0", TRANSFORMERS],
 }  # fmt: skip
 LINKED = ("torch", "torchgen", "functorch")
 INSTALL_S = 1200

@@ -114,9 +114,7 @@ def onnxruntime(job: Job) -> Run:
     import onnxruntime as ort
     from transformers import AutoTokenizer
 
-    file = Path(job["onnx"])
-    if not file.exists():
-        _export(job, file)
+    file = _exported(job)
     options = ort.SessionOptions()
     options.intra_op_num_threads = job["threads"]
     session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -136,15 +134,74 @@ def onnxruntime_int8(job: Job) -> Run:
     """
     from onnxruntime.quantization import quantize_dynamic
 
-    plain = Path(job["onnx"])
-    if not plain.exists():
-        _export(job, plain)
+    plain = _exported(job)
     file = plain.with_suffix(".int8.onnx")
     if not file.exists():
         unfinished = file.with_suffix(".part")
         quantize_dynamic(plain, unfinished, per_channel=True)
         unfinished.rename(file)
     return onnxruntime({**job, "onnx": str(file)})
+
+
+def openvino(job: Job) -> Run:
+    """The ONNX file that onnxruntime runs, compiled for latency."""
+    from openvino import Core
+    from transformers import AutoTokenizer
+
+    config = {"INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY"}
+    config |= {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = Core().compile_model(_exported(job), "CPU", config)
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+
+    def run(request: Request) -> Any:
+        batch = tokenizer(request["texts"], padding=True, return_tensors="np")
+        return compiled({name: batch[name] for name in ("input_ids", "attention_mask")})[0]
+
+    return run
+
+
+def fastembed(job: Job) -> Run:
+    """embed() as it is, over the same ONNX file, which pools."""
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    folder = _exported(job).parent / "fastembed"
+    folder.mkdir(exist_ok=True)
+    for file in [_exported(job), *Path(job["model"]).glob("*.json")]:
+        link = folder / ("model.onnx" if file.suffix == ".onnx" else file.name)
+        if not link.exists():
+            link.symlink_to(file)
+    TextEmbedding.add_custom_model(
+        "exported", PoolingType.DISABLED, False, ModelSource(hf="none/none"), 384, "model.onnx"
+    )
+    model = TextEmbedding("exported", specific_model_path=folder, threads=job["threads"])
+    return lambda request: list(model.embed(request["texts"]))
+
+
+def polylora(job: Job) -> Run:
+    """Its mixed batch: one adapter's id a row."""
+    import torch
+    from polylora import PolyLoraConfig, PolyLoraModel
+
+    base, tokenizer = _plain(job)
+    folders = sorted(Path(job["adapters"]).iterdir())
+    paths = [f"encoder.layer.{i}" for i in range(base.config.num_hidden_layers)]
+    linears = [n for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)]
+    targets = [name for name in linears if name.startswith(tuple(paths))]
+    model = PolyLoraModel(base, PolyLoraConfig(len(folders) + 1, 8, targets)).eval()
+    for folder in folders:
+        model.load_adapter_from_disk(folder.name, folder)
+    return lambda request: _padded(
+        model, tokenizer, request["texts"], adapter_ids=request["adapters"]
+    )
+
+
+def _exported(job: Job) -> Path:
+    """The ONNX file, made where it is not there."""
+    file = Path(job["onnx"])
+    if not file.exists():
+        _export(job, file)
+    return file
 
 
 def _export(job: Job, file: Path) -> None:
@@ -228,7 +285,10 @@ KINDS: dict[str, Callable[[Job], Run]] = {
     "sentence-transformers": sentence_transformers,
     "onnxruntime": onnxruntime,
     "onnxruntime int8": onnxruntime_int8,
+    "openvino": openvino,
+    "fastembed": fastembed,
     "PEFT": peft,
+    "polylora": polylora,
     "engine": engine,
     "engine int8": lambda job: engine(job, "int8"),
 }
