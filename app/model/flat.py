@@ -79,7 +79,7 @@ def flatten(
     Raises BaseRefused where it computes otherwise for texts of another length.
     """
     root, other = (_written(model, rows, device) for rows in (SHORT, longest))
-    graph = _by_length(root.graph, other.graph, (SHORT, longest))
+    graph = _by_length(root, other, (SHORT, longest))
     products = _ours(graph, model, linears, attention, joins)
     graph.eliminate_dead_code()
     short = copy.deepcopy(graph)
@@ -103,16 +103,19 @@ def _written(model: nn.Module, rows: int, device: torch.device) -> fx.GraphModul
         return make_fx(forward, tracing_mode="fake", _allow_non_fake_inputs=True)(*ids)
 
 
-def _by_length(graph: fx.Graph, longer: fx.Graph, lengths: tuple[int, int]) -> fx.Graph:
+def _by_length(root: fx.GraphModule, longer: fx.GraphModule, lengths: tuple[int, int]) -> fx.Graph:
     """One list for all lengths from those of two. Two arguments come before the others: the pass,
     and the number of rows, which stands wherever the two have their own length."""
-    own, others = list(graph.nodes), list(longer.nodes)
+    graph = root.graph
+    own, others = list(graph.nodes), list(longer.graph.nodes)
     with graph.inserting_before(own[0]):
         graph.placeholder("running")
         rows = graph.placeholder("rows")
     if [node.target for node in own] != [node.target for node in others]:
         raise _by_its_length("has other operators")
     for node, other in zip(own, others, strict=True):
+        if node.op == "get_attr" and not torch.equal(*(_tensor(m, node) for m in (root, longer))):
+            raise _by_its_length("computes with another tensor")
         flat, spec = pytree.tree_flatten((node.args, node.kwargs))
         theirs, their_spec = pytree.tree_flatten((other.args, other.kwargs))
         if spec != their_spec:
@@ -122,8 +125,15 @@ def _by_length(graph: fx.Graph, longer: fx.Graph, lengths: tuple[int, int]) -> f
     return graph
 
 
+def _tensor(module: nn.Module, node: fx.Node) -> Tensor:
+    tensor: Tensor = operator.attrgetter(str(node.target))(module)
+    return tensor
+
+
 def _same(a: Any, b: Any, lengths: tuple[int, int], rows: fx.Node) -> Any:
-    if isinstance(a, fx.Node) or a == b:
+    if isinstance(a, fx.Node) and isinstance(b, fx.Node) and a.name == b.name:
+        return a  # nodes are named in their order
+    if not isinstance(a, fx.Node) and a == b:
         return a
     if (a, b) == lengths:
         return rows

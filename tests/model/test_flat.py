@@ -74,10 +74,16 @@ class Fickle(nn.Module):
             x = x.relu()
         elif self.how == "a number":
             x = x * float(2 * rows)
+        elif self.how == "a tensor":
+            x = x * torch.tensor(2.0 * rows)
+        elif self.how == "another operand":
+            x = (x.relu(), x.sigmoid())[rows > 10] + x
         return type("Out", (), {"last_hidden_state": x, "hidden_states": (x,)})
 
 
-@pytest.mark.parametrize("how", ["another operator", "more operators", "a number"])
+@pytest.mark.parametrize(
+    "how", ["another operator", "more operators", "a number", "a tensor", "another operand"]
+)
 def test_a_base_that_computes_otherwise_by_a_texts_length_is_refused(how: str) -> None:
     model = Fickle(how)
     linears = insert_lora(model)
