@@ -98,16 +98,12 @@ def _tasks(path: Path | None, has_pooler: bool) -> Tasks:
 
 
 def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:
+    _refuse_int8_on_a_gpu(settings)
     device = _device(settings.device)
     half = settings.dtype == "auto" and device.type == "cuda"
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
     torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
-    if dtype == torch.int8 and device.type != "cpu":
-        raise StartRefused(
-            f"DTYPE=int8 is for CPUs, and DEVICE={settings.device} is {device}: DEVICE=cpu, or "
-            "DTYPE=bfloat16, which is the fast one on a GPU"
-        )
     compiling = threading.Thread(target=_compile)  # seconds, at an installation's first start
     compiling.start()
     try:
@@ -144,6 +140,19 @@ def _engine(settings: Settings, encoder: Encoder) -> Engine:
 def _batches(dtype: torch.dtype, cores: int) -> int:
     """How many run at the same time on a CPU. A product in int8 is one core's."""
     return cores if dtype == torch.int8 else min(CPU_BATCHES, cores)
+
+
+def _refuse_int8_on_a_gpu(settings: Settings) -> None:
+    """Before the GPU is looked for: a machine without one is told both at once. Raises
+    StartRefused."""
+    on_gpu = settings.device.startswith("cuda") or (
+        settings.device == "auto" and torch.cuda.is_available()
+    )
+    if settings.dtype == "int8" and on_gpu:
+        raise StartRefused(
+            f"DTYPE=int8 is for CPUs, and DEVICE={settings.device} is a GPU: DEVICE=cpu, or "
+            "DTYPE=auto, which is half precision there"
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -93,7 +93,7 @@ def look_up(change: Rows, ids: Tensor, y: Tensor) -> Tensor:
     if change.gain is not None:
         y = y * change.gain
     if change.A is not None and change.B is not None:
-        y = y + change.A[ids] @ change.B.T
+        y = y + FrozenLinear(change.B, None)(change.A[ids])  # whose bits ignore the other rows
     if change.slot is not None and change.rows is not None:
         slot = change.slot[ids]
         y = torch.where((slot >= 0)[:, None], change.rows[slot], y)
