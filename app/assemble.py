@@ -27,7 +27,7 @@ from app.inference.runtime import Runtime
 from app.inference.tasks import Tasks, TasksRefused, read_tasks
 from app.inference.watched import watch
 from app.model import kernel, machine
-from app.model.base_files import BaseRefused, find_base
+from app.model.base_files import BaseFiles, BaseRefused, find_base
 from app.model.embedded import EmbeddedBaseMissing
 from app.model.encoder import Encoder
 from app.model.fast_paths import warn
@@ -100,15 +100,13 @@ def _tasks(path: Path | None, has_pooler: bool) -> Tasks:
 def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:
     _refuse_int8_on_a_gpu(settings)
     device = _device(settings.device)
-    half = settings.dtype == "auto" and device.type == "cuda"
-    dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
     torch.backends.cuda.matmul.allow_tf32 = settings.tf32
     torch.set_num_threads(1)  # on all threads but the model's: OpenMP sleeps where teams are many
     compiling = threading.Thread(target=_compile)  # seconds, at an installation's first start
     compiling.start()
     try:
         files = find_base(settings.model, settings.model_revision)
-        encoder = load_in_half(files, device) if half else load_encoder(files, device, dtype)
+        encoder = _load(files, device, settings.dtype)
         tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
     except (BaseRefused, EmbeddedBaseMissing) as error:
         raise StartRefused(str(error)) from error
@@ -118,6 +116,12 @@ def _base(settings: Settings) -> tuple[Encoder, TextTokenizer]:
         warn("device", f"{why}: the CPU serves")
         encoder.slow_paths = {**encoder.slow_paths, "device": f"{why}: the CPU serves"}
     return encoder, tokenizer
+
+
+def _load(files: BaseFiles, device: torch.device, dtype: str) -> Encoder:
+    if dtype == "auto" and device.type == "cuda":
+        return load_in_half(files, device)
+    return load_encoder(files, device, DTYPES["float32" if dtype == "auto" else dtype])
 
 
 def _compile() -> None:

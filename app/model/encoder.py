@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.adapters.base import Base
 from app.adapters.sentence import Sentence
@@ -50,7 +50,6 @@ class Encoder:
     graphs: on a GPU, for few texts.
     """
 
-    model: nn.Module
     files: BaseFiles
     base: Base
     device: torch.device

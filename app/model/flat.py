@@ -210,12 +210,12 @@ def _in_place(node: fx.Node) -> None:
 
 
 def _alone_reads(node: fx.Node, read: Any) -> bool:
-    return (
-        isinstance(read, fx.Node)
-        and isinstance(getattr(read.target, "__self__", None), Linears)
-        and len(read.users) == 1
-        and read.meta["val"].shape == node.meta["val"].shape
-    )
+    if not isinstance(read, fx.Node) or len(read.users) > 1:
+        return False
+    if not isinstance(getattr(read.target, "__self__", None), Linears):
+        return False
+    before, after = read.meta["val"], node.meta["val"]
+    return bool((before.shape, before.dtype) == (after.shape, after.dtype))
 
 
 def _compiled(root: nn.Module, graph: fx.Graph) -> Callable[..., tuple[Tensor, ...]]:

@@ -49,11 +49,11 @@ class Linears:
 
     def _updated(self, x: Tensor, running: Pass) -> Tensor:
         """The base's product over all rows, with all updates."""
-        number = int(self.members.numbers[0])
+        plan = running.updates.plan if running.updates.touch(self.members) else None
         if self.fused is None:
             y = self.frozen(x)
         else:
-            plan = running.updates.plan if running.updates.touch(self.members) else None
+            number = int(self.members.numbers[0])
             if plan is not None and self.fused.takes(plan, number):
                 return self.fused(x[0], plan, number)[None]
             y = self.fused(x[0], None, number)[None]

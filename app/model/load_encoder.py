@@ -55,11 +55,13 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         model.pooler = None  # run over the sequences' first tokens instead, in _pool
     first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
     positions = config.max_position_embeddings - first
-    flat = flatten(model, wrappers, attention.attend, positions, device, paths.joins)
+    try:
+        flat = flatten(model, wrappers, attention.attend, positions, device, paths.joins)
+    except Exception as error:  # whatever torch raises of a forward that it cannot write down
+        raise BaseRefused(f"{files.id} cannot be served: {first_line(error)}") from error
     pool = None if pooler is None else Linears([pooler])
     _fuse([*flat.products, *([pool] if pool else [])], paths.fused)
     encoder = Encoder(
-        model,
         files,
         base,
         device,

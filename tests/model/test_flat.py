@@ -97,3 +97,15 @@ def test_the_stand_in_that_is_refused_is_served_without_its_fault() -> None:
     flat = flatten(model, linears, lambda *_: torch.empty(0), 64, CPU, lambda _: True)
     (product,) = flat.products
     assert isinstance(product, Linears) and product.members.paths == ("layer",)
+
+
+def test_a_forward_that_cannot_be_written_down_is_a_refusal_with_the_bases_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("data-dependent expression\nand a page of advice")
+
+    monkeypatch.setattr("app.model.flat.make_fx", fail)
+    files = find_base(str(save_tiny_base("bert", tmp_path)), None)
+    with pytest.raises(BaseRefused, match=r"cannot be served: data-dependent expression$"):
+        load_encoder(files, CPU, torch.float32)
