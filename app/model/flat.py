@@ -29,11 +29,6 @@ from app.model.linears import Linears
 from app.model.lora import EmbeddingWithLoRA, LinearWithLoRA, NormWithLoRA
 
 SHORT = 3  # tokens; the other list is of the longest text
-IN_PLACE = {
-    torch.ops.aten.gelu.default: torch.ops.aten.gelu_.default,
-    torch.ops.aten.relu.default: torch.ops.aten.relu_.default,
-    torch.ops.aten.silu.default: torch.ops.aten.silu_.default,
-}
 Attention = Callable[..., Tensor]
 Joins = Callable[[nn.Linear | Int8Linear], bool]
 
@@ -166,8 +161,6 @@ def _ours(
             node.target, node.args = layer.rows, (running, node.args[0])
         elif node.target is placeholders.attention:
             node.target, node.args = attention, (running, *node.args)
-    for node in graph.nodes:
-        _in_place(node)
     return list(products.values())
 
 
@@ -189,33 +182,11 @@ def _multiply(
     first = nodes[0]
     with graph.inserting_before(first):
         every = graph.call_function(product.rows, (running, first.args[0]))
-        every.meta = first.meta
         for i, node in enumerate(nodes):
             one = graph.call_function(operator.getitem, (every, i)) if len(nodes) > 1 else every
             node.replace_all_uses_with(one)
     for node in nodes:
         graph.erase_node(node)
-
-
-def _in_place(node: fx.Node) -> None:
-    """What alone reads a product's answer may write over it."""
-    if node.target in IN_PLACE and _alone_reads(node, node.args[0]):
-        node.target = IN_PLACE[node.target]
-    elif node.target is torch.ops.aten.add.Tensor and not node.kwargs:
-        a, b = node.args
-        for own, other in ((a, b), (b, a)):
-            if isinstance(other, fx.Node) and _alone_reads(node, own):
-                node.target, node.args = torch.ops.aten.add_.Tensor, (own, other)
-                return
-
-
-def _alone_reads(node: fx.Node, read: Any) -> bool:
-    if not isinstance(read, fx.Node) or len(read.users) > 1:
-        return False
-    if not isinstance(getattr(read.target, "__self__", None), Linears):
-        return False
-    before, after = read.meta["val"], node.meta["val"]
-    return bool((before.shape, before.dtype) == (after.shape, after.dtype))
 
 
 def _compiled(root: nn.Module, graph: fx.Graph) -> Callable[..., tuple[Tensor, ...]]:
