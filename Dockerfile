@@ -50,7 +50,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     TRITON_CACHE_DIR=/data/triton \
     BERT_LORA_DRAIN_DELAY=5 \
     BERT_LORA_HOST=0.0.0.0 \
-    BERT_LORA_STORE=/data
+    BERT_LORA_STORE=/data \
+    BERT_LORA_CACHE_DIR=/data/cache
 USER 10001
 VOLUME /data
 EXPOSE 8080

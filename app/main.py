@@ -87,7 +87,7 @@ def build(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _store(settings.store) as store:
+        with _store(settings) as store:
             folders = await asyncio.to_thread(look_at_start, settings.adapters_dir)
             (runtime, installer), stored = await asyncio.gather(
                 asyncio.to_thread(assemble, settings, metrics, store),
@@ -215,10 +215,10 @@ def _tracing(settings: Settings) -> Tracing | None:
 
 
 @contextlib.contextmanager
-def _store(place: Path) -> Iterator[Store]:
+def _store(settings: Settings) -> Iterator[Store]:
     """As open_store. Raises StartRefused for a place that cannot be used, or that another has."""
     try:
-        with open_store(place) as store:
+        with open_store(settings.store, settings.cache_dir, settings.cache_bytes) as store:
             yield store
     except StoreUnusable as error:
         raise StartRefused(str(error)) from error

@@ -61,8 +61,20 @@ class Settings(BaseSettings):
         Path("adapters"),
         description="Watched folder of PEFT folders, one a name; only read, may be missing.",
     )
-    store: Path = Field(
-        Path("data"), description="Folder where uploaded versions and names live; is written."
+    store: str = Field(
+        "data",
+        description="Where uploaded versions and names live: a folder, or for many servers one "
+        "bucket: s3://bucket/prefix, gs://… or az://….",
+    )
+    cache_dir: Path = Field(
+        Path("cache"),
+        description="Folder on this machine for what comes from a STORE in a bucket, and goes.",
+    )
+    cache_bytes: int = Field(
+        8 << 30, ge=0, description="Size of the versions there; the least recently used go first."
+    )
+    replicas: int = Field(
+        1, ge=1, description="Servers that share the load: each gives its part of the rate limits."
     )
     keep_versions: int = Field(
         64, ge=1, description="Versions of a name that are kept, for @version and rollback."

@@ -30,7 +30,7 @@ from app.api.tei_errors import TEI, TEXTS
 from app.assemble import StartRefused, assemble
 from app.catalog.change import Change
 from app.catalog.install import Installer
-from app.catalog.open_store import open_store, receiving
+from app.catalog.open_store import open_folder, receiving
 from app.catalog.pointer import valid_name
 from app.inference.caller import Caller
 from app.inference.choose import Selection
@@ -94,7 +94,7 @@ class LocalCalls(AsyncCalls):
         folder = Path(self._open.enter_context(TemporaryDirectory(prefix="bert-lora-")))
         try:
             settings = _Given(store=folder, **self._given)
-            store = self._open.enter_context(open_store(folder))
+            store = self._open.enter_context(open_folder(folder))
             runtime, installer = assemble(settings, Metrics(), store)
         except (StartRefused, ValidationError) as error:
             self._open.close()

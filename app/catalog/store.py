@@ -12,6 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ class VersionDamaged(Exception):
     """The version's files are lost, or are not the ones that were committed."""
 
 
+@dataclass(frozen=True)
+class Moves:
+    """What has moved. epoch: as of now; names: those that have moved since, None: any may have."""
+
+    epoch: str
+    names: frozenset[str] | None
+
+
 def content_version(folder: Path, options: Json) -> str:
     """The version's name: sha256 over the adapter's files, by name, and the query's options."""
     digest = hashlib.sha256()
@@ -60,7 +69,10 @@ class Store(ABC):
 
     Every call blocks and belongs off the event loop; every call may come from any thread. Whatever
     writes raises StoreFull and StoreUnavailable; whatever reads raises StoreUnavailable.
+    shared: whether other machines' servers may have it open, and move its names, meanwhile.
     """
+
+    shared = False
 
     @abstractmethod
     def receiving(self) -> AbstractContextManager[Path]:
@@ -129,6 +141,11 @@ class Store(ABC):
 
         Cheap: compared before the pointers are read.
         """
+
+    def moves(self, since: str) -> Moves:
+        """What has moved since an epoch, "": since ever. Cheap: asked each second."""
+        now = self.epoch()
+        return Moves(now, frozenset() if now == since else None)
 
     @abstractmethod
     def collect(self, older_than_s: float) -> bool:

@@ -17,7 +17,7 @@ from app.settings import PREFIX, Settings, read_settings
 
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE = shutil.which("docker-compose", path=Path(sys.executable).parent)
-FIXED = {"host", "port", "store", "adapters_dir"}  # the image's: what the file maps and mounts
+FIXED = {"host", "port", "cache_dir", "adapters_dir"}  # the image's: what the file maps and mounts
 KEY_FILES = {"api_keys_file", "admin_keys_file"}
 SERVICES = ("server", "gpu")
 
@@ -74,7 +74,9 @@ def test_with_nothing_set_the_server_has_the_images_settings(service: str) -> No
         for name, value in environ.items():
             patch.setenv(name, value)
         composed = read_settings({}, environ)
-    assert composed == Settings(host="0.0.0.0", store=Path("/data"), drain_delay=5)
+    assert composed == Settings(
+        host="0.0.0.0", store="/data", cache_dir=Path("/data/cache"), drain_delay=5
+    )
 
 
 def test_a_key_file_is_mounted_where_its_setting_says() -> None:

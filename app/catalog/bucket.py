@@ -1,0 +1,193 @@
+"""A bucket of S3, GCS or Azure: objects read and written, small ones under short timeouts.
+
+The one file that knows obstore, which reads its own variables (AWS_…, GOOGLE_…, AZURE_…). Knows
+bytes and paths; knows no names and no versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore import exceptions as refused
+from obstore.store import from_url
+
+from app.catalog.disk import disk_errors
+from app.catalog.store import StoreUnavailable, StoreUnusable
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+log = logging.getLogger(__name__)
+READ_S = 3.0  # a small object takes tens of milliseconds: who waits longer asks in vain
+WRITE_S = 10.0  # where many replace one object at once, a bucket may let them wait in line
+PART_S = 60.0  # for each part of a large one
+PART_BYTES = 8 << 20
+PARTS = 4  # of one file at the same time
+LISTED = 1_000  # what the stores give in one answer
+
+
+class Conflict(Exception):
+    """The object is not, or no longer, what the write was to replace."""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Which state of an object: some stores tell it by ETag, others by a version, too."""
+
+    e_tag: str | None
+    version: str | None
+
+    def as_mode(self) -> Any:
+        """As obstore takes it; a version of None must not be there."""
+        return {k: v for k, v in vars(self).items() if v is not None}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object in a listing. modified: by the bucket's clock."""
+
+    path: str
+    tag: Tag
+    size: int
+    modified: datetime
+
+
+class Bucket:
+    """url: s3://bucket/prefix, gs://…, az://…. Every call blocks, may come from any thread, and
+    raises StoreUnavailable: where nothing answers, a read after READ_S and a write after WRITE_S.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Asks for nothing. Raises StoreUnusable for what is no bucket."""
+        self.url = url
+        try:
+            self._read, self._write, self._large = (
+                _store(url, timeout_s) for timeout_s in (READ_S, WRITE_S, PART_S)
+            )
+        except (refused.BaseError, ValueError, TypeError) as error:
+            raise StoreUnusable(f"STORE={url}: {_first_line(error)}") from None
+
+    def get(self, path: str) -> tuple[bytes, Tag] | None:
+        """None: there is no such object."""
+        return self.get_if_changed(path, None)
+
+    def get_if_changed(self, path: str, seen: Tag | None) -> tuple[bytes, Tag] | None:
+        """As get(); empty bytes and `seen` itself where it is still the object's."""
+        options: Any = {"if_none_match": seen.e_tag} if seen and seen.e_tag else {}
+        with self._errors():
+            try:
+                answer = obstore.get(self._read, path, options=options)
+                return bytes(answer.bytes()), _tag(answer.meta)
+            except FileNotFoundError:
+                return None
+            except refused.NotModifiedError:
+                assert seen is not None
+                return b"", seen
+
+    def put(self, path: str, body: bytes, replaces: Tag | None) -> Tag:
+        """Write the object if it still is `replaces`; None: if there is none. Raises Conflict.
+
+        After StoreUnavailable it may have been written, or may be a little later.
+        """
+        with self._errors():
+            mode: Any = "create" if replaces is None else replaces.as_mode()
+            try:
+                return _tag(obstore.put(self._write, path, body, mode=mode))
+            except (refused.AlreadyExistsError, refused.PreconditionError, FileNotFoundError):
+                raise Conflict(path) from None
+
+    def overwrite(self, path: str, body: bytes) -> None:
+        """Write the object, whatever is there."""
+        with self._errors():
+            obstore.put(self._write, path, body)
+
+    def delete(self, paths: list[str]) -> None:
+        """Those that are not there are no error."""
+        with self._errors(), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._large, paths)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Listed]:
+        """All objects below `prefix`, in the order of their paths; `after`: a path that need not
+        exist. A page is asked for once the one before has been used.
+        """
+        offset = after or None
+        pages = iter(obstore.list(self._read, prefix, offset=offset, chunk_size=LISTED))
+        while True:
+            with self._errors():
+                page = next(pages, None)
+            if page is None:
+                return
+            for meta in page:
+                yield Listed(meta["path"], _tag(meta), meta["size"], meta["last_modified"])
+
+    def modified(self, path: str) -> datetime:
+        """When an object that is there was written, by the bucket's clock."""
+        with self._errors():
+            return obstore.head(self._read, path)["last_modified"]
+
+    def download(self, path: str, to: Path) -> None:
+        """A whole file, part by part. Raises FileNotFoundError; StoreFull for this disk."""
+        with self._errors():
+            size = obstore.head(self._read, path)["size"]
+        with disk_errors():
+            to.write_bytes(b"")
+        for start in range(0, size, PART_BYTES):
+            with self._errors():
+                end = min(size, start + PART_BYTES)
+                part = obstore.get_range(self._large, path, start=start, end=end)
+            with disk_errors(), to.open("ab") as file:
+                file.write(part)
+
+    def upload(self, path: str, file: Path) -> None:
+        """All or nothing."""
+        with self._errors():
+            obstore.put(self._large, path, file, chunk_size=PART_BYTES, max_concurrency=PARTS)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raises StoreUnavailable for whatever obstore raises and nobody has expected."""
+        try:
+            yield
+        except (refused.BaseError, TimeoutError, ConnectionError, PermissionError) as error:
+            raise StoreUnavailable(
+                f"the store {self.url} cannot be asked ({_first_line(error)}); what is known of it "
+                "is served, and nothing can be changed until it answers"
+            ) from None
+
+
+def _store(url: str, timeout_s: float) -> Any:
+    scheme = url.partition("://")[0]
+    return from_url(
+        url,
+        config={"checksum_algorithm": "sha256"} if scheme.startswith("s3") else None,
+        client_options={
+            "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1"),
+            "connect_timeout": timedelta(seconds=min(2.0, timeout_s)),
+            "timeout": timedelta(seconds=timeout_s),
+        },
+        retry_config={
+            "max_retries": 2,
+            "retry_timeout": timedelta(seconds=timeout_s),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=50),
+                "max_backoff": timedelta(milliseconds=500),
+            },
+        },
+    )
+
+
+def _tag(meta: ObjectMeta | Any) -> Tag:
+    return Tag(meta.get("e_tag"), meta.get("version"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

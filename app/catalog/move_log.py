@@ -1,0 +1,134 @@
+"""Which names have moved lately, in one small object that every replica reads each second.
+
+    epoch    {"id", "number", "moved": [[number, name], …]}
+
+Who has seen all moves up to a number learns the names that have moved since; who was away for too
+long learns only that any may have. Knows names; knows not where they point.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+
+from app.catalog.bucket import Bucket, Conflict, Tag
+from app.catalog.store import Moves, StoreUnavailable
+
+log = logging.getLogger(__name__)
+PATH = "epoch"
+KEPT = 1_000  # moves; some 40 KB
+TRIES = 8
+
+
+@dataclass(frozen=True)
+class _Log:
+    id: str
+    number: int
+    moved: tuple[tuple[int, str], ...]
+
+    @property
+    def token(self) -> str:
+        return f"{self.id}-{self.number}"
+
+    def since(self, token: str) -> frozenset[str] | None:
+        """The names that have moved since; None: any may have.
+
+        Of the oldest number that is kept, some names may be there no more.
+        """
+        id_, _, number = token.rpartition("-")
+        oldest = self.moved[0][0] if self.moved else self.number
+        if id_ != self.id or not number.isdigit() or int(number) < oldest:
+            return None
+        return frozenset(name for moved, name in self.moved if moved > int(number))
+
+    def with_moved(self, names: list[str]) -> _Log:
+        number = self.number + 1
+        moved = (*self.moved, *((number, name) for name in names))
+        return _Log(self.id, number, moved[-KEPT:])
+
+
+class MoveLog:
+    """A move that could not be written down is written down with the next, or when it is read."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._unwritten: list[str] = []  # behind _adding
+        self._adding, self._writing = threading.Lock(), threading.Lock()
+        self._read: tuple[_Log, Tag] | None = None
+
+    def write(self, name: str) -> None:
+        """The name has moved. Raises nothing: it has, whether that can be told or not."""
+        with self._adding:
+            self._unwritten.append(name)
+        try:
+            self._flush()
+        except StoreUnavailable as error:
+            why = {"name": name, "why": str(error)}
+            log.warning("that %(name)s has moved is told later: %(why)s", why)
+
+    def _flush(self) -> None:
+        """One write for all who wait for it."""
+        with self._writing:
+            with self._adding:
+                names, self._unwritten = self._unwritten, []
+            if not names:
+                return
+            try:
+                self._append(names)
+            except BaseException:
+                with self._adding:
+                    self._unwritten = names + self._unwritten
+                raise
+
+    def _append(self, names: list[str]) -> None:
+        for attempt in range(TRIES):
+            seen = self._fetch()
+            before, tag = seen or (_Log(secrets.token_hex(8), 0, ()), None)
+            after = before.with_moved(names)
+            try:
+                written = self._bucket.put(PATH, _to_json(after), tag)
+            except Conflict:
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))
+                continue
+            self._read = after, written
+            return
+        raise StoreUnavailable(f"{PATH} is written by too many at once")
+
+    def since(self, token: str) -> Moves:
+        """As store.Store.moves."""
+        if self._unwritten:
+            self._flush()
+        seen = self._fetch()
+        now = seen[0] if seen else _Log("", 0, ())
+        return Moves(now.token, frozenset() if now.token == token else now.since(token))
+
+    def _fetch(self) -> tuple[_Log, Tag] | None:
+        """None: nothing has ever moved. Raises StoreUnavailable."""
+        known = self._read
+        answer = self._bucket.get_if_changed(PATH, known[1] if known else None)
+        if answer is None:
+            return None
+        body, tag = answer
+        if known is not None and tag is known[1]:
+            return known
+        self._read = _from_json(body), tag
+        return self._read
+
+
+def _to_json(written: _Log) -> bytes:
+    return json.dumps(vars(written)).encode()
+
+
+def _from_json(body: bytes) -> _Log:
+    """What nobody has written counts as another log: any name may have moved."""
+    try:
+        raw = json.loads(body)
+        moved = tuple((int(number), str(name)) for number, name in raw["moved"])
+        return _Log(str(raw["id"]), int(raw["number"]), moved)
+    except (ValueError, TypeError, LookupError):
+        return _Log(secrets.token_hex(8), 0, ())

@@ -1,0 +1,219 @@
+"""The store in a bucket, for the servers of many machines.
+
+    names/      where each name points: object_names.py
+    epoch       which names have moved lately: move_log.py
+    versions/, files/, reports/    object_versions.py
+    audit/      who changed what: object_audit.py
+    damaged/    pointers that no server has written
+    collector   which server collects now: object_collecting.py
+
+Objects are written whole or not at all, and every one that several may write is replaced by
+compare-and-swap. Versions come through a cache on this machine's disk, checked by their hash.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from app.catalog.bucket import Bucket
+from app.catalog.disk import disk_errors
+from app.catalog.disk_cache import DiskCache
+from app.catalog.move_log import MoveLog
+from app.catalog.object_audit import ObjectAudit
+from app.catalog.object_collecting import ObjectCollector
+from app.catalog.object_names import ObjectNames
+from app.catalog.object_versions import ObjectVersions
+from app.catalog.pointer import Pointer
+from app.catalog.store import (
+    Json,
+    Moves,
+    Store,
+    StoreFull,
+    StoreUnavailable,
+    StoreUnusable,
+    VersionDamaged,
+    content_version,
+)
+from app.catalog.workspace import Workspace
+
+log = logging.getLogger(__name__)
+OPTIONS = "options.json"
+SAFE_S = 20.0  # a commit this old is renewed before a name moves to it: well within any grace
+
+
+class ObjectStore(Store):
+    """The contract's promises by compare-and-swap. Several threads may use it."""
+
+    shared = True
+
+    def __init__(self, bucket: Bucket, cache_dir: Path, cache_bytes: int) -> None:
+        """Asks the bucket for nothing. Raises StoreUnusable for a cache that cannot be made."""
+        self._bucket = bucket
+        try:
+            self._workspace = Workspace(cache_dir, may_write=True)
+            self._cache = DiskCache(cache_dir, cache_bytes)
+        except OSError as error:
+            raise StoreUnusable(f"CACHE_DIR={cache_dir} cannot be used: {error}") from None
+        self._names = ObjectNames(bucket)
+        self._versions = ObjectVersions(bucket)
+        self._audit = ObjectAudit(bucket)
+        self._log = MoveLog(bucket)
+        self._collector = ObjectCollector(
+            bucket, self._names, self._versions, self._audit, self._cache.drop
+        )
+        self._committed: dict[str, float] = {}
+        self._damaged: set[str] = set()
+
+    def receiving(self) -> AbstractContextManager[Path]:
+        """As Store.receiving, in the cache's folder."""
+        return self._workspace.receiving()
+
+    def commit(self, folder: Path, version: str, options: Json, report: Json) -> None:
+        """As Store.commit."""
+        started = time.monotonic()
+        if self._is_whole(version):
+            self._versions.touch(version)
+        else:
+            self._versions.upload(folder, version, options, report)
+            with disk_errors():
+                (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
+                self._cache.drop(version)
+                self._cache.put(version, folder)
+        self._damaged.discard(version)
+        self._committed = {v: t for v, t in self._committed.items() if started - t < SAFE_S}
+        self._committed[version] = started
+
+    def _is_whole(self, version: str) -> bool:
+        """In the bucket, whatever is in the cache."""
+        with self.receiving() as folder:
+            try:
+                self._versions.download(version, folder)
+            except VersionDamaged:
+                return False
+        return True
+
+    def folder(self, version: str) -> Path:
+        """As Store.folder, from the cache or the bucket."""
+        with disk_errors():
+            cached = self._cached(version)
+        if cached is not None:
+            return cached
+        try:
+            with self.receiving() as tmp:
+                folder = tmp / version
+                folder.mkdir()
+                options = self._download(version, folder)
+                with disk_errors():
+                    (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
+                    return self._cache.put(version, folder)
+        except StoreFull as error:
+            raise StoreUnavailable(f"the cache: {error}") from None
+
+    def _download(self, version: str, folder: Path) -> Json:
+        """Twice where what came is not what was committed: it may have changed on its way."""
+        try:
+            return self._versions.download(version, folder)
+        except VersionDamaged:
+            return self._versions.download(version, folder)
+
+    def _cached(self, version: str) -> Path | None:
+        """The version's folder in the cache, if its files are the right ones. Raises OSError."""
+        folder = self._cache.get(version)
+        if folder is None:
+            return None
+        try:
+            if content_version(folder, json.loads((folder / OPTIONS).read_text())) == version:
+                return folder
+        except (FileNotFoundError, ValueError):
+            pass
+        self._cache.drop(version)
+        return None
+
+    def options(self, version: str) -> Json:
+        """As Store.options."""
+        with disk_errors():
+            cached = self._cached(version)
+            if cached is not None:
+                options: Json = json.loads((cached / OPTIONS).read_text())
+                return options
+        return self._versions.options(version)
+
+    def report(self, version: str) -> Json | None:
+        """As Store.report."""
+        return self._versions.report(version)
+
+    def write_report(self, version: str, report: Json) -> None:
+        """As Store.write_report."""
+        self._versions.write_report(version, report)
+
+    def set_aside(self, version: str) -> str | None:
+        """As Store.set_aside. It stays where it is: what one server reads badly others may read
+        well, and a commit puts other files in its place.
+        """
+        if self._is_whole(version):
+            return None
+        place = self._versions.place(version)
+        if place is not None:
+            self._damaged.add(version)
+            log.error(
+                "version %(version)s is damaged: %(place)s", {"version": version, "place": place}
+            )
+        return place
+
+    def set_aside_versions(self) -> list[str]:
+        """As Store.set_aside_versions, of what this server has found."""
+        return sorted(self._damaged)
+
+    def names(self, after: str = "") -> list[str]:
+        """As Store.names."""
+        return self._names.page(after)
+
+    def look(self, name: str, seen: Pointer | None = None) -> Pointer:
+        """As Store.look."""
+        return self._names.look(name, seen)
+
+    def move(self, seen: Pointer, after: Pointer) -> Pointer:
+        """As Store.move."""
+        for version in after.versions - seen.versions:
+            if time.monotonic() - self._committed.get(version, -math.inf) > SAFE_S:
+                self._renew(version)
+        try:
+            return self._names.move(seen, after)
+        finally:
+            self._log.write(after.name)  # also of a move that may have been made
+
+    def _renew(self, version: str) -> None:
+        try:
+            self._versions.touch(version)
+        except VersionDamaged:
+            raise StoreUnavailable(f"version {version} is there no more: PUT it again") from None
+
+    def epoch(self) -> str:
+        """As Store.epoch."""
+        return self._log.since("").epoch
+
+    def moves(self, since: str) -> Moves:
+        """As Store.moves."""
+        return self._log.since(since)
+
+    def tombstones(self) -> int:
+        """As Store.tombstones."""
+        return self._names.tombstones()
+
+    def collect(self, older_than_s: float) -> bool:
+        """As Store.collect."""
+        return self._collector.collect(older_than_s)
+
+    def append_audit(self, record: Json) -> None:
+        """As Store.append_audit."""
+        self._audit.append(record)
+
+    def read_audit(self, before: str, most: int, wanted: Callable[[Json], bool]) -> list[Json]:
+        """As Store.read_audit."""
+        return self._audit.read(before, most, wanted)
