@@ -16,6 +16,8 @@ from app.catalog.compositions import Compositions
 from app.catalog.fetch import Fetcher
 from app.catalog.install import Installer
 from app.catalog.load import make_loader
+from app.catalog.names import Names
+from app.catalog.pointer import valid_name
 from app.catalog.registry import Registry
 from app.catalog.residents import Residents
 from app.catalog.store import Store
@@ -23,6 +25,7 @@ from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer, load_tokenizer
 from app.inference.gateway import Gateway
 from app.inference.metrics import Metrics
+from app.inference.quota import Quotas
 from app.inference.runtime import Runtime
 from app.inference.tasks import Tasks, TasksRefused, read_tasks
 from app.inference.watched import watch
@@ -59,11 +62,13 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
         Residents(machine.free_memory(encoder.device) // 2 if budget is None else budget)
     )
     fetcher = Fetcher(store, registry, loader)
+    names = Names(store, registry, fetcher, always=_names_of(encoder.files))
     installer = Installer(
         store,
         registry,
         loader,
         fetcher,
+        names,
         settings.max_adapter_bytes,
         settings.merge_memory_bytes,
         settings.keep_versions,
@@ -75,15 +80,22 @@ def assemble(settings: Settings, metrics: Metrics, store: Store) -> tuple[Runtim
         tokenizer,
         registry,
         fetcher,
+        names,
         compositions,
         metrics,
         settings.max_client_batch,
         tasks,
+        Quotas(replicas=settings.replicas),
     )
     watch(runtime)
     if settings.gateway_metrics:
         metrics.registry.register(Gateway(runtime))
     return runtime, installer
+
+
+def _names_of(files: BaseFiles) -> frozenset[str]:
+    """An adapter may be called as the base is, and goes before it (inference/choose.py)."""
+    return frozenset(filter(valid_name, (files.id, files.id.rpartition("/")[2])))
 
 
 def _tasks(path: Path | None, has_pooler: bool) -> Tasks:

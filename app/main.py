@@ -40,7 +40,7 @@ from app.catalog.collecting import collect
 from app.catalog.folders import sync_own
 from app.catalog.open_store import open_store
 from app.catalog.store import Store, StoreUnusable
-from app.catalog.stored_names import read_names
+from app.catalog.stored_names import StoredNames, read_names
 from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
 from app.inference.caller import Key
@@ -89,6 +89,8 @@ def build(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with _store(settings) as store:
             folders = await asyncio.to_thread(look_at_start, settings.adapters_dir)
+            if store.shared:
+                _say_what_is_not_read(settings.adapters_dir, folders)
             (runtime, installer), stored = await asyncio.gather(
                 asyncio.to_thread(assemble, settings, metrics, store),
                 asyncio.to_thread(read_names, store),
@@ -100,8 +102,8 @@ def build(settings: Settings) -> FastAPI:
             metrics.registry.register(Watched([ready_row(serving)]))
             async with _engine_running(serving, settings.max_forward_seconds):
                 await serving.runtime.fetcher.load_all(stored)
-                del stored  # some 3 KB a version
-                async with _beside(serving, settings.adapters_dir, folders):
+                async with _beside(serving, settings.adapters_dir, folders, stored):
+                    del stored  # some 3 KB a version
                     log.info(*served_line(serving))
                     yield
         if tracing:
@@ -225,17 +227,18 @@ def _store(settings: Settings) -> Iterator[Store]:
 
 
 @asynccontextmanager
-async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> AsyncIterator[None]:
-    """What goes on beside the requests, from the folders that were there as the start began."""
-    named = {task.adapter for task in serving.runtime.tasks.values() if task.adapter}
-    base = serving.runtime.engine.encoder.files.folder
-    own = await sync_own(serving.installer, base, named - set(folders))
-    seen = await sync_at_start(serving.installer, adapters_dir, folders, own)
-    works = (
-        watch(serving.installer, adapters_dir, seen),
-        serving.runtime.fetcher.warm(),
-        collect(serving.installer.store),
-    )
+async def _beside(
+    serving: Serving, adapters_dir: Path, folders: Folders, stored: StoredNames
+) -> AsyncIterator[None]:
+    """What goes on beside the requests, from the folders and names that the start has seen."""
+    works = [collect(serving.installer.store)]
+    if serving.installer.store.shared:
+        serving.runtime.names.begin(stored)
+        works.append(serving.runtime.names.follow())
+    else:
+        seen = await _sync_folders(serving, adapters_dir, folders)
+        works.append(watch(serving.installer, adapters_dir, seen))
+        works.append(serving.runtime.fetcher.warm())
     tasks = [asyncio.create_task(work) for work in works]
     for task in tasks:
         task.add_done_callback(_say_if_failed)
@@ -243,6 +246,23 @@ async def _beside(serving: Serving, adapters_dir: Path, folders: Folders) -> Asy
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _sync_folders(serving: Serving, adapters_dir: Path, folders: Folders) -> Folders:
+    named = {task.adapter for task in serving.runtime.tasks.values() if task.adapter}
+    base = serving.runtime.engine.encoder.files.folder
+    own = await sync_own(serving.installer, base, named - set(folders))
+    return await sync_at_start(serving.installer, adapters_dir, folders, own)
+
+
+def _say_what_is_not_read(adapters_dir: Path, folders: Folders) -> None:
+    if folders:
+        what = {"folder": str(adapters_dir), "names": ", ".join(folders)}
+        log.warning(
+            "%(folder)s is not read, since other servers share the store and may have other "
+            "folders: bert-lora push each of %(names).1000s",
+            what,
+        )
 
 
 def _say_if_failed(task: asyncio.Task[None]) -> None:

@@ -10,9 +10,9 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "BERT_LORA_"
@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         Path("adapters"),
         description="Watched folder of PEFT folders, one a name; only read, may be missing.",
     )
-    store: str = Field(
+    store: Annotated[str, BeforeValidator(os.fspath)] = Field(
         "data",
         description="Where uploaded versions and names live: a folder, or for many servers one "
         "bucket: s3://bucket/prefix, gs://… or az://….",

@@ -60,6 +60,7 @@ class AdapterObject(Report):
     trial: Trial | None
     merged: bool
     resident: bool
+    revision: int
     created: str
 
 
@@ -80,6 +81,7 @@ def describe(served: Name, registry: Registry) -> dict[str, Any]:
         "trial": asdict(served.pointer.trial) if served.pointer.trial else None,
         "merged": served.name in registry.merged,
         "resident": is_resident(served, registry),
+        "revision": served.pointer.revision,
         "created": served.created,
     }
 

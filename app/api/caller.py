@@ -19,14 +19,15 @@ from app.catalog.pointer import valid_name
 from app.engine.admission import Asker
 from app.inference.caller import Caller, Key
 
-PRIORITY = "x-priority"
+PRIORITY, MIN_REVISION = "x-priority", "x-min-revision"
+LARGEST = 2**53  # a revision is one of JSON's whole numbers
 
 
 async def caller_of(request: Request) -> Caller:
     """Who sent the request. A route that waits for the model takes its body first: retries of one
     request are told by their bodies.
 
-    Raises Refusal for an unknown priority.
+    Raises Refusal for an unknown priority, and for what is no revision.
     """
     scope, state = request.scope, request.scope["state"]
     waits = matched_of(scope).access.model
@@ -49,9 +50,16 @@ async def caller_of(request: Request) -> Caller:
         asker=asker,
         address=request.client.host if request.client else "",
         labels=request.headers,
+        min_revision=_min_revision(request.headers.get(MIN_REVISION, "0")),
         trace=state["trace"],
         change=change,
     )
+
+
+def _min_revision(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= LARGEST:
+        return int(text)
+    raise invalid(MIN_REVISION, "is no revision, which is a whole number")
 
 
 Called = Annotated[Caller, Depends(caller_of)]

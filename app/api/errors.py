@@ -23,7 +23,8 @@ from app.api.refusal import Refusal, invalid, validation_refusal
 from app.api.upload_body import SourceMalformed, UnsupportedMedia
 from app.catalog.compositions import CompositionsFull
 from app.catalog.install import PreconditionFailed
-from app.catalog.merging import MergeMemoryFull
+from app.catalog.merging import MergeMemoryFull, MergeNotShared
+from app.catalog.names import OlderThanAsked
 from app.catalog.registry import UnknownAdapter, UnknownVersion
 from app.catalog.store import StaleRevision, StoreFull, StoreUnavailable
 from app.catalog.trials import NoTrial
@@ -44,8 +45,10 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     UnknownAdapter: (404, "adapter_not_found"),
     UnknownVersion: (404, "version_not_found"),
     NoTrial: (409, "no_trial"),
+    MergeNotShared: (409, "merge_not_shared"),
     PreconditionFailed: (412, "precondition_failed"),
     StaleRevision: (412, "precondition_failed"),
+    OlderThanAsked: (412, "precondition_failed"),
     TooManyInputs: (413, "too_many_inputs"),
     UploadTooLarge: (413, "payload_too_large"),
     UnsupportedMedia: (415, "unsupported_media_type"),

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,10 +30,16 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 log = logging.getLogger(__name__)
+SILENT = (
+    "the store does not answer: what is known of it is served, and nothing can be changed until it "
+    "does; try again"
+)
+SAID_AGAIN_S = 10.0
 READ_S = 3.0  # a small object takes tens of milliseconds: who waits longer asks in vain
 WRITE_S = 10.0  # where many replace one object at once, a bucket may let them wait in line
 PART_S = 60.0  # for each part of a large one
 PART_BYTES = 8 << 20
+PAUSE_S = 1.0  # after a read that nothing answered: then one call asks for all
 PARTS = 4  # of one file at the same time
 LISTED = 1_000  # what the stores give in one answer
 
@@ -63,12 +72,15 @@ class Listed:
 
 class Bucket:
     """url: s3://bucket/prefix, gs://…, az://…. Every call blocks, may come from any thread, and
-    raises StoreUnavailable: where nothing answers, a read after READ_S and a write after WRITE_S.
+    raises StoreUnavailable: where nothing answers, a read after READ_S and a write after WRITE_S,
+    and whatever comes then at once.
     """
 
     def __init__(self, url: str) -> None:
         """Asks for nothing. Raises StoreUnusable for what is no bucket."""
         self.url = url
+        self._lock = threading.Lock()  # around the two times
+        self._silent_until, self._said_at = 0.0, -math.inf
         try:
             self._read, self._write, self._large = (
                 _store(url, timeout_s) for timeout_s in (READ_S, WRITE_S, PART_S)
@@ -154,14 +166,36 @@ class Bucket:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Raises StoreUnavailable for whatever obstore raises and nobody has expected."""
+        """Raises StoreUnavailable for whatever obstore raises and nobody has expected.
+
+        What it says is for the log: it has addresses in it.
+        """
+        self._refuse_while_silent()
+        started = time.monotonic()
         try:
             yield
         except (refused.BaseError, TimeoutError, ConnectionError, PermissionError) as error:
-            raise StoreUnavailable(
-                f"the store {self.url} cannot be asked ({_first_line(error)}); what is known of it "
-                "is served, and nothing can be changed until it answers"
-            ) from None
+            self._failed(error, time.monotonic() - started)
+            raise StoreUnavailable(SILENT) from None
+        self._silent_until = 0.0
+
+    def _refuse_while_silent(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._silent_until:
+                raise StoreUnavailable(SILENT)
+            if self._silent_until:
+                self._silent_until = now + READ_S + PAUSE_S  # this call asks for all
+
+    def _failed(self, error: Exception, after_s: float) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._silent_until = now + PAUSE_S if after_s >= READ_S else 0.0
+            if now - self._said_at < SAID_AGAIN_S:
+                return
+            self._said_at = now
+        what = {"store": self.url, "why": _first_line(error)}
+        log.warning("the store %(store)s: %(why)s", what)
 
 
 def _store(url: str, timeout_s: float) -> Any:

@@ -36,7 +36,8 @@ async def compose(
     terms, parts = [], []
     for term in spelled:
         adapter, _, prefix = term.name.partition("@")
-        version = await installer.fetcher.version(installer.registry.get(adapter), prefix or None)
+        entry = await installer.names.get(adapter)
+        version = await installer.fetcher.version(entry, prefix or None)
         terms.append(Term(term.name, version.adapter, term.weight))
         parts.append(f"{adapter}@{version.digest[:12]}:{term.weight:g}")
     async with receiving(installer.store) as tmp:

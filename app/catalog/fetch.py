@@ -62,18 +62,29 @@ class Fetcher:
         for pointer in stored.pointers:
             report = reports.get(pointer.version or "")
             if report is None:
-                await self._load_name(pointer)
+                await self._load_at_start(pointer)
             else:
                 self.point(pointer, report)
         await asyncio.to_thread(self.registry.nearest.settle)
-        for name in list(self.registry.names.values()):
+        for name in [] if self.store.shared else list(self.registry.names.values()):
             if time.monotonic() - started > EAGER_S:
                 break
             await self._warm_one(name)
 
+    async def _load_at_start(self, pointer: Pointer) -> None:
+        """One name that cannot be loaded must not keep the others from being served."""
+        try:
+            await self.load_name(pointer)
+        except StoreUnavailable as error:
+            self.registry.broken[pointer.name] = reason_of(error)
+
     def _holding(self, stored: Mapping[str, Json | None]) -> dict[str, Report | None]:
         """The stored reports that hold for this base, by version. Blocks."""
         return {digest: self._report(digest, raw) for digest, raw in stored.items()}
+
+    def stored_report(self, digest: str) -> Report | None:
+        """The version's report in the store, where it holds for this base. Blocks."""
+        return self._report(digest, self.store.report(digest))
 
     def _report(self, digest: str, stored: Json | None) -> Report | None:
         """The version's stored report, where it holds for this base."""
@@ -101,7 +112,7 @@ class Fetcher:
             try:
                 await asyncio.to_thread(self.store.folder, name.digest)
             except VersionDamaged:
-                await self._load_name(await self.pointer(name.name))
+                await self.load_name(await self.pointer(name.name))
 
     async def ready(self, name: Name) -> StoredVersion:
         """The name's version, from memory or mapped back from the store; others go on meanwhile.
@@ -118,7 +129,7 @@ class Fetcher:
         except Exception:  # the name is looked at anew: it may have moved, else it is broken
             pointer = await self.pointer(name.name)
         if pointer.version == name.digest and self.registry.names.get(name.name) is name:
-            await self._load_name(pointer)
+            await self.load_name(pointer)
         current = self.registry.get(name.name)
         return self.registry.ready(current) or await self.load_stored(current.digest)
 
@@ -140,14 +151,16 @@ class Fetcher:
                 f"{name.name} has version {digest}, but it cannot be loaded"
             ) from None
 
-    async def _load_name(self, pointer: Pointer) -> None:
+    async def load_name(self, pointer: Pointer) -> None:
         """Serve the name by its version, or note why not.
 
-        Whoever moves the name meanwhile is right.
+        Whoever moves the name meanwhile is right. Raises StoreUnavailable.
         """
         before = self.registry.names.get(pointer.name)
         try:
             version = await self.load_stored(pointer.version or "")
+        except StoreUnavailable:  # for now
+            raise
         except Exception as error:  # one adapter must not keep the others from being served
             if self.registry.names.get(pointer.name) is not before:
                 return
@@ -176,7 +189,7 @@ class Fetcher:
 
     async def _load_stored(self, digest: str) -> StoredVersion:
         folder, options = await self.files(digest)
-        report = self._report(digest, await asyncio.to_thread(self.store.report, digest))
+        report = await asyncio.to_thread(self.stored_report, digest)
         certify = digest not in self._certified
         load = partial(
             load_version,
@@ -246,6 +259,8 @@ class Fetcher:
         """Where the name points, whether it can be served or not. Raises UnknownAdapter."""
         pointer = await asyncio.to_thread(self.store.look, name)
         if pointer.version is None:
+            if pointer.revision:  # deleted, maybe by another server
+                self.registry.remove(name)
             self.registry.get(name)
             raise UnknownAdapter(name, [], f"what was stored about {name} is damaged: PUT it again")
         return pointer

@@ -8,6 +8,7 @@ Knows the store, the registry and the engine; knows no HTTP.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,13 +30,15 @@ from app.catalog.export import export
 from app.catalog.fetch import Fetcher, reason_of
 from app.catalog.fitting import with_fitting_trial
 from app.catalog.load import Loader, load_version, options_to_json, to_store
+from app.catalog.names import Names, OlderThanAsked
 from app.catalog.open_store import receiving
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
-from app.catalog.registry import Name, Registry, find_version, version_before
+from app.catalog.registry import Name, Registry, UnknownAdapter, find_version, version_before
 from app.catalog.store import StaleRevision, Store, StoreUnavailable, content_version
 from app.catalog.stored_version import Changes, StoredVersion
 
 T = TypeVar("T")
+MOST_TRIES, TRY_AGAIN_S = 32, 0.01  # against so many that move one name at once, longer each time
 
 
 class PreconditionFailed(Exception):
@@ -86,6 +89,7 @@ class Installer:
     registry: Registry
     loader: Loader
     fetcher: Fetcher
+    names: Names
     max_adapter_bytes: int
     merge_memory_bytes: int
     keep_versions: int
@@ -153,7 +157,7 @@ class Installer:
             how.change.of(name, current, digest)
             how.precondition(current)
             if how.stage:
-                self.registry.get(name)
+                await self.names.get(name)
             version = await load_version(
                 self.loader, folder, digest, options, allow_noop=how.allow_noop
             )
@@ -163,7 +167,7 @@ class Installer:
                 return Installed(version.report, None, changes=changes)
             report = to_store(version.report, self.loader.engine.encoder)
             await asyncio.to_thread(self.store.commit, folder, digest, options, report)
-            return await _until_it_wins(partial(self._point, name, version, content, how))
+            return await until_it_wins(partial(self._point, name, version, content, how))
 
     async def _point(
         self, name: str, version: StoredVersion, content: str | None, how: How
@@ -172,6 +176,8 @@ class Installer:
         before = await asyncio.to_thread(self.store.look, name)
         how.change.of(name, before.version, version.digest)
         how.precondition(before.version)
+        with suppress(UnknownAdapter, OlderThanAsked):  # there is none, or none that can be served
+            await self.names.get(name, before.revision)
         served = self.registry.names.get(name)
         unchanged = served is not None and before.version == version.digest == served.digest
         after = self._after(before, version.digest, content, how, unchanged)
@@ -208,25 +214,28 @@ class Installer:
         change.done = True
         return pointer
 
-    async def remove(self, name: str, precondition: Precondition, change: Change) -> None:
-        """The name is gone at once; requests in flight finish on their version.
+    async def remove(self, name: str, precondition: Precondition, change: Change) -> int:
+        """The name is gone at once; requests in flight finish on their version. Returns the
+        tombstone's revision.
 
         Raises UnknownAdapter, PreconditionFailed, StoreFull, StoreUnavailable.
         """
         async with self.changing:
-            await _until_it_wins(partial(self._bury, name, precondition, change))
+            revision = await until_it_wins(partial(self._bury, name, precondition, change))
             change.done = True
             self.registry.remove(name)
+            return revision
 
-    async def _bury(self, name: str, precondition: Precondition, change: Change) -> None:
+    async def _bury(self, name: str, precondition: Precondition, change: Change) -> int:
         """Leave a tombstone in the store. Raises StaleRevision, and as remove()."""
         pointer = await asyncio.to_thread(self.store.look, name)
         change.of(name, pointer.version, None)
         if pointer.version is None and name not in self.registry.broken:
             self.registry.get(name)
         precondition(pointer.version)
-        if pointer.version is not None:
-            await self.move(pointer, deleted(pointer), change)
+        if pointer.version is None:
+            return pointer.revision
+        return (await self.move(pointer, deleted(pointer), change)).revision
 
     async def files(self, name: str) -> tuple[str, bytes]:
         """The version that is served, and a tar of its folder.
@@ -234,7 +243,7 @@ class Installer:
         Raises UnknownAdapter; StoreUnavailable where its files are damaged, while it goes on being
         served.
         """
-        version = await self.fetcher.ready(self.registry.get(name))
+        version = await self.fetcher.ready(await self.names.get(name))
         try:
             async with self.changing:  # nobody sets them aside and brings them again meanwhile
                 folder, options = await self.fetcher.files(version.digest)
@@ -250,31 +259,41 @@ class Installer:
     ) -> Name:
         """Point the name at an earlier version of its own; none given: the one before.
 
-        Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StaleRevision,
-        StoreFull, StoreUnavailable.
+        Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StoreFull,
+        StoreUnavailable.
         """
         async with self.changing:
-            pointer = await self.fetcher.pointer(name)
-            change.of(name, pointer.version, None)
-            precondition(pointer.version)
-            history = pointer.history
-            digest = (
-                version_before(name, history, pointer.version or "")
-                if prefix is None
-                else find_version(name, history, prefix)
-            )
-            change.of(name, pointer.version, digest)
-            version = await self.fetcher.load_stored(digest)
-            after = moved(pointer, Entry(digest, now(), change.by, "rollback"), self.keep_versions)
-            if digest == pointer.version:
-                after = replace(after, history=pointer.history)
-            after = await with_fitting_trial(self.fetcher, after, version.report)
-            pointer = await self.move(pointer, after, change)
-            return self.fetcher.serve(pointer, version)
+            return await until_it_wins(partial(self._roll_back, name, prefix, precondition, change))
+
+    async def _roll_back(
+        self, name: str, prefix: str | None, precondition: Precondition, change: Change
+    ) -> Name:
+        """Raises StaleRevision, and as rollback()."""
+        pointer = await self.fetcher.pointer(name)
+        change.of(name, pointer.version, None)
+        precondition(pointer.version)
+        history = pointer.history
+        digest = (
+            version_before(name, history, pointer.version or "")
+            if prefix is None
+            else find_version(name, history, prefix)
+        )
+        change.of(name, pointer.version, digest)
+        version = await self.fetcher.load_stored(digest)
+        after = moved(pointer, Entry(digest, now(), change.by, "rollback"), self.keep_versions)
+        if digest == pointer.version:
+            after = replace(after, history=pointer.history)
+        after = await with_fitting_trial(self.fetcher, after, version.report)
+        pointer = await self.move(pointer, after, change)
+        return self.fetcher.serve(pointer, version)
 
 
-async def _until_it_wins(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try again where another server has moved the name meanwhile."""
-    while True:
+async def until_it_wins(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Try again where another server has moved the name meanwhile. Raises StaleRevision where that
+    goes on and on.
+    """
+    for tries in range(MOST_TRIES):
         with suppress(StaleRevision):
             return await attempt()
+        await asyncio.sleep(random.uniform(0, TRY_AGAIN_S * tries))
+    return await attempt()

@@ -18,14 +18,19 @@ class MergeMemoryFull(Exception):
     """The merged copy would go over MERGE_MEMORY_BYTES."""
 
 
+class MergeNotShared(Exception):
+    """A merged copy is one server's, and requests go to many."""
+
+
 async def merge(installer: Installer, name: str, change: Change) -> Name:
     """Make the adapter's own copy of the layers it changes; others go on with the base.
 
-    Raises UnknownAdapter, MergeMemoryFull.
+    Raises UnknownAdapter, MergeMemoryFull, MergeNotShared.
     """
     async with installer.changing:
-        served = installer.registry.get(name)
+        served = await installer.names.get(name)
         change.of(name, served.digest, served.digest)
+        _refuse_shared(installer)
         version = await installer.fetcher.ready(served)
         rescales = any(lora.rescales for lora in version.adapter.layers.values())
         if version.merged_bytes or not rescales:
@@ -50,7 +55,15 @@ async def unmerge(installer: Installer, name: str, change: Change) -> Name:
     Raises UnknownAdapter.
     """
     async with installer.changing:
-        served = installer.registry.get(name)
+        served = await installer.names.get(name)
         change.of(name, served.digest, served.digest)
         change.done = installer.registry.merged.pop(name, None) is not None
         return served
+
+
+def _refuse_shared(installer: Installer) -> None:
+    if installer.store.shared:
+        raise MergeNotShared(
+            "a merged copy is in one server's memory, and with a store in a bucket requests go to "
+            "any server: an adapter is served unmerged, with the same answers"
+        )

@@ -26,7 +26,7 @@ from app.catalog.store import StaleRevision, StoreUnavailable
 log = logging.getLogger(__name__)
 FOLDER, ASIDE = "names/", "damaged/names/"
 LIVE_BYTES = 1_024
-PAGE = 1_000  # what a bucket lists in one answer
+PAGE = 2_000  # names: two answers of the bucket
 READERS = 32  # objects that are read at the same time
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 

@@ -35,7 +35,7 @@ async def relabel(
     Raises UnknownAdapter, PreconditionFailed, AdapterRejected, StoreFull, StoreUnavailable.
     """
     while True:
-        served = installer.registry.get(name).digest
+        served = (await installer.names.get(name)).digest
 
         def unmoved(current: str | None, served: str = served) -> None:
             precondition(current)

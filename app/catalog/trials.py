@@ -6,11 +6,12 @@ Knows names and versions; which requests take part is draw.py's.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from app.adapters.refusals import AdapterRejected
 from app.catalog.change import Change
 from app.catalog.fitting import alike
-from app.catalog.install import Installer
+from app.catalog.install import Installer, until_it_wins
 from app.catalog.pointer import Entry, Trial, moved, now
 from app.catalog.registry import Name, find_version
 
@@ -24,24 +25,29 @@ async def begin_trial(installer: Installer, name: str, trial: Trial, change: Cha
 
     Raises UnknownAdapter, UnknownVersion, AdapterRejected, StoreFull, StoreUnavailable.
     """
-    fetcher = installer.fetcher
     async with installer.changing:
-        pointer = await fetcher.pointer(name)
-        served = installer.registry.get(name)
-        change.of(name, served.digest, None)
-        digest = find_version(name, pointer.history, trial.version)
-        change.of(name, served.digest, digest)
-        if digest == served.digest:
-            raise AdapterRejected(f"{digest[:12]} is what {name} is served by already")
-        version = await fetcher.load_stored(digest)
-        if not alike(served.report, version.report):
-            raise AdapterRejected(
-                f"{digest[:12]} is for {version.report.task} and the current version for "
-                f"{served.report.task}: clients would get now the one and now the other"
-            )
-        begun = replace(trial, version=digest, since=now(), by=change.by)
-        pointer = await installer.move(pointer, replace(pointer, trial=begun), change)
-        return fetcher.point(pointer, served.report)
+        return await until_it_wins(partial(_begin, installer, name, trial, change))
+
+
+async def _begin(installer: Installer, name: str, trial: Trial, change: Change) -> Name:
+    """Raises StaleRevision, and as begin_trial()."""
+    fetcher = installer.fetcher
+    pointer = await fetcher.pointer(name)
+    served = await installer.names.get(name, pointer.revision)
+    change.of(name, served.digest, None)
+    digest = find_version(name, pointer.history, trial.version)
+    change.of(name, served.digest, digest)
+    if digest == served.digest:
+        raise AdapterRejected(f"{digest[:12]} is what {name} is served by already")
+    version = await fetcher.load_stored(digest)
+    if not alike(served.report, version.report):
+        raise AdapterRejected(
+            f"{digest[:12]} is for {version.report.task} and the current version for "
+            f"{served.report.task}: clients would get now the one and now the other"
+        )
+    begun = replace(trial, version=digest, since=now(), by=change.by)
+    pointer = await installer.move(pointer, replace(pointer, trial=begun), change)
+    return fetcher.point(pointer, served.report)
 
 
 async def end_trial(installer: Installer, name: str, change: Change, *, promote: bool) -> Name:
@@ -49,20 +55,25 @@ async def end_trial(installer: Installer, name: str, change: Change, *, promote:
 
     Raises UnknownAdapter, NoTrial, AdapterRejected, StoreFull, StoreUnavailable.
     """
-    fetcher = installer.fetcher
     async with installer.changing:
-        pointer = await fetcher.pointer(name)
-        trial = pointer.trial
-        change.of(name, pointer.version, pointer.version)
-        if trial is None:
-            raise NoTrial(f"{name} has no canary and no shadow")
-        if not promote:
-            served = installer.registry.get(name)
-            change.of(name, trial.version, pointer.version)
-            pointer = await installer.move(pointer, replace(pointer, trial=None), change)
-            return fetcher.point(pointer, served.report)
-        change.of(name, pointer.version, trial.version)
-        version = await fetcher.load_stored(trial.version)
-        entry = Entry(version.digest, now(), change.by, "promote")
-        after = moved(pointer, entry, installer.keep_versions)
-        return fetcher.serve(await installer.move(pointer, after, change), version)
+        return await until_it_wins(partial(_end, installer, name, change, promote=promote))
+
+
+async def _end(installer: Installer, name: str, change: Change, *, promote: bool) -> Name:
+    """Raises StaleRevision, and as end_trial()."""
+    fetcher = installer.fetcher
+    pointer = await fetcher.pointer(name)
+    trial = pointer.trial
+    change.of(name, pointer.version, pointer.version)
+    if trial is None:
+        raise NoTrial(f"{name} has no canary and no shadow")
+    if not promote:
+        served = await installer.names.get(name, pointer.revision)
+        change.of(name, trial.version, pointer.version)
+        pointer = await installer.move(pointer, replace(pointer, trial=None), change)
+        return fetcher.point(pointer, served.report)
+    change.of(name, pointer.version, trial.version)
+    version = await fetcher.load_stored(trial.version)
+    entry = Entry(version.digest, now(), change.by, "promote")
+    after = moved(pointer, entry, installer.keep_versions)
+    return fetcher.serve(await installer.move(pointer, after, change), version)

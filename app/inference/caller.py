@@ -61,13 +61,15 @@ class Caller:
     """key: None where none was needed. asker: as the engine knows it, for its turn in the queue.
 
     labels: what it says of itself by name (over HTTP its headers), which a canary may stick by.
-    trace, and change where it asks for one: filled on the way.
+    min_revision: of each name that it asks for, at least; 0: any. trace, and change where it asks
+    for one: filled on the way.
     """
 
     key: Key | None = None
     asker: Asker = field(default_factory=Asker)
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    min_revision: int = 0
     trace: Trace = field(default_factory=Trace)
     change: Change = field(default_factory=Change)
 

@@ -176,7 +176,8 @@ def name_of(runtime: Runtime, spelled: str) -> str:
 async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
     """A name, name@version, base, the base's id, or a weighted sum of such.
 
-    Raises UnknownAdapter, UnknownVersion, Forbidden, CannotCompose, CompositionsFull.
+    Raises UnknownAdapter, UnknownVersion, Forbidden, CannotCompose, CompositionsFull,
+    OlderThanAsked, StoreUnavailable.
     """
     terms = read_terms(name_of(runtime, spelled))
     if terms is not None:
@@ -184,7 +185,7 @@ async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
     name, prefix = _split(runtime, caller, spelled)
     if name == BASE:
         return _base(runtime, spelled, prefix)
-    entry = runtime.registry.get(name)
+    entry = await runtime.names.get(name, caller.min_revision)
     if prefix is None:
         return await _current(runtime, caller, entry)
     return Chosen(spelled, name, await runtime.fetcher.version(entry, prefix))
@@ -207,7 +208,8 @@ async def _sum(runtime: Runtime, caller: Caller, spelled: str, terms: list[Spell
         if name == BASE:
             chosen = _base(runtime, BASE, prefix)
         else:
-            version = await runtime.fetcher.version(runtime.registry.get(name), prefix)
+            entry = await runtime.names.get(name, caller.min_revision)
+            version = await runtime.fetcher.version(entry, prefix)
             chosen = Chosen(name, name, version)
         parts.append((chosen, term.weight))
     if len(parts) == 1 and parts[0][1] == 1:

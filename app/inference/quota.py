@@ -36,15 +36,20 @@ class Charge:
 
 @dataclass(eq=False)
 class Quotas:
-    """clock: seconds, monotonic."""
+    """clock: seconds, monotonic. replicas: servers that share the load, each of which gives its
+    part of every rate.
+    """
 
     clock: Callable[[], float] = time.monotonic
+    replicas: int = 1
     _remaining: dict[Hashable, tuple[float, float]] = field(default_factory=dict)
 
     def charge(self, charges: Sequence[Charge]) -> None:
         """Take all of them or, where one has nothing left, none. Raises QuotaExceeded."""
         now = self.clock()
-        limited = [(c, c.tokens_per_s) for c in charges if c.tokens_per_s is not None]
+        limited = [
+            (c, c.tokens_per_s / self.replicas) for c in charges if c.tokens_per_s is not None
+        ]
         waits = [(-self._now_remaining(c.whose, rate, now) / rate, c, rate) for c, rate in limited]
         wait_s, worst, rate = max(waits, key=lambda w: w[0], default=(-1.0, None, 0.0))
         if worst is not None and wait_s >= 0:

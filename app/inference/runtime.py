@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from app.adapters.sentence import Sentence
 from app.catalog.compositions import Compositions
 from app.catalog.fetch import Fetcher
+from app.catalog.names import Names
 from app.catalog.registry import Registry
 from app.engine.engine import Engine
 from app.engine.tokenizer import TextTokenizer
@@ -30,6 +31,7 @@ class Runtime:
     tokenizer: TextTokenizer
     registry: Registry
     fetcher: Fetcher
+    names: Names
     compositions: Compositions
     metrics: Metrics
     max_inputs: int

@@ -118,7 +118,16 @@ def _adapters(runtime: Runtime) -> list[Row]:
     found, missed = "Requests whose adapter was in memory.", "Requests that had to load theirs."
     broken = "Stored names and folders that cannot be served; /readyz says why."
     aside = "Damaged versions in the store's damaged/."
+    reached = "Whether the store answers; what is known is served either way."
+    tombstones = Row(
+        "gauge",
+        p + "tombstones",
+        "Deleted names that the store remembers.",
+        lambda: _where_it_can_be_read(store.tombstones),
+    )
+    names = runtime.names
     return [
+        Row("gauge", p + "store_up", reached, lambda: int(names.unreachable is None)),
         Row("gauge", p + "adapters", "Adapters served.", lambda: len(registry.names)),
         Row("gauge", p + "broken_adapters", broken, lambda: len(registry.not_served)),
         Row("gauge", p + "merged_adapters", "With a merged copy.", lambda: len(registry.merged)),
@@ -137,12 +146,7 @@ def _adapters(runtime: Runtime) -> list[Row]:
             aside,
             lambda: len(store.set_aside_versions()),
         ),
-        Row(
-            "gauge",
-            p + "tombstones",
-            "Deleted names that the store remembers.",
-            lambda: _where_it_can_be_read(store.tombstones),
-        ),
+        *([] if store.shared else [tombstones]),  # a bucket would list all names each time
     ]
 
 

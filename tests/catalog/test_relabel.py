@@ -44,7 +44,7 @@ def test_labels_given_while_the_name_is_rolled_back_undo_no_rollback(
 ) -> None:
     sources = [make_adapter(tiny_bert, tmp_path / name, i, labels=2) for i, name in enumerate("ab")]
     settings = Settings(model=str(tiny_bert), store=tmp_path / "store")
-    runtime, installer = assemble(settings, Metrics(), LocalStore(settings.store))
+    runtime, installer = assemble(settings, Metrics(), LocalStore(Path(settings.store)))
     runtime.engine.start()
     now, then = asyncio.run(relabelled_amid_a_rollback(installer, sources))
     runtime.engine.stop()

@@ -50,7 +50,7 @@ def script(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "rank": make_adapter(tiny_bert, folder / "adapters" / "rank", 2, labels=1),
     }
     settings = Settings(model=str(tiny_bert), store=folder / "store", max_client_batch=8)
-    runtime, installer = assemble(settings, Metrics(), LocalStore(settings.store))
+    runtime, installer = assemble(settings, Metrics(), LocalStore(Path(settings.store)))
     runtime.engine.start()
     loop = asyncio.new_event_loop()
     made = Script(runtime, tiny_bert, folders, loop)

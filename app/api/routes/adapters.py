@@ -33,7 +33,10 @@ from app.api.document import documented_answer
 from app.api.serving import Served, Serving
 from app.catalog import merging
 from app.catalog.registry import Name, Registry
+from app.catalog.stored_names import WHOLE
 from app.catalog.stored_version import Changes
+from app.inference.caller import Caller
+from app.inference.runtime import Runtime
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 
@@ -94,6 +97,12 @@ class ListQuery(BaseModel):
         spelled = name.startswith(self.prefix) and self.q in name
         return spelled and all(wanted in (None, state) for wanted, state in states)
 
+    def next_page(self, last: str) -> dict[str, str]:
+        """The header that leads to what is behind the last name of a page."""
+        given = self.model_dump(mode="json", exclude_defaults=True) | {"after": last}
+        spelled = {k: str(v).lower() if isinstance(v, bool) else v for k, v in given.items()}
+        return {"Link": f'</adapters?{urlencode(spelled)}>; rel="next"'}
+
 
 @router.get("", response_class=Response, responses=LIST | documented(422))
 @access("any key")
@@ -101,29 +110,39 @@ async def list_all(
     query: Annotated[ListQuery, Query()], caller: Called, serving: Served
 ) -> Response:
     """The adapters that are served, by name: all of them, or a page."""
-    names = dict(serving.runtime.registry.names)  # as it is now: the list is written off the loop
+    registry = serving.runtime.registry
+    if not serving.runtime.names.whole:
+        return await _page_of_many(query, caller, serving.runtime)
+    names = dict(registry.names)  # as it is now: the list is written off the loop
 
     def listed() -> Response:
-        registry = serving.runtime.registry
         wanted = [n for n in caller.usable(names) if query.wants(n, names[n], registry)]
         behind = wanted[bisect_right(wanted, query.after) :]
         page = behind[: query.limit]
         headers = {"X-Total-Count": str(len(wanted))}
         if len(page) < len(behind):
-            given = query.model_dump(mode="json", exclude_defaults=True) | {"after": page[-1]}
-            spelled = {k: str(v).lower() if isinstance(v, bool) else v for k, v in given.items()}
-            headers["Link"] = f'</adapters?{urlencode(spelled)}>; rel="next"'
+            headers |= query.next_page(page[-1])
         return json_answer([describe(names[name], registry) for name in page], headers)
 
     return await asyncio.to_thread(listed)
 
 
+async def _page_of_many(query: ListQuery, caller: Caller, runtime: Runtime) -> Response:
+    """Of a shared store with more names than each server knows: those of a page that are wanted."""
+    page, more = await runtime.names.page(query.after, min(query.limit or WHOLE, WHOLE))
+    registry, names = runtime.registry, runtime.registry.names
+    served = [names[name] for name in caller.usable(name for name in page if name in names)]
+    wanted = [one for one in served if query.wants(one.name, one, registry)]
+    headers = query.next_page(page[-1]) if more else {}
+    return json_answer([describe(one, registry) for one in wanted], headers)
+
+
 @router.get("/{name}", response_class=Response, responses=ONE, dependencies=NOTHING)
 @router.head("/{name}", response_class=Response, responses=ONE, dependencies=NOTHING)
 @access("any key")
-async def get(request: Request, name: AdapterName, serving: Served) -> Response:
+async def get(request: Request, name: AdapterName, caller: Called, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
-    served = serving.runtime.registry.get(name)
+    served = await serving.runtime.names.get(name, caller.min_revision)
     tag = etag(served.digest)
     if tags_match(request.headers.get("if-none-match", "").replace("W/", ""), served.digest):
         return Response(status_code=304, headers={"ETag": tag})
@@ -140,8 +159,8 @@ async def get(request: Request, name: AdapterName, serving: Served) -> Response:
 @access("admin key", changes="delete")
 async def delete(request: Request, name: AdapterName, caller: Called, serving: Served) -> Response:
     """Stop serving the name; requests in flight finish on their version."""
-    await serving.installer.remove(name, precondition(request), caller.change)
-    return Response(status_code=204)
+    revision = await serving.installer.remove(name, precondition(request), caller.change)
+    return Response(status_code=204, headers={"X-Revision": str(revision)})
 
 
 @router.get("/{name}/files", response_class=Response, responses=FILES, dependencies=NOTHING)
@@ -160,7 +179,7 @@ async def files(name: AdapterName, serving: Served) -> Response:
 @access("any key")
 async def changes(name: AdapterName, serving: Served) -> Response:
     """How much the adapter changes the weight of each module of the base."""
-    version = await serving.runtime.fetcher.ready(serving.runtime.registry.get(name))
+    version = await serving.runtime.fetcher.ready(await serving.runtime.names.get(name))
     base = serving.runtime.engine.encoder.base
     loop = asyncio.get_running_loop()
     by_module = await loop.run_in_executor(serving.verifier, version.changes, base)

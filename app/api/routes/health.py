@@ -66,6 +66,7 @@ async def readyz(caller: Called, serving: Served, verbose: bool = False) -> Resp
         if verbose:
             aside = await asyncio.to_thread(serving.installer.store.set_aside_versions)
             answer["set_aside"] = aside
+            answer["store"] = serving.runtime.names.unreachable or "answers"
             answer["slow_paths"] = dict(serving.runtime.engine.encoder.slow_paths)
     return json_answer(answer, {})
 
@@ -100,6 +101,9 @@ def check_ready(serving: Serving) -> None:
         raise Refusal(503, "not_ready", "a forward hangs: this process is about to end")
     if serving.runtime.engine.lost is not None:
         raise Refusal(503, "not_ready", f"{LOST} ({serving.runtime.engine.lost})")
+    if not serving.runtime.names.met:
+        why = serving.runtime.names.unreachable
+        raise Refusal(503, "not_ready", f"no name is known yet: {why}")
     if not serving.runtime.engine.turning:
         raise Refusal(503, "not_ready", "the model's loop is not running: restart the server")
 

@@ -209,7 +209,7 @@ async def models(request: Request, caller: Called, serving: Served) -> Response:
     runtime = serving.runtime
     chosen = request.path_params.get("adapter")
     if chosen is not None:
-        return json_answer({"object": "list", "data": [_model(runtime, caller, chosen)]}, {})
+        return json_answer({"object": "list", "data": [await _model(runtime, caller, chosen)]}, {})
     names = dict(runtime.registry.names)
 
     def listed() -> Response:
@@ -223,23 +223,24 @@ async def models(request: Request, caller: Called, serving: Served) -> Response:
 @access("any key", dialect=OPENAI)
 async def model(model: str, caller: Called, serving: Served) -> Response:
     """The base or one adapter, by any way to spell it that `model` may have in a body."""
-    return json_answer(_model(serving.runtime, caller, model), {})
+    return json_answer(await _model(serving.runtime, caller, model), {})
 
 
-def _model(runtime: Runtime, caller: Caller, spelled: str) -> dict[str, Any]:
-    """Raises Forbidden, UnknownAdapter, UnknownVersion."""
+async def _model(runtime: Runtime, caller: Caller, spelled: str) -> dict[str, Any]:
+    """Raises Forbidden, UnknownAdapter, UnknownVersion, OlderThanAsked, StoreUnavailable."""
     names = names_in(runtime, spelled)
     for name in names:
         if not caller.may_use(name):
             raise Forbidden(name)
     if alike(runtime, spelled) not in names:  # a weighted sum: as new as its newest part
-        parts = [_adapter(runtime, runtime.registry.get(name)) for name in names if name != BASE]
+        entries = [await runtime.names.get(name) for name in names if name != BASE]
+        parts = [_adapter(runtime, entry) for entry in entries]
         newest = max(parts, key=itemgetter("created"), default=_base(runtime))
         return {**newest, "id": spelled}
     name, (_, at, version) = names[0], spelled.partition("@")
     if name == BASE:
         return {**_base(runtime), "id": spelled}
-    served = runtime.registry.get(name)
+    served = await runtime.names.get(name, caller.min_revision)
     if at:
         find_version(name, served.pointer.history, version)
     return {**_adapter(runtime, served), "id": spelled}

@@ -1,0 +1,214 @@
+"""A name as the store has it, also where other servers move it.
+
+Of a store that is this server's alone the registry knows everything. Of a shared one it knows the
+names that were asked for, and all of them where they are few: the store is asked each second which
+have moved, and those are read again. Knows the store and the registry; knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from app.adapters.refusals import AdapterRejected
+from app.catalog.fetch import Fetcher
+from app.catalog.pointer import Pointer, valid_name
+from app.catalog.registry import Name, Registry
+from app.catalog.store import Moves, Store, StoreUnavailable
+from app.catalog.stored_names import READERS, WHOLE, StoredNames
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+EVERY_S = 1.0  # between two looks at what has moved
+ABSENT_S = 0.5  # for which a name that was not there is not looked for again
+TTL_S = 300.0  # then a name in use is read again: a server may end before it tells a move
+MOST_ASKING = 1_000  # names at the same time: somebody tries them out
+
+
+class OlderThanAsked(Exception):
+    """The name has not reached the revision that a caller wants at least."""
+
+
+@dataclass(eq=False)
+class Names:
+    """unreachable: why the store cannot be asked now; None: it answers. met: whether it ever has.
+    whole: whether every name that the store has is known. Touched from the event loop only, and so
+    without a lock; the store is asked in threads of its own, so that one that hangs holds up
+    nothing else.
+    """
+
+    store: Store
+    registry: Registry
+    fetcher: Fetcher
+    unreachable: str | None = None
+    met: bool = True
+    whole: bool = True
+    always: frozenset[str] = frozenset()  # learned whether they are there or not
+    _epoch: str = ""
+    _asking: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _absent_until: dict[str, float] = field(default_factory=dict)
+    _read_at: dict[str, float] = field(default_factory=dict)
+    _threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(READERS, "store")
+    )
+
+    async def get(self, name: str, at_least: int = 0) -> Name:
+        """The name, at a revision of `at_least` or a later one.
+
+        Raises UnknownAdapter, OlderThanAsked; StoreUnavailable for a name of a shared store that is
+        not known yet while that cannot be asked.
+        """
+        if self.store.shared:
+            await self._look_if_needed(name, at_least)
+        served = self.registry.get(name)
+        if served.pointer.revision < at_least:
+            raise OlderThanAsked(
+                f"{name} is at revision {served.pointer.revision}, and {at_least} is asked for"
+            )
+        return served
+
+    async def _look_if_needed(self, name: str, at_least: int) -> None:
+        now = time.monotonic()
+        for _ in range(2):  # a look that is under way may have begun too early
+            served = self.registry.names.get(name)
+            if served is None and self._absent_until.get(name, 0.0) > now and not at_least:
+                return
+            if served is not None and served.pointer.revision >= at_least:
+                if now - self._read_at.get(name, now) > TTL_S:
+                    self._read_at[name] = now
+                    self._begin(name)
+                return
+            if not valid_name(name):
+                return
+            if self.unreachable is not None:
+                raise StoreUnavailable(self.unreachable)
+            await asyncio.shield(self._begin(name))
+
+    def _begin(self, name: str) -> asyncio.Task[None]:
+        """One look for all who wait for it. Raises StoreUnavailable where there are too many."""
+        looking = self._asking.get(name)
+        if looking is None:
+            if len(self._asking) >= MOST_ASKING:
+                raise StoreUnavailable("too many unknown names are being looked up: try again")
+            looking = self._asking[name] = asyncio.create_task(self._look(name))
+            looking.add_done_callback(partial(self._looked, name))
+        return looking
+
+    def _looked(self, name: str, looking: asyncio.Task[None]) -> None:
+        self._asking.pop(name, None)
+        if not looking.cancelled():
+            looking.exception()  # whoever waits has it; nobody need wait
+
+    async def _look(self, name: str) -> None:
+        """Make the registry know what the store says, unless this server moves the name meanwhile:
+        then look again. Raises StoreUnavailable.
+        """
+        while True:
+            before = self.registry.names.get(name)
+            seen = before.pointer if before else None
+            pointer = await self._ask(partial(self.store.look, name, seen))
+            if self.registry.names.get(name) is before and await self._take(pointer, before):
+                self._read_at[name] = time.monotonic()
+                return
+
+    async def _take(self, pointer: Pointer, before: Name | None) -> bool:
+        """Serve what the pointer says. Returns whether the name was left alone meanwhile."""
+        name = pointer.name
+        if before is not None and pointer.revision <= before.pointer.revision:
+            return True  # as it was; revisions do not go back: an older one is damaged
+        if pointer.version is None:
+            self.registry.remove(name)
+            self._remember_absent(name)
+            return True
+        report = await self._ask(partial(self.fetcher.stored_report, pointer.version))
+        if before is not None and before.digest in self.registry.residents:
+            with contextlib.suppress(AdapterRejected, OSError):  # told when it is asked for
+                await self.fetcher.load_stored(pointer.version)
+        if self.registry.names.get(name) is not before:
+            return False
+        if report is None:
+            await self.fetcher.load_name(pointer)
+        else:
+            self.fetcher.point(pointer, report)
+        return True
+
+    def _remember_absent(self, name: str) -> None:
+        now = time.monotonic()
+        if len(self._absent_until) >= MOST_ASKING:
+            self._absent_until = {n: t for n, t in self._absent_until.items() if t > now}
+        self._absent_until[name] = now + ABSENT_S
+
+    def begin(self, stored: StoredNames) -> None:
+        """From what a start has read of a shared store."""
+        self._epoch, self.whole = stored.epoch, stored.whole
+        if stored.unreachable is not None:
+            self.met = False
+            self._lost(stored.unreachable)
+
+    async def follow(self) -> None:
+        """Read again what others have moved in a shared store, until cancelled."""
+        while True:
+            try:
+                moves = await self._ask(partial(self.store.moves, self._epoch))
+                await self._read_again(moves)
+            except StoreUnavailable as error:
+                self._lost(str(error))
+            else:
+                self._epoch = moves.epoch
+                self._found()
+            await asyncio.sleep(EVERY_S)
+
+    async def _read_again(self, moves: Moves) -> None:
+        """Raises StoreUnavailable: then all of it is to be done again."""
+        known = {*self.registry.names, *self.registry.broken, *self.always}
+        if moves.names is None:
+            page = await self._ask(self.store.names)
+            self.whole = len(page) <= WHOLE
+            self._absent_until.clear()
+            names = known.union(page if self.whole else ())
+        else:
+            for name in moves.names:
+                self._absent_until.pop(name, None)
+            names = set(moves.names if self.whole else moves.names & known)
+            self.whole = self.whole and len(known | names) <= WHOLE
+        await self.learn(names)
+
+    async def page(self, after: str, most: int) -> tuple[list[str], bool]:
+        """Names of a shared store behind `after`, all of them looked at, and whether there are
+        more. Raises StoreUnavailable.
+        """
+        behind = await self._ask(partial(self.store.names, after))
+        page = behind[:most]
+        await self.learn(name for name in page if name not in self.registry.names)
+        return page, len(behind) > most
+
+    async def learn(self, names: Iterable[str]) -> None:
+        """Look at each, some at a time. Raises StoreUnavailable."""
+        waiting = iter(names)
+
+        async def work() -> None:
+            for name in waiting:
+                await self._look(name)
+
+        await asyncio.gather(*(work() for _ in range(READERS)))
+
+    async def _ask(self, call: Callable[[], T]) -> T:
+        """The store, in a thread. Raises StoreUnavailable."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _lost(self, why: str) -> None:
+        if self.unreachable is None:
+            log.error("what is known is served, and nothing else: %(why)s", {"why": why})
+        self.unreachable = why
+
+    def _found(self) -> None:
+        if self.unreachable is not None:
+            log.info("the store answers again")
+        self.unreachable, self.met = None, True
