@@ -80,7 +80,7 @@ def describe(served: Name, registry: Registry) -> dict[str, Any]:
         "tokens_per_s": served.pointer.tokens_per_s,
         "trial": asdict(served.pointer.trial) if served.pointer.trial else None,
         "merged": served.name in registry.merged,
-        "resident": is_resident(served, registry),
+        "resident": registry.holds(served),
         "revision": served.pointer.revision,
         "created": served.created,
     }
@@ -95,11 +95,6 @@ def installed_answer(done: Installed, registry: Registry) -> Response:
         adapter["unchanged"] = True
     headers = {"ETag": etag(done.name.digest), "Location": f"/adapters/{done.name.name}"}
     return json_answer(adapter, headers, 201 if done.created else 200)
-
-
-def is_resident(served: Name, registry: Registry) -> bool:
-    """Whether its version is in memory, merged or not."""
-    return served.name in registry.merged or served.digest in registry.residents
 
 
 def etag(digest: str) -> str:

@@ -70,6 +70,7 @@ def ran_headers(ran: Ran) -> dict[str, str]:
     steps = {"tokenize": ran.tokenize_s, "queue": ran.queue_s, "inference": ran.inference_s}
     return {
         "X-Adapter": header_list([c.stamp for c in ran.choice.distinct]),
+        "X-Adapter-Resident": str(all(c.resident for c in ran.choice.distinct)).lower(),
         "Server-Timing": ", ".join(f"{k};dur={1000 * s:.2f}" for k, s in steps.items()),
     }
 

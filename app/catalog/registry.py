@@ -149,6 +149,15 @@ class Registry:
             raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
         return served
 
+    def holds(self, name: Name, prefix: str | None = None) -> bool:
+        """Whether the name's version, or the one that prefix begins, is in memory, merged or not.
+
+        Raises UnknownVersion.
+        """
+        if prefix is None:
+            return name.name in self.merged or name.digest in self.residents
+        return find_version(name.name, name.pointer.history, prefix) in self.residents
+
     def ready(self, name: Name) -> StoredVersion | None:
         """The name's version, merged or not, if it is in memory."""
         return self.merged.get(name.name) or self.residents.use(name.digest)

@@ -33,6 +33,10 @@ class Residents:
     def __len__(self) -> int:
         return len(self._versions)
 
+    def latest(self, most: int) -> list[str]:
+        """The digests that were used last, those first. From any thread."""
+        return list(self._versions)[::-1][:most]
+
     def use(self, digest: str) -> StoredVersion | None:
         """The version for a request, if it is in memory; counted."""
         version = self.get(digest)

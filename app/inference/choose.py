@@ -46,7 +46,7 @@ class Chosen:
     """spelled: as the caller named it. version: what runs; the base is one, too.
 
     arm: of the name's trial, where it has one. shadow: the version that is to run beside this one.
-    parts: of a weighted sum.
+    parts: of a weighted sum. resident: whether it was in memory when it was asked for.
     """
 
     spelled: str
@@ -55,6 +55,7 @@ class Chosen:
     arm: Arm | None = None
     shadow: str | None = None
     parts: tuple[tuple[Chosen, float], ...] = ()
+    resident: bool = True
 
     @property
     def stamp(self) -> str:
@@ -188,7 +189,13 @@ async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
     entry = await runtime.names.get(name, caller.min_revision)
     if prefix is None:
         return await _current(runtime, caller, entry)
-    return Chosen(spelled, name, await runtime.fetcher.version(entry, prefix))
+    return await _pinned(runtime, entry, spelled, prefix)
+
+
+async def _pinned(runtime: Runtime, entry: Name, spelled: str, prefix: str | None) -> Chosen:
+    resident = runtime.registry.holds(entry, prefix)
+    version = await runtime.fetcher.version(entry, prefix)
+    return Chosen(spelled, entry.name, version, resident=resident)
 
 
 def _split(runtime: Runtime, caller: Caller, spelled: str) -> tuple[str, str | None]:
@@ -209,13 +216,14 @@ async def _sum(runtime: Runtime, caller: Caller, spelled: str, terms: list[Spell
             chosen = _base(runtime, BASE, prefix)
         else:
             entry = await runtime.names.get(name, caller.min_revision)
-            version = await runtime.fetcher.version(entry, prefix)
-            chosen = Chosen(name, name, version)
+            chosen = await _pinned(runtime, entry, name, prefix)
         parts.append((chosen, term.weight))
     if len(parts) == 1 and parts[0][1] == 1:
         return replace(parts[0][0], spelled=spelled)
     total = await runtime.compositions.get([(c.name, c.version, w) for c, w in parts])
-    return Chosen(with_plus(spelled), with_plus(spelled), total, parts=tuple(parts))
+    resident = all(chosen.resident for chosen, _ in parts)
+    plus = with_plus(spelled)
+    return Chosen(plus, plus, total, parts=tuple(parts), resident=resident)
 
 
 def _base(runtime: Runtime, spelled: str, prefix: str | None) -> Chosen:
@@ -231,19 +239,19 @@ async def _current(runtime: Runtime, caller: Caller, entry: Name) -> Chosen:
     """What answers for a name without a version: its trial's version, or its own."""
     name, trial = entry.name, entry.pointer.trial
     if trial is None:
-        version = await runtime.fetcher.ready(entry)
-        return Chosen(name, name, version)
+        return await _pinned(runtime, entry, name, None)
     drawn = takes_part(trial, _sticky_value(caller, trial))
     if drawn and trial.mode == "canary":
         try:
+            resident = trial.version in runtime.registry.residents
             version = await runtime.fetcher.load_stored(trial.version)
-            return Chosen(name, name, version, "canary")
+            return Chosen(name, name, version, "canary", resident=resident)
         except (AdapterRejected, StoreUnavailable, OSError) as error:
             why = {"version": trial.version, "name": name, "reason": str(error)}
             log.error("canary %(version)s of %(name)s cannot be loaded: %(reason)s", why)
-    version = await runtime.fetcher.ready(entry)
+    current = await _pinned(runtime, entry, name, None)
     shadow = trial.version if drawn and trial.mode == "shadow" else None
-    return Chosen(name, name, version, "current", shadow)
+    return replace(current, arm="current", shadow=shadow)
 
 
 def _sticky_value(caller: Caller, trial: Trial) -> str | None:

@@ -1,6 +1,6 @@
 """What Kubernetes' gateway API inference extension reads of a model server, by vLLM's names.
 
-Its endpoint picker sends a request to a server that has few requests waiting and already runs the
+Its endpoint picker sends a request to a server that has few requests waiting and holds the
 request's adapter. Behind a setting: they are another server's names.
 """
 
@@ -40,7 +40,7 @@ class Gateway(Collector):
             yield family
         info = GaugeMetricFamily(
             "vllm:lora_requests_info",
-            "Adapters of requests that run and that wait; the value is the time in seconds.",
+            "Adapters that run or are in memory, and that wait; the value is the time in seconds.",
             labels=["max_lora", "waiting_lora_adapters", "running_lora_adapters"],
         )
         begun, waits = self._adapters()
@@ -48,15 +48,21 @@ class Gateway(Collector):
         yield info
 
     def _adapters(self) -> tuple[str, str]:
-        """The names whose versions requests have begun with, and wait for, comma-separated."""
+        """The names that run or whose versions are in memory, and those that wait, with commas."""
         begun: set[str] = set()
         waits: set[str] = set()
         for request, sequences in self._engine.requests.copy().items():
             digests = waits if request.started_at is None else begun
             digests.update(sequence.version.digest for sequence in sequences)
-        return self._names(begun), self._names(waits)
+        running = self._names(begun)
+        held = self._names(self._registry.residents.latest(MOST_NAMES))
+        ours = [*running, *(name for name in held if name not in running)]
+        return _listed(ours), _listed(self._names(waits))
 
-    def _names(self, digests: Iterable[str]) -> str:
-        served = self._registry.names.copy().values()
-        names = sorted(name.name for name in served if not name.versions.isdisjoint(digests))
-        return ",".join(names[:MOST_NAMES])
+    def _names(self, digests: Iterable[str]) -> list[str]:
+        wanted, served = set(digests), self._registry.names.copy().values()
+        return sorted(name.name for name in served if not name.versions.isdisjoint(wanted))
+
+
+def _listed(names: list[str]) -> str:
+    return ",".join(names[:MOST_NAMES])

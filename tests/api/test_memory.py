@@ -30,6 +30,12 @@ def embed(server: LiveServer, name: str) -> list[list[float]]:
     return answer.json()  # type: ignore[no-any-return]
 
 
+def was_resident(server: LiveServer, *names: str) -> str:
+    body = {"inputs": TEXTS, "adapters": list(names)}
+    answer: str = server.client.post("/embed", json=body).headers["X-Adapter-Resident"]
+    return answer
+
+
 def metric(server: LiveServer, name: str) -> float:
     lines = server.client.get("/metrics").text.splitlines()
     return float(next(x for x in lines if x.startswith(f"{name} ")).split()[1])
@@ -55,6 +61,12 @@ def test_what_falls_out_of_memory_comes_back_with_the_same_answers(
         assert len(resident(small)) <= 2
     assert metric(small, "bert_lora_resident_bytes") <= 2 * size + 1
     assert metric(small, "bert_lora_adapter_misses_total") >= len(many)
+    version = reports["a0"]["version"]
+    for name in ("a0", f"a0@{version[:12]}", "base"):
+        assert was_resident(small, name, name) == "true"
+    assert was_resident(small, "a0", "a5") == "false"
+    assert was_resident(small, f"a4@{reports['a4']['version']}", "base") == "false"
+    embed(small, "a0")
     before = metric(small, "bert_lora_adapter_hits_total")
     embed(small, "a0")
     assert metric(small, "bert_lora_adapter_hits_total") == before + 1

@@ -22,7 +22,6 @@ from app.api.adapter_object import (
     Answers,
     describe,
     etag,
-    is_resident,
     precondition,
     tags_match,
 )
@@ -91,7 +90,7 @@ class ListQuery(BaseModel):
             (self.task, served.report.task),
             (self.head, served.report.has_head),
             (self.merged, name in registry.merged),
-            (self.resident, is_resident(served, registry)),
+            (self.resident, registry.holds(served)),
             (self.trial, served.pointer.trial is not None),
         )
         spelled = name.startswith(self.prefix) and self.q in name
