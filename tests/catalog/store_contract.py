@@ -1,7 +1,7 @@
 """What every store promises (app/catalog/store.py), as tests that each implementation inherits.
 
 A class that inherits StoreContract gives `store` and `another`: a second one on the same place, as
-another process would open it.
+another process would open it; and damage(). One that is slower sets the numbers, too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import pytest
 
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.store import StaleRevision, Store, VersionDamaged, content_version
-
-WRITERS = 8
 
 
 def commit(store: Store, content: bytes) -> str:
@@ -52,7 +50,15 @@ def collect_all(store: Store) -> None:
 
 
 class StoreContract:
-    """The promises. Not collected by itself."""
+    """The promises. Not collected by itself.
+
+    GRACE_S: more than it takes to commit, wait a tenth of it and point, while all the others do.
+    """
+
+    WRITERS = 8
+    ROUNDS = 20
+    GRACE_S = 0.3
+    RACE_S = 2.0
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Store:
@@ -60,6 +66,10 @@ class StoreContract:
 
     @pytest.fixture
     def another(self, store: Store) -> Store:
+        raise NotImplementedError
+
+    def damage(self, store: Store, version: str) -> None:
+        """Its file, where all read it from, is another one's from now on."""
         raise NotImplementedError
 
     def test_a_receiving_folder_is_its_own_and_gone_afterwards(self, store: Store) -> None:
@@ -94,21 +104,24 @@ class StoreContract:
         assert store.report("0" * 64) is None
         assert store.set_aside("0" * 64) is None
 
-    def test_a_damaged_version_is_set_aside_and_a_commit_heals_it(self, store: Store) -> None:
+    def test_a_damaged_version_is_set_aside_and_a_commit_heals_it(
+        self, store: Store, another: Store
+    ) -> None:
         version = commit(store, b"one")
-        (store.folder(version) / "adapter_model.safetensors").write_bytes(b"two")
+        self.damage(store, version)
         with pytest.raises(VersionDamaged):
-            store.folder(version)
-        assert store.set_aside(version)
-        assert store.set_aside_versions() == [version]
-        commit(store, b"one")
+            another.folder(version)
+        assert another.set_aside(version)
+        assert another.set_aside_versions() == [version]
+        commit(another, b"one")
+        assert is_there(another, version)
         assert is_there(store, version)
 
-    def test_a_commit_replaces_a_damaged_version(self, store: Store) -> None:
+    def test_a_commit_replaces_a_damaged_version(self, store: Store, another: Store) -> None:
         version = commit(store, b"one")
-        (store.folder(version) / "adapter_model.safetensors").write_bytes(b"two")
+        self.damage(store, version)
         assert commit(store, b"one") == version
-        assert is_there(store, version)
+        assert is_there(another, version)
 
     def test_a_whole_version_is_not_set_aside(self, store: Store) -> None:
         version = commit(store, b"one")
@@ -142,10 +155,10 @@ class StoreContract:
         self, store: Store, another: Store
     ) -> None:
         version = commit(store, b"one")
-        stores = [store, another] * (WRITERS // 2)
-        for _ in range(20):
+        stores = [store, another] * (self.WRITERS // 2)
+        for _ in range(self.ROUNDS):
             seen = store.look("x")
-            barrier = Barrier(WRITERS)
+            barrier = Barrier(self.WRITERS)
 
             def write(i: int, seen: Pointer = seen, barrier: Barrier = barrier) -> bool:
                 barrier.wait()
@@ -155,13 +168,13 @@ class StoreContract:
                     return False
                 return True
 
-            with ThreadPoolExecutor(WRITERS) as pool:
-                assert sum(pool.map(write, range(WRITERS))) == 1
+            with ThreadPoolExecutor(self.WRITERS) as pool:
+                assert sum(pool.map(write, range(self.WRITERS))) == 1
             assert store.look("x").revision == seen.revision + 1
 
     def test_of_writers_who_try_again_none_is_lost(self, store: Store, another: Store) -> None:
         version = commit(store, b"one")
-        stores = [store, another] * (WRITERS // 2)
+        stores = [store, another] * (self.WRITERS // 2)
 
         def write(i: int) -> None:
             for _ in range(3):
@@ -172,9 +185,9 @@ class StoreContract:
                     except StaleRevision:
                         continue
 
-        with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(write, range(WRITERS)))
-        assert store.look("x").revision == 3 * WRITERS
+        with ThreadPoolExecutor(self.WRITERS) as pool:
+            list(pool.map(write, range(self.WRITERS)))
+        assert store.look("x").revision == 3 * self.WRITERS
 
     def test_a_revision_does_not_come_back_with_a_name_that_was_deleted(
         self, store: Store, another: Store
@@ -267,8 +280,8 @@ class StoreContract:
     def test_what_was_committed_within_the_grace_stays_while_others_collect(
         self, store: Store, another: Store
     ) -> None:
-        """Eight writers commit, wait and point, while two collect: no name loses its version."""
-        grace_s, end = 0.3, time.monotonic() + 2.0
+        """Writers commit, wait and point, while two collect: no name loses its version."""
+        grace_s, end = self.GRACE_S, time.monotonic() + self.RACE_S
 
         def collect(collector: Store) -> None:
             while time.monotonic() < end:
@@ -284,9 +297,9 @@ class StoreContract:
                 if pointer.revision % 3 == 0:
                     writer.move(pointer, deleted(pointer))
 
-        with ThreadPoolExecutor(WRITERS + 2) as pool:
+        with ThreadPoolExecutor(self.WRITERS + 2) as pool:
             collecting = [pool.submit(collect, each) for each in (store, another)]
-            writing = [pool.submit(write, i) for i in range(WRITERS)]
+            writing = [pool.submit(write, i) for i in range(self.WRITERS)]
             for task in (*writing, *collecting):
                 task.result()
         for name in store.every_name():
@@ -319,7 +332,7 @@ class StoreContract:
         def append(i: int) -> None:
             (store, another)[i % 2].append_audit({"n": i})
 
-        with ThreadPoolExecutor(WRITERS) as pool:
+        with ThreadPoolExecutor(self.WRITERS) as pool:
             list(pool.map(append, range(50)))
         records = store.read_audit("", 100, lambda _: True)
         assert {r["n"] for r in records} == set(range(50))

@@ -13,7 +13,13 @@ import pytest
 from app.catalog.disk import alone
 from app.catalog.local_store import LocalStore
 from app.catalog.pointer import Entry, Pointer, deleted, digest_of, moved, now, staged
-from app.catalog.store import StaleRevision, StoreUnavailable, StoreUnusable, content_version
+from app.catalog.store import (
+    StaleRevision,
+    Store,
+    StoreUnavailable,
+    StoreUnusable,
+    content_version,
+)
 from tests.catalog.store_contract import StoreContract, collect_all, commit, is_there, point
 
 PROCESSES, MOVES = 4, 10
@@ -32,6 +38,9 @@ class TestLocalStore(StoreContract):
     @pytest.fixture
     def another(self, store: LocalStore) -> LocalStore:
         return LocalStore(store.root)
+
+    def damage(self, store: Store, version: str) -> None:
+        (store.folder(version) / "adapter_model.safetensors").write_bytes(b"two")
 
 
 def race(root: Path, version: str) -> int:
