@@ -7,9 +7,11 @@ bytes and paths; knows no names and no versions.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ SILENT = (
 SAID_AGAIN_S = 10.0
 READ_S = 3.0  # a small object takes tens of milliseconds: who waits longer asks in vain
 WRITE_S = 10.0  # where many replace one object at once, a bucket may let them wait in line
+RETRY_S = 0.5  # a write that was refused or cut at once is tried again for so long
 PART_S = 60.0  # for each part of a large one
 PART_BYTES = 8 << 20
 PAUSE_S = 1.0  # after a read that nothing answered: then one call asks for all
@@ -54,6 +57,10 @@ class Tag:
 
     e_tag: str | None
     version: str | None
+
+    def is_md5_of(self, body: bytes) -> bool:
+        """Whether the ETag proves that the object holds just this; many buckets' are no MD5."""
+        return (self.e_tag or "").strip('"') == hashlib.md5(body, usedforsecurity=False).hexdigest()
 
     def as_mode(self) -> Any:
         """As obstore takes it; a version of None must not be there."""
@@ -85,6 +92,7 @@ class Bucket:
             self._read, self._write, self._large = (
                 _store(url, timeout_s) for timeout_s in (READ_S, WRITE_S, PART_S)
             )
+            self._once = _store(url, WRITE_S, retries=0)
         except (refused.BaseError, ValueError, TypeError) as error:
             raise StoreUnusable(f"STORE={url}: {_first_line(error)}") from None
 
@@ -106,14 +114,29 @@ class Bucket:
                 return b"", seen
 
     def put(self, path: str, body: bytes, replaces: Tag | None) -> Tag:
-        """Write the object if it still is `replaces`; None: if there is none. Raises Conflict.
+        """Write the object if it still is `replaces`; None: if there is none.
 
-        After StoreUnavailable it may have been written, or may be a little later.
+        Raises Conflict: it was not written, and will not be. After StoreUnavailable it may have
+        been written, or may be a little later.
         """
-        with self._errors():
-            mode: Any = "create" if replaces is None else replaces.as_mode()
+        unanswered, began = None, time.monotonic()
+        while unanswered is None or time.monotonic() - began < RETRY_S:
             try:
-                return _tag(obstore.put(self._write, path, body, mode=mode))
+                return self._put_once(path, body, replaces)
+            except Conflict:
+                if unanswered is None:
+                    raise
+                break  # with what was written unanswered, perhaps
+            except StoreUnavailable as error:
+                unanswered = error
+                time.sleep(random.uniform(0.05, 0.2))
+        raise unanswered
+
+    def _put_once(self, path: str, body: bytes, replaces: Tag | None) -> Tag:
+        mode: Any = "create" if replaces is None else replaces.as_mode()
+        with self._errors():
+            try:
+                return _tag(obstore.put(self._once, path, body, mode=mode))
             except (refused.AlreadyExistsError, refused.PreconditionError, FileNotFoundError):
                 raise Conflict(path) from None
 
@@ -198,7 +221,7 @@ class Bucket:
         log.warning("the store %(store)s: %(why)s", what)
 
 
-def _store(url: str, timeout_s: float) -> Any:
+def _store(url: str, timeout_s: float, retries: int = 2) -> Any:
     scheme = url.partition("://")[0]
     return from_url(
         url,
@@ -209,7 +232,7 @@ def _store(url: str, timeout_s: float) -> Any:
             "timeout": timedelta(seconds=timeout_s),
         },
         retry_config={
-            "max_retries": 2,
+            "max_retries": retries,
             "retry_timeout": timedelta(seconds=timeout_s),
             "backoff": {
                 "init_backoff": timedelta(milliseconds=50),

@@ -1,6 +1,6 @@
 """Which names have moved lately, in one small object that every replica reads each second.
 
-    epoch    {"id", "number", "moved": [[number, name], …]}
+    epoch    {"id", "number", "moved": [[number, name], …], "sha256"}
 
 Who has seen all moves up to a number learns the names that have moved since; who was away for too
 long learns only that any may have. Knows names; knows not where they point.
@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 
 from app.catalog.bucket import Bucket, Conflict, Tag
+from app.catalog.pointer import digest_of
 from app.catalog.store import Moves, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -121,13 +122,15 @@ class MoveLog:
 
 
 def _to_json(written: _Log) -> bytes:
-    return json.dumps(vars(written)).encode()
+    return json.dumps({**vars(written), "sha256": digest_of(vars(written))}).encode()
 
 
 def _from_json(body: bytes) -> _Log:
     """What nobody has written counts as another log: any name may have moved."""
     try:
         raw = json.loads(body)
+        if raw.pop("sha256") != digest_of(raw):
+            raise ValueError("it is not what was written")
         moved = tuple((int(number), str(name)) for number, name in raw["moved"])
         return _Log(str(raw["id"]), int(raw["number"]), moved)
     except (ValueError, TypeError, LookupError):

@@ -75,6 +75,11 @@ class ObjectNames:
             found = self._read_once(name)
         if found.damaged is not None:
             where = {"path": FOLDER + name, "store": self._bucket.url}
+            if found.tag is None or not found.tag.is_md5_of(found.damaged):
+                raise StoreUnavailable(
+                    f"{FOLDER}{name} in {self._bucket.url} cannot be read: it is damaged, or was "
+                    "on its way; if it stays so, delete it there"
+                )
             log.error("%(path)s in %(store)s is damaged: a PUT replaces it", where)
         return found
 
@@ -135,10 +140,12 @@ class ObjectNames:
             tag = self._bucket.put(FOLDER + name, body, current.tag)
         except (Conflict, StoreUnavailable) as error:
             self._known.pop(name, None)
-            written = self._read(name).writer == after.writer
-            if not written and isinstance(error, StoreUnavailable):
+            current = self._read(name)
+            if current.writer != after.writer and isinstance(error, StoreUnavailable):
+                if current.pointer.revision == after.pointer.revision:  # it is another's
+                    raise StaleRevision(name) from None
                 raise
-            return written
+            return current.writer == after.writer
         self._known[name] = replace(after, tag=tag)
         return True
 

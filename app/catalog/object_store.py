@@ -77,9 +77,7 @@ class ObjectStore(Store):
     def commit(self, folder: Path, version: str, options: Json, report: Json) -> None:
         """As Store.commit."""
         started = time.monotonic()
-        if self._is_whole(version):
-            self._versions.touch(version)
-        else:
+        if not (self._is_whole(version) and self._versions.touch(version)):
             self._versions.upload(folder, version, options, report)
             with disk_errors():
                 (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
@@ -189,10 +187,8 @@ class ObjectStore(Store):
             self._log.write(after.name)  # also of a move that may have been made
 
     def _renew(self, version: str) -> None:
-        try:
-            self._versions.touch(version)
-        except VersionDamaged:
-            raise StoreUnavailable(f"version {version} is there no more: PUT it again") from None
+        if not self._versions.touch(version):
+            raise StoreUnavailable(f"version {version} is there no more: PUT it again")
 
     def epoch(self) -> str:
         """As Store.epoch."""

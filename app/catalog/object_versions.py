@@ -25,6 +25,7 @@ import orjson
 
 from app.adapters.files import ADAPTER_FILES
 from app.catalog.bucket import LISTED, Bucket, Conflict, Listed, Tag
+from app.catalog.pointer import digest_of
 from app.catalog.store import Json, StoreUnavailable, VersionDamaged, content_version
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """As its object has it."""
-        body = json.dumps(vars(self)).encode()
+        body = json.dumps({**vars(self), "sha256": digest_of(vars(self))}).encode()
         return body if self.at is None else body.ljust(LIVE_BYTES)
 
 
@@ -63,6 +64,8 @@ class ObjectVersions:
                 return Manifest(None), None
             with contextlib.suppress(ValueError, TypeError, LookupError):
                 raw = orjson.loads(answer[0])
+                if raw.pop("sha256") != digest_of(raw):
+                    continue
                 files = tuple(name for name in raw["files"] if name in ADAPTER_FILES)
                 return Manifest(raw["at"], files, raw["options"], raw["touched"]), answer[1]
         raise StoreUnavailable(f"{MANIFESTS}{version} in {self._bucket.url} cannot be read")
@@ -96,17 +99,15 @@ class ObjectVersions:
             raise VersionDamaged(version)
         return manifest.options or {}
 
-    def touch(self, version: str) -> None:
-        """A commit of what is there: no collector removes it within a grace. Raises
-        VersionDamaged where it is not there.
-        """
+    def touch(self, version: str) -> bool:
+        """A commit of what is there: no collector removes it within a grace. False: it is not."""
         while True:
             manifest, tag = self.manifest(version)
             if manifest.at is None:
-                raise VersionDamaged(version)
+                return False
             with contextlib.suppress(Conflict):
                 self._write(version, manifest.at, manifest.files, manifest.options or {}, tag)
-                return
+                return True
 
     def upload(self, folder: Path, version: str, options: Json, report: Json) -> None:
         """Make the folder's files the version, in the place of what is there."""
