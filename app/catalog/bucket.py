@@ -41,9 +41,10 @@ READ_S = 3.0  # a small object takes tens of milliseconds: who waits longer asks
 WRITE_S = 10.0  # where many replace one object at once, a bucket may let them wait in line
 RETRY_S = 0.5  # a write that was refused or cut at once is tried again for so long
 PART_S = 60.0  # for each part of a large one
-PART_BYTES = 8 << 20
 PAUSE_S = 1.0  # after a read that nothing answered: then one call asks for all
-PARTS = 4  # of one file at the same time
+SILENCE_S = 10.0  # of a bucket, while a part comes; one that goes has to be there by then
+PART_BYTES = 5 << 20  # the least that S3 takes
+PARTS = 2  # of one file at the same time: 1 MB/s will do
 LISTED = 1_000  # what the stores give in one answer
 
 
@@ -230,10 +231,11 @@ def _store(url: str, timeout_s: float, retries: int = 2) -> Any:
             "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1"),
             "connect_timeout": timedelta(seconds=min(2.0, timeout_s)),
             "timeout": timedelta(seconds=timeout_s),
+            "read_timeout": timedelta(seconds=min(SILENCE_S, timeout_s)),
         },
         retry_config={
             "max_retries": retries,
-            "retry_timeout": timedelta(seconds=timeout_s),
+            "retry_timeout": timedelta(seconds=min(SILENCE_S, timeout_s)),
             "backoff": {
                 "init_backoff": timedelta(milliseconds=50),
                 "max_backoff": timedelta(milliseconds=500),
