@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import obstore
 import pytest
 
-from app.catalog.store import Store
-from tests.catalog.seaweed import Seaweed
-from tests.catalog.store_contract import StoreContract, commit, is_there, point
+from app.catalog.object_versions import ObjectVersions
+from app.catalog.pointer import Entry, Pointer, moved, now
+from app.catalog.store import Store, StoreUnavailable
+from tests.catalog.seaweed import BUCKET, Seaweed
+from tests.catalog.store_contract import StoreContract, collect_all, commit, is_there, point
 from tests.catalog.unreliable import Fault, Unreliable
 
 
@@ -28,32 +32,38 @@ def prefix(seaweed: Seaweed) -> str:
 
 
 @pytest.fixture
-def store(seaweed: Seaweed, prefix: str, tmp_path: Path) -> Iterator[Store]:
-    with seaweed.store(prefix, tmp_path / "cache") as store:
-        yield store
+def opened(seaweed: Seaweed, prefix: str, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """One more replica's store, with a cache of its own."""
+    with contextlib.ExitStack() as stack:
+        numbers = itertools.count()
+        yield lambda: stack.enter_context(
+            seaweed.store(prefix, tmp_path / f"cache {next(numbers)}")
+        )
 
 
 @pytest.fixture
-def another(seaweed: Seaweed, prefix: str, tmp_path: Path) -> Iterator[Store]:
-    with seaweed.store(prefix, tmp_path / "another cache") as store:
-        yield store
+def store(opened: Callable[[], Store]) -> Store:
+    return opened()
+
+
+@pytest.fixture
+def another(opened: Callable[[], Store]) -> Store:
+    return opened()
 
 
 class TestObjectStore(StoreContract):
     WRITERS = 16
-    ROUNDS = 5  # SeaweedFS makes those who lose wait for seconds
+    ROUNDS = 3  # SeaweedFS makes those who lose wait for seconds
     GRACE_S = 3.0
-    RACE_S = 8.0
+    RACE_S = 6.0
 
     @pytest.fixture
-    def store(self, seaweed: Seaweed, prefix: str, tmp_path: Path) -> Iterator[Store]:
-        with seaweed.store(prefix, tmp_path / "cache") as store:
-            yield store
+    def store(self, opened: Callable[[], Store]) -> Store:
+        return opened()
 
     @pytest.fixture
-    def another(self, seaweed: Seaweed, prefix: str, tmp_path: Path) -> Iterator[Store]:
-        with seaweed.store(prefix, tmp_path / "another cache") as store:
-            yield store
+    def another(self, opened: Callable[[], Store]) -> Store:
+        return opened()
 
     @pytest.fixture(autouse=True)
     def _to_damage(self, seaweed: Seaweed, prefix: str) -> None:
@@ -78,20 +88,66 @@ def test_a_cached_file_that_is_damaged_is_fetched_again(store: Store) -> None:
 
 
 def test_what_one_replica_reads_badly_stays_for_the_others(
-    seaweed: Seaweed, prefix: str, store: Store, tmp_path: Path
+    seaweed: Seaweed, prefix: str, store: Store, another: Store, tmp_path: Path
 ) -> None:
     version = commit(store, b"one")
     point(store, "x", version)
     with (
-        Unreliable(seaweed.endpoint, "bucket", prefix) as proxy,
+        Unreliable(seaweed.endpoint, BUCKET, prefix) as proxy,
         Seaweed(proxy.endpoint).store(prefix, tmp_path / "behind") as behind,
         proxy.failing(Fault("corrupt", "GET", "files/")),
     ):
         assert not is_there(behind, version)
         behind.set_aside(version)
-    with seaweed.store(prefix, tmp_path / "fresh") as fresh:
-        assert is_there(fresh, version)
-        assert fresh.look("x").version == version
+    assert is_there(another, version)
+    assert another.look("x").version == version
+
+
+def test_a_damaged_name_is_listed_put_aside_and_healed_by_a_move(
+    seaweed: Seaweed, prefix: str, store: Store, another: Store
+) -> None:
+    version, raw = commit(store, b"one"), seaweed.raw(prefix)
+    point(store, "x", version)
+    obstore.put(raw, "names/x", bytes(obstore.get(raw, "names/x").bytes()).replace(b"put", b"pat"))
+    assert list(another.every_name()) == ["x"]
+    assert another.look("x") == Pointer("x")
+    assert point(another, "x", version).revision == 1
+    assert store.look("x").revision == 1
+    (page,) = obstore.list(raw, prefix="damaged/")
+    assert b'"pat"' in bytes(obstore.get(raw, page[0]["path"]).bytes())
+    collect_all(another)
+    assert is_there(another, version)  # nobody can tell what the damaged one held
+
+
+def test_a_name_that_is_damaged_on_its_way_is_not_replaced(
+    seaweed: Seaweed, prefix: str, store: Store, tmp_path: Path
+) -> None:
+    version = commit(store, b"one")
+    pointer = point(store, "x", version)
+    with (
+        Unreliable(seaweed.endpoint, BUCKET, prefix) as proxy,
+        Seaweed(proxy.endpoint).store(prefix, tmp_path / "behind") as behind,
+        proxy.failing(Fault("corrupt", "GET", "names/")),
+    ):
+        with pytest.raises(StoreUnavailable, match="it is damaged, or was on its way"):
+            behind.look("x")
+        with pytest.raises(StoreUnavailable):
+            behind.move(Pointer("x"), moved(Pointer("x"), Entry(version, now()), 64))
+    assert store.look("x") == pointer
+
+
+def test_a_commit_that_meets_the_collector_uploads_again(
+    store: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, touch = commit(store, b"one"), ObjectVersions.touch
+
+    def collected(self: ObjectVersions, version: str) -> bool:
+        collect_all(another)
+        return touch(self, version)
+
+    monkeypatch.setattr(ObjectVersions, "touch", collected)
+    assert commit(store, b"one") == version
+    assert is_there(another, version)
 
 
 def test_a_cache_keeps_to_its_bytes_and_serves_all(

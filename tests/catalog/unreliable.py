@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 import socket
 import threading
@@ -78,6 +79,7 @@ class Unreliable:
         self._bucket, self._begin = endpoint, f"{bucket}/{prefix}/"
         self._fault: Fault | None = None
         self._aimed = 0
+        self._random = random.Random(0)
         # Bound and not listening: the port is ours, also while connections are refused.
         self._port = socket.socket()
         self._port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -202,7 +204,7 @@ class Unreliable:
             case "cut_body":
                 return await self._cut(request, answer)
             case "corrupt":
-                answer.body = _flipped(answer.body)
+                answer.body = self._flipped(answer.body)
             case "wrong_etag":
                 answer.headers = [
                     (k, OTHER_ETAG if k.lower() == "etag" else v) for k, v in answer.headers
@@ -225,14 +227,15 @@ class Unreliable:
             request.transport.close()  # once what was written has left
         return response
 
+    def _flipped(self, body: bytes) -> bytes:
+        if not body:
+            return body
+        at, bit = self._random.randrange(len(body)), 1 << self._random.randrange(8)
+        return body[:at] + bytes([body[at] ^ bit]) + body[at + 1 :]
+
     def _whole(self, answer: Answer) -> web.Response:
         return web.Response(status=answer.status, headers=_end_to_end(answer), body=answer.body)
 
 
 def _end_to_end(answer: Answer) -> list[tuple[str, str]]:
     return [(k, v) for k, v in answer.headers if k.lower() not in HOP_BY_HOP]
-
-
-def _flipped(body: bytes) -> bytes:
-    middle = len(body) // 2
-    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :] if body else body
