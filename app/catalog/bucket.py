@@ -198,6 +198,9 @@ class Bucket:
         started = time.monotonic()
         try:
             yield
+        except (Conflict, FileNotFoundError):  # is an answer, too
+            self._silent_until = 0.0
+            raise
         except (refused.BaseError, TimeoutError, ConnectionError, PermissionError) as error:
             self._failed(error, time.monotonic() - started)
             raise StoreUnavailable(SILENT) from None

@@ -83,16 +83,34 @@ class Seaweed:
 @contextlib.contextmanager
 def seaweedfs(folder: Path) -> Iterator[Seaweed]:
     """One with its data in `folder`, and an empty bucket. Raises RuntimeError with its log."""
-    ports = {f"{name}{kind}": free_port() for name in PORTS for kind in ("", ".grpc")}
     (folder / "s3.json").write_text(json.dumps(_identities()))
-    (folder / "data").mkdir()
+    for tries_left in (2, 1, 0):  # another process may have taken a port meanwhile
+        try:
+            with _started(folder / str(tries_left), folder / "s3.json") as seaweed:
+                yield seaweed
+            return
+        except NotStarted as error:
+            if not tries_left:
+                raise RuntimeError(str(error)) from None
+
+
+class NotStarted(Exception):
+    """Its log."""
+
+
+@contextlib.contextmanager
+def _started(folder: Path, identities: Path) -> Iterator[Seaweed]:
+    ports = {f"{name}{kind}": free_port() for name in PORTS for kind in ("", ".grpc")}
+    (folder / "data").mkdir(parents=True)
     log = folder / "log"
     with log.open("wb") as out:
-        child = subprocess.Popen(_command(folder, ports), stdout=out, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            _command(folder, identities, ports), stdout=out, stderr=subprocess.STDOUT
+        )
     try:
         seaweed = Seaweed(f"http://127.0.0.1:{ports['s3.port']}")
         if not _took_an_object(seaweed, child):
-            raise RuntimeError(log.read_text())
+            raise NotStarted(log.read_text())
         yield seaweed
     finally:
         child.kill()
@@ -110,7 +128,7 @@ def _identities() -> dict[str, object]:
     return {"identities": [{"name": "test", "credentials": [keys], "actions": ["Admin"]}]}
 
 
-def _command(folder: Path, ports: dict[str, int]) -> list[str]:
+def _command(folder: Path, identities: Path, ports: dict[str, int]) -> list[str]:
     options = {
         "dir": folder / "data",
         "ip": "127.0.0.1",
@@ -122,7 +140,7 @@ def _command(folder: Path, ports: dict[str, int]) -> list[str]:
         "filer.localSocket": folder / "filer.sock",
         "s3": "true",
         "s3.localSocket": folder / "s3.sock",
-        "s3.config": folder / "s3.json",
+        "s3.config": identities,
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         **ports,

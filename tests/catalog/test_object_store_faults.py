@@ -117,8 +117,17 @@ def check(pointer: Pointer, outcomes: Outcomes) -> None:
     assert set(marks) <= outcomes.acknowledged.keys() | outcomes.unknown
 
 
+def wait_for_answers(store: Store) -> None:
+    """Who has met silence asks again a little later."""
+    end = time.monotonic() + 10
+    while ended(store.epoch)[0] != "done" and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 def check_recovered(failing: Failing) -> None:
-    """All stores write and read what the others have written."""
+    """All stores write and read what the others have written, within seconds."""
+    for store in failing.stores:
+        wait_for_answers(store)
     for i, store in enumerate(failing.stores):
         version = commit(store, b"after %d" % i)
         while True:
