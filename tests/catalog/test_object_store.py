@@ -10,6 +10,7 @@ from pathlib import Path
 import obstore
 import pytest
 
+from app.catalog.object_names import ObjectNames
 from app.catalog.object_versions import ObjectVersions
 from app.catalog.pointer import Entry, Pointer, moved, now
 from app.catalog.store import Store, StoreUnavailable
@@ -148,6 +149,22 @@ def test_a_commit_that_meets_the_collector_uploads_again(
     monkeypatch.setattr(ObjectVersions, "touch", collected)
     assert commit(store, b"one") == version
     assert is_there(another, version)
+
+
+def test_a_commit_while_a_collector_decides_keeps_the_version(
+    store: Store, another: Store, opened: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, held_versions = commit(store, b"one"), ObjectNames.held_versions
+    store.collect(0)
+
+    def meanwhile(self: ObjectNames) -> set[str] | None:
+        held = held_versions(self)
+        commit(another, b"one")
+        return held
+
+    monkeypatch.setattr(ObjectNames, "held_versions", meanwhile)
+    store.collect(0)
+    assert is_there(opened(), version)
 
 
 def test_a_cache_keeps_to_its_bytes_and_serves_all(
