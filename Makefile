@@ -1,4 +1,4 @@
-# serve, test, test-quick, test-page, check, bench, soak; sbom, audit and lock for what is shipped. Each installs what it needs, once.
+# serve, test, test-quick, test-page, test-scale, check, bench, soak; sbom, audit and lock for what is shipped. Each installs what it needs, once.
 
 VENV ?= .venv
 PORT ?= 8080
@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: serve test test-all test-quick test-page test-clients check bench soak sbom audit lock lock-clients clean
+.PHONY: serve test test-all test-quick test-page test-scale test-clients check bench soak sbom audit lock lock-clients clean
 
 serve: $(VENV)/served
 	BERT_LORA_PORT=$${BERT_LORA_PORT:-$(PORT)} $(VENV)/bin/bert-lora serve
@@ -29,6 +29,10 @@ test: $(VENV)/developed $(HELM_HERE)
 # With what takes long: kills and restarts under load, every architecture with every kind of adapter.
 test-all: $(VENV)/developed $(HELM_HERE)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# Two servers on a bucket and behind a balancer, under load, killed, replaced, and without their bucket for a while.
+test-scale: $(VENV)/developed
+	$(VENV)/bin/python -m pytest -rs tests/scale tests/catalog/test_object_store.py tests/catalog/test_object_store_faults.py tests/deploy/test_balancer.py
 
 # The rooms without HTTP, and what reads the tree, but for the slowest: under a minute.
 test-quick: $(VENV)/developed

@@ -13,7 +13,7 @@ from app.settings import Settings
 
 SCHEMA = Path(__file__).parent / "bert-lora-server" / "values.schema.json"
 # The chart mounts and maps these, and has values of its own for keys.
-FIXED = {"host", "port", "store", "adapters_dir"}
+FIXED = {"host", "port", "store", "cache_dir", "adapters_dir"}
 TIMES = ["drain_delay", "drain_seconds", "max_forward_seconds"]  # the chart computes with them
 KEYS = {"api_keys", "admin_keys", "api_keys_file", "admin_keys_file"}
 

@@ -58,6 +58,14 @@ MANY = {
     "keys": {"existingSecret": "mine", "existingEntries": {"api": "clients", "admin": ""}},
 }
 
+BUCKET = {
+    "replicas": 3,
+    "store": {"kind": "bucket", "bucket": "s3://models/bert", "credentialsSecret": "bucket"},
+    "keys": {"admin": "a"},
+    "podDisruptionBudget": {"enabled": True},
+    "service": {"headless": True},
+}
+
 needs_helm = pytest.mark.skipif(
     HELM is None, reason="helm is not there: make build/tools/bin/helm (Linux on x86-64)"
 )
@@ -120,7 +128,9 @@ def test_the_chart_has_the_servers_version_and_defaults() -> None:
 
 
 @needs_helm
-@pytest.mark.parametrize("values", [{}, ALL, MANY], ids=["defaults", "all", "many replicas"])
+@pytest.mark.parametrize(
+    "values", [{}, ALL, MANY, BUCKET], ids=["defaults", "all", "many replicas", "a bucket"]
+)
 def test_helm_lints_it_and_kubernetes_takes_every_object(values: Json) -> None:
     done = helm("lint", "--strict", values=values)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -183,8 +193,8 @@ def test_a_service_named_bert_lora_does_not_keep_the_server_from_starting() -> N
 
 @needs_helm
 def test_several_replicas_are_refused_where_they_would_differ() -> None:
-    assert "a store has one owner" in refusal({"replicas": 2})
-    assert "a store has one owner" in refusal({"autoscaling": {"enabled": True}})
+    assert "store has one owner" in refusal({"replicas": 2})
+    assert "store has one owner" in refusal({"autoscaling": {"enabled": True}})
     assert "no admin keys" in refusal(
         {"replicas": 2, "store": {"kind": "emptyDir"}, "keys": {"admin": "a"}}
     )
@@ -194,6 +204,65 @@ def test_several_replicas_are_refused_where_they_would_differ() -> None:
     one = rendered()["Deployment"]["spec"]
     assert (one["replicas"], one["strategy"]["type"]) == (1, "Recreate")
     assert "replicas" not in rendered(MANY)["Deployment"]["spec"]
+
+
+@needs_helm
+def test_replicas_share_a_bucket_and_keep_no_claim() -> None:
+    objects = rendered(BUCKET)
+    assert objects.keys() == {"Deployment", "Service", "Secret", "PodDisruptionBudget"}
+    spec = objects["Deployment"]["spec"]
+    assert spec["replicas"] == 3
+    assert environ(BUCKET)[f"{PREFIX}STORE"] == "s3://models/bert"
+    (server,) = pod(BUCKET)["containers"]
+    assert server["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    store = next(v for v in pod(BUCKET)["volumes"] if v["name"] == "store")
+    assert store["emptyDir"] == {"sizeLimit": "10Gi"}
+    assert objects["Service"]["spec"]["clusterIP"] == "None"
+
+
+@needs_helm
+def test_the_cache_of_a_bucket_lies_in_the_pods_volume_and_fits() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (cache,) = re.findall(r"BERT_LORA_CACHE_DIR=(\S+)", dockerfile)
+    (server,) = pod(BUCKET)["containers"]
+    assert any(cache.startswith(m["mountPath"] + "/") for m in server["volumeMounts"])
+    size = yaml.safe_load((CHART / "values.yaml").read_text())["store"]["size"]
+    assert (
+        int(size.removesuffix("Gi")) << 30 > Settings().cache_bytes + Settings().max_adapter_bytes
+    )
+
+
+@needs_helm
+def test_where_a_cloud_knows_the_pod_no_secret_is_asked_for() -> None:
+    values = {"store": {"kind": "bucket", "bucket": "gs://models"}, "serviceAccountName": "reads"}
+    made = pod(values)
+    assert made["serviceAccountName"] == "reads"
+    assert "envFrom" not in made["containers"][0]
+
+
+@needs_helm
+def test_an_update_takes_no_pod_away_before_its_successor_is_ready() -> None:
+    for values in (MANY, BUCKET):
+        strategy = rendered(values)["Deployment"]["spec"]["strategy"]
+        assert strategy["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+@needs_helm
+def test_rate_limits_are_divided_by_as_many_replicas_as_there_may_be() -> None:
+    name = f"{PREFIX}REPLICAS"
+    assert environ(BUCKET)[name] == "3"
+    scaled = {**BUCKET, "autoscaling": {"enabled": True, "maxReplicas": 7}}
+    assert environ(scaled)[name] == "7"
+    assert environ({**scaled, "settings": {"replicas": 2}})[name] == "2"
+    assert name not in environ()
+
+
+@needs_helm
+def test_a_bucket_is_refused_where_it_is_half_said_or_folders_would_not_be_watched() -> None:
+    assert "go together" in refusal({"store": {"kind": "bucket"}})
+    assert "go together" in refusal({"store": {"bucket": "s3://a"}})
+    assert "/store/bucket" in refusal({"store": {"kind": "bucket", "bucket": "/data"}})
+    assert "bert-lora push" in refusal({**BUCKET, "adapters": ALL["adapters"]})
 
 
 @needs_helm
@@ -287,10 +356,12 @@ def test_the_service_and_the_policies_select_the_pod() -> None:
 
 @needs_helm
 def test_the_notes_have_a_curl_line_with_a_key_where_one_is_needed() -> None:
-    for values, keyed in (({}, False), ({"keys": {"api": "k"}}, True)):
+    bucket = {"store": {"kind": "bucket", "bucket": "s3://a"}}
+    for values, keyed in (({}, False), ({"keys": {"api": "k"}}, True), (bucket, False)):
         done = helm("install", "--dry-run=client", "r", values=values)
         assert done.returncode == 0, done.stderr
         notes = done.stdout.partition("NOTES:")[2]
         (line,) = re.findall(r"curl .*", notes)
         assert ("$KEY" in line) == keyed
         assert "Nobody may change adapters" in notes
+        assert ("adapter=" in line) == (values != bucket)  # in a new bucket there is none

@@ -1,0 +1,273 @@
+"""Two servers on one bucket: what one is told the other serves, and what they do while it fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.catalog.pointer import Entry, Pointer, moved, now
+from tests.catalog.seaweed import Seaweed
+from tests.catalog.unreliable import Fault
+from tests.live import eventually
+from tests.scale.fleet import Adapters, Fleet, ask, check, made_adapters, running
+
+HUNG = Fault("hung")
+MANY = 1_050
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Adapters:
+    return made_adapters(tiny_bert, tmp_path_factory.mktemp("adapters"), 4)
+
+
+@pytest.fixture(scope="module")
+def fleet(
+    tiny_bert: Path, seaweed: Seaweed, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    with running(seaweed, tmp_path_factory.mktemp("fleet"), 2, model=tiny_bert) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def here(fleet: Fleet) -> httpx.Client:
+    return fleet.client(0)
+
+
+@pytest.fixture
+def there(fleet: Fleet) -> httpx.Client:
+    return fleet.client(1)
+
+
+def test_what_is_put_here_is_served_there_at_once(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    put = adapters.put(here, "new", 0).json()
+    assert check(ask(there, "new"), adapters) == put["version"]
+    assert there.get("/adapters/new").json()["delta"] == put["delta"]
+
+
+def test_another_version_is_served_there_soon_and_at_once_to_who_asks_for_its_revision(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    adapters.put(here, "moves", 0)
+    check(ask(there, "moves"), adapters)
+    for i in (1, 2, 1):
+        put = adapters.put(here, "moves", i).json()
+        newest = ask(there, "moves", **{"X-Min-Revision": str(put["revision"])})
+        assert check(newest, adapters) == put["version"]
+    put = adapters.put(here, "moves", 3).json()
+    assert eventually(lambda: check(ask(there, "moves"), adapters) == put["version"], 5)
+    beyond = ask(there, "moves", **{"X-Min-Revision": "99"})
+    assert (beyond.status_code, beyond.json()["error_type"]) == (412, "precondition_failed")
+
+
+def test_what_is_deleted_here_is_gone_there_and_its_revision_goes_on(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    first = adapters.put(here, "gone", 0).json()
+    check(ask(there, "gone"), adapters)
+    deleted = here.delete("/adapters/gone")
+    revision = int(deleted.headers["X-Revision"])
+    assert revision == first["revision"] + 1
+    assert ask(there, "gone", **{"X-Min-Revision": str(revision)}).status_code == 404
+    assert eventually(lambda: ask(there, "gone").status_code == 404, 5)
+    again = adapters.put(there, "gone", 1).json()
+    assert again["revision"] == revision + 1
+    assert check(ask(here, "gone", **{"X-Min-Revision": str(again["revision"])}), adapters)
+
+
+def test_of_many_who_put_at_both_each_wins_in_turn_and_none_is_lost(
+    adapters: Adapters, fleet: Fleet
+) -> None:
+    def put(i: int) -> httpx.Response:
+        with httpx.Client(base_url=fleet.servers[i % 2].url, timeout=60) as client:
+            return adapters.put(client, "raced", i % 4)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(put, range(16)))
+    assert {answer.status_code for answer in answers} <= {200, 201}
+    changed = [a.json() for a in answers if not a.json().get("unchanged")]
+    revisions = [change["revision"] for change in changed]
+    assert sorted(revisions) == list(range(1, len(changed) + 1))
+    last = max(changed, key=lambda change: change["revision"])
+    wanted = {"X-Min-Revision": str(last["revision"])}
+    for n in range(2):
+        assert check(ask(fleet.client(n), "raced", **wanted), adapters) == last["version"]
+
+
+def test_if_match_holds_whoever_has_moved_the_name(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    first = adapters.put(here, "matched", 0)
+    second = adapters.put(there, "matched", 1, headers={"If-Match": first.headers["ETag"]})
+    assert second.status_code == 200
+    late = adapters.put(here, "matched", 2, headers={"If-Match": first.headers["ETag"]})
+    assert late.status_code == 412
+    back = there.post("/adapters/matched/rollback")
+    assert back.json()["version"] == first.json()["version"]
+    history = here.get("/adapters/matched/versions").json()
+    assert {first.json()["version"], second.json()["version"]} <= {v["version"] for v in history}
+
+
+def test_a_canary_gives_a_client_the_same_version_at_both(
+    adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    adapters.put(here, "tried", 0)
+    staged = adapters.put(there, "tried", 1, params={"stage": "true"}).json()
+    begun = here.post(
+        "/adapters/tried/canary",
+        json={"version": staged["version"], "percent": 50, "sticky_by": "x-user"},
+    )
+    assert begun.status_code == 200, begun.text
+    at_least = {"X-Min-Revision": str(begun.json()["revision"])}
+    arms = [
+        {
+            check(ask(client, "tried", **{"X-User": f"u{i}"}, **at_least), adapters)
+            for client in (here, there)
+        }
+        for i in range(20)
+    ]
+    assert all(len(versions) == 1 for versions in arms)
+    assert len(set.union(*arms)) == 2
+
+
+def test_the_audit_is_of_both_and_so_is_the_list(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    adapters.put(here, "audited-1", 0)
+    adapters.put(there, "audited-2", 1)
+    for client in (here, there):
+        records = client.get("/audit").json()["records"]
+        assert {"audited-1", "audited-2"} <= {record["name"] for record in records}
+
+    def lists_both(client: httpx.Client) -> bool:
+        listed = {one["name"] for one in client.get("/adapters").json()}
+        return {"audited-1", "audited-2"} <= listed
+
+    assert eventually(lambda: lists_both(here) and lists_both(there), 5)
+
+
+def test_what_is_one_servers_is_refused(adapters: Adapters, here: httpx.Client) -> None:
+    adapters.put(here, "whole", 0)
+    merged = here.post("/adapters/whole/merge")
+    assert (merged.status_code, merged.json()["error_type"]) == (409, "merge_not_shared")
+
+
+def test_a_rate_limit_is_given_in_parts(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    put = adapters.put(here, "limited", 0, params={"tokens_per_s": 20}).json()
+    at_least = {"X-Min-Revision": str(put["revision"])}
+    waits = []
+    for client in (here, there):
+        body = {"inputs": list(range(5, 45))}
+        client.post("/embed", params={"adapter": "limited"}, json=body, headers=at_least)
+        refused = client.post("/embed", params={"adapter": "limited"}, json=body)
+        assert refused.status_code == 429
+        waits.append(int(refused.headers["retry-after-ms"]))
+    for wait in waits:  # 40 tokens, less a burst of 10, at 10 a second: not at 20
+        assert 2_000 < wait < 4_000
+
+
+def test_while_the_bucket_hangs_what_is_known_is_served_and_nothing_else(
+    adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    known = adapters.put(here, "known", 0).json()["version"]
+    adapters.put(here, "unknown", 1)
+    check(ask(there, "known"), adapters)
+    here.delete("/adapters/unknown")
+    with fleet.proxies[1].failing(HUNG):
+        assert eventually(lambda: store_up(there) == 0, 15)
+        for _ in range(3):
+            began = time.monotonic()
+            assert check(ask(there, "known"), adapters) == known
+            refused = ask(there, "never-seen")
+            assert (refused.status_code, refused.json()["error_type"]) == (503, "store_unavailable")
+            assert "127.0.0.1" not in refused.text
+            changed = adapters.put(there, "known", 2)
+            assert changed.status_code == 503
+            assert time.monotonic() - began < 10
+        assert there.get("/readyz").status_code == 200
+        assert there.get("/readyz", params={"verbose": "true"}).json()["store"] != "answers"
+        moved_on = adapters.put(here, "known", 3).json()
+    assert eventually(lambda: store_up(there) == 1, 15)
+    assert eventually(lambda: check(ask(there, "known"), adapters) == moved_on["version"], 5)
+    assert ask(there, "never-seen").status_code == 404
+
+
+def store_up(client: httpx.Client) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return float(next(x for x in lines if x.startswith("bert_lora_store_up ")).split()[1])
+
+
+def test_a_server_that_cannot_reach_its_bucket_is_not_ready_before_it_has(
+    adapters: Adapters, fleet: Fleet
+) -> None:
+    version = adapters.put(fleet.client(0), "before", 0).json()["version"]
+    ends = fleet.servers[1]
+    ends.kill()
+    with fleet.proxies[1].failing(Fault("error", status=503)):
+        fleet.servers[1] = again = fleet.start(1, wait=False)
+        assert eventually(lambda: status(again.client, "/livez") == 200, 60)
+        assert status(again.client, "/readyz") == 503
+    assert eventually(lambda: status(again.client, "/readyz") == 200, 15)
+    assert check(ask(again.client, "before"), adapters) == version
+
+
+def status(client: httpx.Client, path: str) -> int:
+    try:
+        return client.get(path).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_idle_servers_ask_the_bucket_once_a_second_whatever_they_serve(
+    adapters: Adapters, fleet: Fleet, there: httpx.Client
+) -> None:
+    adapters.put(fleet.client(0), "hot", 0)
+    check(ask(there, "hot"), adapters)
+    time.sleep(1.5)
+    before, began = fleet.proxies[1].counts.copy(), time.monotonic()
+    for _ in range(200):
+        check(ask(there, "hot"), adapters)
+    while time.monotonic() < began + 4:
+        time.sleep(0.1)
+    asked = fleet.proxies[1].counts - before
+    assert set(asked) <= {("GET", "epoch")}
+    assert 2 <= asked.total() <= 6
+
+
+@pytest.mark.slow
+def test_of_a_large_bucket_names_are_learned_as_they_are_asked_for(
+    tiny_bert: Path, seaweed: Seaweed, adapters: Adapters, fleet: Fleet, tmp_path: Path
+) -> None:
+    version = adapters.put(fleet.client(0), "one-of-many", 0).json()["version"]
+    with seaweed.store(fleet.prefix, tmp_path / "cache") as store:
+
+        def point(i: int) -> None:
+            after = moved(Pointer(f"n{i:04}"), Entry(version, now()), 64)
+            store.move(Pointer(after.name), after)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(point, range(MANY)))
+    with running(seaweed, tmp_path, 1, fleet.prefix, model=tiny_bert) as fresh:
+        client = fresh.client(0)
+        assert client.get("/readyz").json()["adapters"] == 0
+        for name in ("n0000", "n1049", "one-of-many"):
+            assert check(ask(client, name), adapters) == version
+        assert ask(client, "n9999").status_code == 404
+        assert client.get("/readyz").json()["adapters"] == 3
+        moves = adapters.put(fleet.client(0), "n0000", 1).json()["version"]
+        assert eventually(lambda: check(ask(client, "n0000"), adapters) == moves, 5)
+        names, url = [], "/adapters?limit=400"
+        while url:
+            page = client.get(url)
+            names += [one["name"] for one in page.json()]
+            url = page.links.get("next", {}).get("url", "")
+        assert {f"n{i:04}" for i in range(MANY)} <= set(names)
+        assert names == sorted(set(names))
