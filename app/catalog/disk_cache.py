@@ -65,6 +65,7 @@ class DiskCache:
         found = []
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                size = sum(file.stat().st_size for file in path.rglob("*"))
+                files = [file for file in path.rglob("*") if file.is_file()]
+                size = sum(file.stat().st_size for file in files)
                 found.append((path, path.stat().st_mtime, size))
         return found

@@ -242,6 +242,27 @@ def test_idle_servers_ask_the_bucket_once_a_second_whatever_they_serve(
     assert 2 <= asked.total() <= 6
 
 
+def test_a_name_that_is_not_there_is_looked_up_once_for_all_who_ask(
+    fleet: Fleet, there: httpx.Client
+) -> None:
+    before = fleet.proxies[1].counts.copy()
+
+    def status_of(_: int) -> int:
+        with httpx.Client(base_url=there.base_url, timeout=30) as client:
+            return ask(client, "nobody").status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(status_of, range(8))) == {404}
+    asked = fleet.proxies[1].counts - before
+    assert (
+        1 <= asked["GET", "names"] <= 3
+    )  # they may take longer than the half second that it is kept
+    looked = asked["GET", "names"]
+    time.sleep(1)
+    assert ask(there, "nobody").status_code == 404
+    assert (fleet.proxies[1].counts - before)["GET", "names"] == looked + 1
+
+
 @pytest.mark.slow
 def test_of_a_large_bucket_names_are_learned_as_they_are_asked_for(
     tiny_bert: Path, seaweed: Seaweed, adapters: Adapters, fleet: Fleet, tmp_path: Path

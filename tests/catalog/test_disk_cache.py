@@ -1,0 +1,61 @@
+"""The cache of versions on this machine's disk: what is used least recently goes, and nothing that
+may be being read.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from app.catalog.disk_cache import IN_USE_S, DiskCache
+
+KB = 1_000
+
+
+def put(cache: DiskCache, tmp: Path, version: str, used_ago_s: float) -> None:
+    folder = tmp / f"new-{version}"
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "weights").write_bytes(bytes(KB))
+    (folder / "1_Pooling" / "config.json").write_bytes(bytes(KB))
+    used = time.time() - used_ago_s
+    place = cache.put(version, folder)
+    os.utime(place, (used, used))
+
+
+def test_what_is_used_least_recently_goes_first(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 7 * KB + 500)
+    for age, version in ((5, "a"), (4, "b"), (3, "c")):
+        put(cache, tmp_path, version, age * IN_USE_S)
+    assert cache.get("a") is not None  # used now
+    put(cache, tmp_path, "d", 2 * IN_USE_S)
+    assert [version for version in "abcd" if cache.get(version)] == ["a", "c", "d"]
+
+
+def test_what_was_used_just_now_stays_whatever_its_size(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", KB)
+    for version in "ab":
+        put(cache, tmp_path, version, 0)
+    assert cache.get("a") is not None
+    assert cache.get("b") is not None
+
+
+def test_of_two_that_bring_the_same_version_the_first_stays(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 100 * KB)
+    put(cache, tmp_path, "a", 0)
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "weights").write_bytes(b"other")
+    assert (cache.put("a", again) / "weights").stat().st_size == KB
+    with pytest.raises(OSError):
+        cache.put("b", tmp_path / "not-there")
+
+
+def test_what_is_dropped_is_not_there(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 100 * KB)
+    put(cache, tmp_path, "a", 0)
+    cache.drop("a")
+    cache.drop("a")
+    assert cache.get("a") is None
