@@ -6,6 +6,8 @@ import asyncio
 import gc
 import logging
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import transformers
 import uvicorn
@@ -31,10 +33,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what is being answered then is finished. Raises
     StartRefused.
     """
-    set_up(settings.log_format)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    disable_progress_bars()
-    machine.keep_memory()
+    prepare(settings)
     sockets = _listen(settings)  # before what takes seconds, and answered after it
     app = build(settings)
     config = uvicorn.Config(
@@ -51,6 +50,27 @@ def serve(settings: Settings) -> None:
         loop_factory=config.get_loop_factory()
     ) as runner:  # uvloop's where there is one
         runner.run(_serve(app, server, sockets))
+
+
+def prepare(settings: Settings) -> None:
+    """The process, before its app is built: what it logs, and the memory that it keeps."""
+    set_up(settings.log_format)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bars()
+    machine.keep_memory()
+
+
+@contextmanager
+def collecting_rarely() -> Iterator[None]:
+    """The garbage collector never looks at what is there now, and rarely at all that comes."""
+    gc.collect()
+    gc.freeze()  # torch's and transformers' objects stay: looking at them takes 0.2 s
+    gc.set_threshold(700, 10, FULL_COLLECTIONS)
+    gc.enable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()  # else Triton's bindings print what they take for leaks at exit
 
 
 def _listen(settings: Settings) -> list[socket.socket]:
@@ -72,19 +92,18 @@ def _cannot_listen(host: str, port: int, error: Exception) -> StartRefused:
 async def _serve(app: FastAPI, server: Server, sockets: list[socket.socket]) -> None:
     """The lifespan is ours and not uvicorn's, so that a refusal to start is one line."""
     async with app.router.lifespan_context(app):
-        gc.collect()
-        gc.freeze()  # torch's and transformers' objects stay: looking at them takes 0.2 s
-        gc.set_threshold(700, 10, FULL_COLLECTIONS)
-        gc.enable()
-        for listening in sockets:
-            host, port = listening.getsockname()[:2]
-            try:
-                listening.listen(BACKLOG)  # two that bound at once learn of each other here
-            except OSError as error:
-                raise _cannot_listen(host, port, error) from None
-        for line, members in where_to_begin(app.state, url_of(sockets[0])):
-            log.info(line, members)
-        try:
+        with collecting_rarely():
+            for listening in sockets:
+                _begin_to_listen(listening)
+            for line, members in where_to_begin(app.state, url_of(sockets[0])):
+                log.info(line, members)
             await server.serve(sockets)
-        finally:
-            gc.unfreeze()  # else Triton's bindings print what they take for leaks at exit
+
+
+def _begin_to_listen(listening: socket.socket) -> None:
+    """Raises StartRefused: two that bound at once learn of each other here."""
+    host, port = listening.getsockname()[:2]
+    try:
+        listening.listen(BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from None

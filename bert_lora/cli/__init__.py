@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 COMMANDS = {  # name: the module with a function of that name; in the order of --help
     "serve": "serve",
+    "deploy": "deploy",
     "check": "tools",
     "certify": "tools",
     "extract": "tools",

@@ -67,6 +67,5 @@ def _flag(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, keyword, default=option, annotation=str | None)
 
 
-serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [_flag(name) for name in Settings.model_fields]
-)
+FLAGS = [_flag(name) for name in Settings.model_fields]
+serve.__signature__ = inspect.Signature(FLAGS)  # type: ignore[attr-defined]

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.routing import Route
@@ -27,13 +26,13 @@ from starlette.routing import Route
 from app.api.access import access_of
 from app.api.routes import ROUTES
 from tests.deploy.balancers import balanced, program
+from tests.deploy.load import question, under_load
 from tests.live import eventually
-from tests.oracles import FP32, make_adapter, sentences
+from tests.oracles import make_adapter, sentences
 from tests.process import Process, free_port, start
 
 NAMES = [f"a{n}" for n in range(12)]
 TEXTS = sentences(12)
-ASKERS = 6
 BOTH = pytest.mark.parametrize(
     "kind",
     [
@@ -89,7 +88,8 @@ def replicas(
     tiny_bert: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Replicas]:
     made = Replicas(
-        tmp_path_factory.mktemp("replicas"), {"model": tiny_bert, "adapters_dir": adapters}
+        tmp_path_factory.mktemp("replicas"),
+        {"model": tiny_bert, "adapters_dir": adapters, "max_queue_tokens": 1 << 20},  # no 429
     )
     made.servers = [made.start(n) for n in range(2)]
     yield made
@@ -107,59 +107,17 @@ def answered(server: Process) -> Counter[str]:
     return counts
 
 
-@dataclass
-class Load:
-    """Asks by every adapter in turn, from several threads, until it is told to stop."""
-
-    url: str
-    right: dict[str, Any]  # vectors [texts, H] by adapter, from a server itself
-    asked: int = 0
-    wrong: list[str] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def run(self, first: int) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
-            for n in range(first, 100_000):
-                if self.over.is_set():
-                    return
-                self.ask(client, NAMES[n % len(NAMES)], n % len(TEXTS))
-
-    def ask(self, client: httpx.Client, name: str, text: int) -> None:
-        self.asked += 1
-        try:
-            answer = client.post(f"/embed?adapter={name}", json={"inputs": [TEXTS[text]]})
-            answer.raise_for_status()
-            np.testing.assert_allclose(answer.json()[0], self.right[name][text], **FP32)
-        except (httpx.HTTPError, AssertionError) as error:
-            self.wrong.append(f"{name}: {error}")
-
-
-@contextmanager
-def under_load(url: str, direct: httpx.Client) -> Iterator[Load]:
-    """Every answer is compared with what one of the servers says itself; none may be lost."""
-    right = {
-        name: direct.post(f"/embed?adapter={name}", json={"inputs": TEXTS}).json() for name in NAMES
-    }
-    load = Load(url, right)
-    threads = [threading.Thread(target=load.run, args=(first,)) for first in range(ASKERS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield load
-    finally:
-        load.over.set()
-        for thread in threads:
-            thread.join(60)
-    assert not load.wrong, f"{len(load.wrong)} of {load.asked}: {load.wrong[:3]}"
-
-
 @BOTH
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["drained", "killed"])
 def test_no_request_is_lost_when_a_replica_ends_and_when_it_comes_again(
     kind: str, how: signal.Signals, replicas: Replicas, tmp_path: Path
 ) -> None:
     ends, stays = replicas.servers
-    with replicas.behind(kind, tmp_path) as url, under_load(url, stays.client) as load:
+    questions = [
+        question(stays.client, f"/embed?adapter={name}", {"inputs": [text]})
+        for name, text in zip(NAMES, TEXTS, strict=True)
+    ]
+    with replicas.behind(kind, tmp_path) as url, under_load(url, questions) as load:
         assert eventually(lambda: replicas.counts()[0].total() > 100, 60)
         ends.child.send_signal(how)
         ends.child.wait(60)
@@ -201,7 +159,7 @@ def test_a_hot_adapter_spreads_to_the_other_replica(
     with replicas.behind(kind, tmp_path) as url, ThreadPoolExecutor(12) as pool:
 
         def ask(_: int) -> int:
-            body = {"inputs": TEXTS * 4}
+            body = {"inputs": TEXTS * 2}
             return httpx.post(f"{url}/embed?adapter=a0", json=body, timeout=60).status_code
 
         assert set(pool.map(ask, range(120))) == {200}
