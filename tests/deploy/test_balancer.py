@@ -107,6 +107,7 @@ def answered(server: Process) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["drained", "killed"])
 def test_no_request_is_lost_when_a_replica_ends_and_when_it_comes_again(
