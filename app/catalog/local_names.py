@@ -22,7 +22,7 @@ import orjson
 
 from app.catalog.disk import disk_errors, fsync
 from app.catalog.pointer import NewerPointer, Pointer, deleted, from_json, to_json, valid_name
-from app.catalog.store import StaleRevision, StoreUnavailable
+from app.catalog.store import NameUnreadable, StaleRevision, StoreUnavailable
 from app.catalog.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,9 @@ class LocalNames:
             with disk_errors(), contextlib.suppress(FileNotFoundError):
                 return from_json(name, orjson.loads(_content(path)))
         except NewerPointer as newer:
-            raise StoreUnavailable(
-                f"{path} {newer}: a newer server has written it, and it is left as it is"
+            raise NameUnreadable(
+                f"{path} {newer}: a newer server has written it, and it is left as it is",
+                newer=True,
             ) from None
         except UNREADABLE as error:
             raise PointerDamaged(path, str(error).splitlines()[0]) from None

@@ -21,7 +21,7 @@ from app.adapters.refusals import AdapterRejected
 from app.catalog.fetch import Fetcher
 from app.catalog.pointer import Pointer, valid_name
 from app.catalog.registry import Name, Registry
-from app.catalog.store import Moves, Store, StoreUnavailable
+from app.catalog.store import Moves, NameUnreadable, Store, StoreUnavailable
 from app.catalog.stored_names import READERS, WHOLE, StoredNames
 
 T = TypeVar("T")
@@ -55,6 +55,8 @@ class Names:
     _asking: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _absent_until: dict[str, float] = field(default_factory=dict)
     _read_at: dict[str, float] = field(default_factory=dict)
+    _moved: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    _waiting: set[str] = field(default_factory=set)  # what is in that queue
     _threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(READERS, "store")
     )
@@ -82,8 +84,7 @@ class Names:
                 return
             if served is not None and served.pointer.revision >= at_least:
                 if now - self._read_at.get(name, now) > TTL_S:
-                    self._read_at[name] = now
-                    self._begin(name)
+                    self._read_soon(name)
                 return
             if not valid_name(name):
                 return
@@ -115,8 +116,10 @@ class Names:
             seen = before.pointer if before else None
             pointer = await self._ask(partial(self.store.look, name, seen))
             if self.registry.names.get(name) is before and await self._take(pointer, before):
-                self._read_at[name] = time.monotonic()
-                return
+                break
+        self._read_at.pop(name, None)
+        if name in self.registry.names:
+            self._read_at[name] = time.monotonic()
 
     async def _take(self, pointer: Pointer, before: Name | None) -> bool:
         """Serve what the pointer says. Returns whether the name was left alone meanwhile."""
@@ -153,32 +156,67 @@ class Names:
             self._lost(stored.unreachable)
 
     async def follow(self) -> None:
-        """Read again what others have moved in a shared store, until cancelled."""
-        while True:
-            try:
-                moves = await self._ask(partial(self.store.moves, self._epoch))
-                await self._read_again(moves)
-            except StoreUnavailable as error:
-                self._lost(str(error))
-            else:
-                self._epoch = moves.epoch
-                self._found()
-            await asyncio.sleep(EVERY_S)
+        """Read again what others have moved in a shared store, until cancelled.
 
-    async def _read_again(self, moves: Moves) -> None:
-        """Raises StoreUnavailable: then all of it is to be done again."""
+        A version that takes long to come holds up the names that wait for it, and no other.
+        """
+        async with asyncio.TaskGroup() as readers:
+            for _ in range(READERS):
+                readers.create_task(self._read_moved())
+            while True:
+                try:
+                    moves = await self._ask(partial(self.store.moves, self._epoch))
+                    for name in await self._to_be_read(moves):
+                        self._read_soon(name)
+                except StoreUnavailable as error:
+                    self._lost(str(error))
+                else:
+                    self._epoch = moves.epoch
+                    self._found()
+                await asyncio.sleep(EVERY_S)
+
+    async def _to_be_read(self, moves: Moves) -> set[str]:
+        """The names that have moved, of those that are known, or are to be. Raises
+        StoreUnavailable.
+        """
         known = {*self.registry.names, *self.registry.broken, *self.always}
         if moves.names is None:
             page = await self._ask(self.store.names)
             self.whole = len(page) <= WHOLE
             self._absent_until.clear()
-            names = known.union(page if self.whole else ())
-        else:
-            for name in moves.names:
-                self._absent_until.pop(name, None)
-            names = set(moves.names if self.whole else moves.names & known)
-            self.whole = self.whole and len(known | names) <= WHOLE
-        await self.learn(names)
+            return known.union(page if self.whole else ())
+        for name in moves.names:
+            self._absent_until.pop(name, None)
+        names = set(moves.names if self.whole else moves.names & known)
+        self.whole = self.whole and len(known | names) <= WHOLE
+        return names
+
+    def _read_soon(self, name: str) -> None:
+        if name not in self._waiting:
+            self._waiting.add(name)
+            self._moved.put_nowait(name)
+
+    async def _read_moved(self) -> None:
+        """One after the other, until cancelled."""
+        while True:
+            name = await self._moved.get()
+            self._waiting.discard(name)  # if it moves again from here on, it waits again
+            try:
+                await self._look(name)
+            except NameUnreadable as error:
+                self._leave(name, error)
+            except StoreUnavailable:
+                await asyncio.sleep(EVERY_S)
+                self._read_soon(name)
+            except Exception:  # one name must not keep the others from being followed
+                log.exception("the name %(name)s cannot be followed", {"name": name})
+
+    def _leave(self, name: str, error: NameUnreadable) -> None:
+        """What a newer server has moved is no more what is known; what is damaged may be."""
+        log.error("the name %(name)s: %(why)s", {"name": name, "why": str(error)})
+        if error.newer:
+            self.registry.remove(name)
+            self.registry.broken[name] = str(error)
 
     async def page(self, after: str, most: int) -> tuple[list[str], bool]:
         """Names of a shared store behind `after`, all of them looked at, and whether there are
@@ -195,7 +233,10 @@ class Names:
 
         async def work() -> None:
             for name in waiting:
-                await self._look(name)
+                try:
+                    await self._look(name)
+                except NameUnreadable as error:
+                    self._leave(name, error)
 
         await asyncio.gather(*(work() for _ in range(READERS)))
 

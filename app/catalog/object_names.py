@@ -21,7 +21,7 @@ import orjson
 
 from app.catalog.bucket import Bucket, Conflict, Listed, Tag
 from app.catalog.pointer import NewerPointer, Pointer, deleted, from_json, to_json, valid_name
-from app.catalog.store import StaleRevision, StoreUnavailable
+from app.catalog.store import NameUnreadable, StaleRevision, StoreUnavailable
 
 log = logging.getLogger(__name__)
 FOLDER, ASIDE = "names/", "damaged/names/"
@@ -76,9 +76,10 @@ class ObjectNames:
         if found.damaged is not None:
             where = {"path": FOLDER + name, "store": self._bucket.url}
             if found.tag is None or not found.tag.is_md5_of(found.damaged):
-                raise StoreUnavailable(
-                    f"{FOLDER}{name} in {self._bucket.url} cannot be read: it is damaged, or was "
-                    "on its way; if it stays so, delete it there"
+                raise NameUnreadable(
+                    f"{FOLDER}{name} in the bucket cannot be read: it is damaged, or was on its "
+                    "way; if it stays so, delete it there",
+                    newer=False,
                 )
             log.error("%(path)s in %(store)s is damaged: a PUT replaces it", where)
         return found
@@ -103,9 +104,10 @@ class ObjectNames:
             writer = str(raw.pop("writer", ""))
             pointer = from_json(name, raw)
         except NewerPointer as newer:
-            raise StoreUnavailable(
-                f"{FOLDER}{name} in {self._bucket.url} {newer}: a newer server has written it, and "
-                "it is left as it is"
+            raise NameUnreadable(
+                f"what is stored of {name} {newer}: a newer server has written it, and it is left "
+                "as it is",
+                newer=True,
             ) from None
         except UNREADABLE:
             return _Found(Pointer(name), tag, damaged=body)

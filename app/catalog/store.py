@@ -34,6 +34,14 @@ class StoreUnavailable(Exception):
     """The store cannot be changed or read now; what is in memory goes on being served."""
 
 
+class NameUnreadable(StoreUnavailable):
+    """Of this one name: what stands there is a newer server's (newer), or damaged."""
+
+    def __init__(self, why: str, *, newer: bool) -> None:
+        super().__init__(why)
+        self.newer = newer
+
+
 class StoreUnusable(Exception):
     """The store cannot be opened at all; told at start."""
 
@@ -122,8 +130,8 @@ class Store(ABC):
         """Where the name points; `seen` itself where it has not moved since, which may cost less.
 
         A tombstone has no version. Revision 0: nothing is stored, or it is damaged and has been set
-        aside, so that a move heals the name. Raises StoreUnavailable also for a pointer that a
-        newer server has written.
+        aside, so that a move heals the name. Raises NameUnreadable for a pointer that a newer
+        server has written.
         """
 
     @abstractmethod

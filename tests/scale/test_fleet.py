@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from tests.catalog.seaweed import Seaweed
+from tests.catalog.store_contract import point
 from tests.catalog.unreliable import Fault, Unreliable
 from tests.deploy.balancers import balanced, program
+from tests.live import eventually
 from tests.oracles import FP32
 from tests.scale.fleet import TEXTS, Adapters, Fleet, ask, check, made_adapters, running, version_in
 
@@ -183,7 +185,19 @@ def test_servers_of_two_versions_of_the_code_share_a_bucket(
         assert (refused.status_code, refused.json()["error_type"]) == (503, "store_unavailable")
         assert adapters.put(old, "news", 2).status_code == 503
         assert check(ask(new, "news"), adapters) == put["version"]
+        known = adapters.put(old, "moved", 0).json()
+        adapters.put(new, "moved", 3)
+        assert eventually(lambda: ask(old, "moved").status_code == 503, 10)
+        assert "moved" in old.get("/readyz").json()["broken"]
+        with seaweed.store(fleet.prefix, tmp_path / "cache") as store:  # of this version
+            point(store, "followed", known["version"])
+        assert eventually(lambda: "followed" in listed(old), 10)
+        assert check(ask(old, "followed"), adapters) == known["version"]
         again = adapters.put(old, "olds", 2).json()
         at_least = {"X-Min-Revision": str(again["revision"])}
         assert check(ask(new, "olds", **at_least), adapters) == again["version"]
         assert old.get("/readyz").status_code == 200
+
+
+def listed(client: httpx.Client) -> set[str]:
+    return {one["name"] for one in client.get("/adapters").json()}
