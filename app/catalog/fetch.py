@@ -11,10 +11,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from app.adapters.config.tasks import HeadUntold
 from app.adapters.refusals import AdapterRejected
@@ -29,9 +31,11 @@ from app.catalog.registry import (
     find_version,
 )
 from app.catalog.store import Json, Store, StoreFull, StoreUnavailable, VersionDamaged
-from app.catalog.stored_names import StoredNames
+from app.catalog.stored_names import READERS, StoredNames
 from app.catalog.stored_version import StoredVersion
 
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 EAGER_S = 1.5  # before the port opens; the rest is loaded while serving
 
@@ -47,8 +51,18 @@ class Fetcher:
     store: Store
     registry: Registry
     loader: Loader
+    _threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(READERS, "store")
+    )
     _loading: dict[str, asyncio.Task[StoredVersion]] = field(default_factory=dict)
     _certified: set[str] = field(default_factory=set)
+
+    async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The store, in a thread of its own: one that hangs holds up nothing else. Raises what the
+        call does.
+        """
+        asked = partial(call, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, asked)
 
     async def load_all(self, stored: StoredNames) -> None:
         """At start: every name of the store.
@@ -58,7 +72,7 @@ class Fetcher:
         """
         started = time.monotonic()
         self.registry.broken.update(stored.broken)
-        reports = await asyncio.to_thread(self._holding, stored.reports)
+        reports = await self.ask(self._holding, stored.reports)
         for pointer in stored.pointers:
             report = reports.get(pointer.version or "")
             if report is None:
@@ -110,7 +124,7 @@ class Fetcher:
                 await self.ready(name)
                 return
             try:
-                await asyncio.to_thread(self.store.folder, name.digest)
+                await self.ask(self.store.folder, name.digest)
             except VersionDamaged:
                 await self.load_name(await self.pointer(name.name))
 
@@ -189,7 +203,7 @@ class Fetcher:
 
     async def _load_stored(self, digest: str) -> StoredVersion:
         folder, options = await self.files(digest)
-        report = await asyncio.to_thread(self.stored_report, digest)
+        report = await self.ask(self.stored_report, digest)
         certify = digest not in self._certified
         load = partial(
             load_version,
@@ -203,14 +217,14 @@ class Fetcher:
         try:
             version = await load(options)
         except HeadUntold:  # stored before such a head was refused: what it was, it stays
-            task = await asyncio.to_thread(self._former_task, digest)
+            task = await self.ask(self._former_task, digest)
             if task is None:
                 raise
             version = await load({**options, "task": task})
         if report is None:
             measured = to_store(version.report, self.loader.engine.encoder)
             with contextlib.suppress(StoreFull, StoreUnavailable):
-                await asyncio.to_thread(self.store.write_report, digest, measured)
+                await self.ask(self.store.write_report, digest, measured)
         self._certified.add(digest)
         self.registry.residents.put(version)
         self.registry.keep_old(digest)
@@ -229,12 +243,12 @@ class Fetcher:
         Raises AdapterRejected for those; StoreUnavailable.
         """
         try:
-            folder = await asyncio.to_thread(self.store.folder, digest)
-            return folder, await asyncio.to_thread(self.store.options, digest)
+            folder = await self.ask(self.store.folder, digest)
+            return folder, await self.ask(self.store.options, digest)
         except VersionDamaged:
             aside = None
             with contextlib.suppress(StoreFull, StoreUnavailable):
-                aside = await asyncio.to_thread(self.store.set_aside, digest)
+                aside = await self.ask(self.store.set_aside, digest)
         raise AdapterRejected(
             "its files on disk are lost, or are not the ones that were uploaded"
             + (f"; they are put aside in {aside}" if aside else "")
@@ -257,7 +271,7 @@ class Fetcher:
 
     async def pointer(self, name: str) -> Pointer:
         """Where the name points, whether it can be served or not. Raises UnknownAdapter."""
-        pointer = await asyncio.to_thread(self.store.look, name)
+        pointer = await self.ask(self.store.look, name)
         if pointer.version is None:
             if pointer.revision:  # deleted, maybe by another server
                 self.registry.remove(name)

@@ -11,11 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 from app.adapters.refusals import AdapterRejected
 from app.catalog.fetch import Fetcher
@@ -24,7 +22,6 @@ from app.catalog.registry import Name, Registry
 from app.catalog.store import Moves, NameUnreadable, Store, StoreUnavailable
 from app.catalog.stored_names import READERS, WHOLE, StoredNames
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 EVERY_S = 1.0  # between two looks at what has moved
 ABSENT_S = 0.5  # for which a name that was not there is not looked for again
@@ -40,8 +37,7 @@ class OlderThanAsked(Exception):
 class Names:
     """unreachable: why the store cannot be asked now; None: it answers. met: whether it ever has.
     whole: whether every name that the store has is known. Touched from the event loop only, and so
-    without a lock; the store is asked in threads of its own, so that one that hangs holds up
-    nothing else.
+    without a lock.
     """
 
     store: Store
@@ -57,9 +53,6 @@ class Names:
     _read_at: dict[str, float] = field(default_factory=dict)
     _moved: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     _waiting: set[str] = field(default_factory=set)  # what is in that queue
-    _threads: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(READERS, "store")
-    )
 
     async def get(self, name: str, at_least: int = 0) -> Name:
         """The name, at a revision of `at_least` or a later one.
@@ -114,7 +107,7 @@ class Names:
         while True:
             before = self.registry.names.get(name)
             seen = before.pointer if before else None
-            pointer = await self._ask(partial(self.store.look, name, seen))
+            pointer = await self.fetcher.ask(self.store.look, name, seen)
             if self.registry.names.get(name) is before and await self._take(pointer, before):
                 break
         self._read_at.pop(name, None)
@@ -130,7 +123,7 @@ class Names:
             self.registry.remove(name)
             self._remember_absent(name)
             return True
-        report = await self._ask(partial(self.fetcher.stored_report, pointer.version))
+        report = await self.fetcher.ask(self.fetcher.stored_report, pointer.version)
         if before is not None and before.digest in self.registry.residents:
             with contextlib.suppress(AdapterRejected, OSError):  # told when it is asked for
                 await self.fetcher.load_stored(pointer.version)
@@ -165,7 +158,7 @@ class Names:
                 readers.create_task(self._read_moved())
             while True:
                 try:
-                    moves = await self._ask(partial(self.store.moves, self._epoch))
+                    moves = await self.fetcher.ask(self.store.moves, self._epoch)
                     for name in await self._to_be_read(moves):
                         self._read_soon(name)
                 except StoreUnavailable as error:
@@ -181,7 +174,7 @@ class Names:
         """
         known = {*self.registry.names, *self.registry.broken, *self.always}
         if moves.names is None:
-            page = await self._ask(self.store.names)
+            page = await self.fetcher.ask(self.store.names)
             self.whole = len(page) <= WHOLE
             self._absent_until.clear()
             return known.union(page if self.whole else ())
@@ -222,7 +215,7 @@ class Names:
         """Names of a shared store behind `after`, all of them looked at, and whether there are
         more. Raises StoreUnavailable.
         """
-        behind = await self._ask(partial(self.store.names, after))
+        behind = await self.fetcher.ask(self.store.names, after)
         page = behind[:most]
         await self.learn(name for name in page if name not in self.registry.names)
         return page, len(behind) > most
@@ -239,10 +232,6 @@ class Names:
                     self._leave(name, error)
 
         await asyncio.gather(*(work() for _ in range(READERS)))
-
-    async def _ask(self, call: Callable[[], T]) -> T:
-        """The store, in a thread. Raises StoreUnavailable."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _lost(self, why: str) -> None:
         if self.unreachable is None:
