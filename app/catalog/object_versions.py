@@ -51,7 +51,7 @@ class Manifest:
 
 
 class ObjectVersions:
-    """Several threads may use it; only one at a time may ask for due()."""
+    """Keeps nothing between calls; several threads may use it."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -66,7 +66,8 @@ class ObjectVersions:
                 raw = orjson.loads(answer[0])
                 if raw.pop("sha256") != digest_of(raw):
                     continue
-                files = tuple(name for name in raw["files"] if name in ADAPTER_FILES)
+                _refuse_newer(version, raw["files"])
+                files = tuple(raw["files"])
                 return Manifest(raw["at"], files, raw["options"], raw["touched"]), answer[1]
         raise StoreUnavailable(f"{MANIFESTS}{version} in {self._bucket.url} cannot be read")
 
@@ -177,6 +178,15 @@ class ObjectVersions:
             orphans = [one.path for one in old if one.path.split("/")[2] != at]
             for some in _pages(orphans):
                 self._bucket.delete(some)
+
+
+def _refuse_newer(version: str, files: list[str]) -> None:
+    """Raises StoreUnavailable for files that this server does not read: nothing goes unread."""
+    if unknown := set(files) - set(ADAPTER_FILES):
+        raise StoreUnavailable(
+            f"version {version} has {', '.join(sorted(unknown))}, which this server does not "
+            "know: a newer one has stored it"
+        )
 
 
 def _path(version: str, at: str, name: str) -> str:

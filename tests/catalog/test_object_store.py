@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import obstore
 import pytest
 
+from app.adapters.files import ADAPTER_FILES
 from app.catalog.object_names import ObjectNames
 from app.catalog.object_versions import ObjectVersions
 from app.catalog.pointer import Entry, Pointer, moved, now
-from app.catalog.store import Store, StoreUnavailable
+from app.catalog.store import Store, StoreUnavailable, content_version
 from tests.catalog.seaweed import BUCKET, Seaweed
 from tests.catalog.store_contract import StoreContract, collect_all, commit, is_there, point
 from tests.catalog.unreliable import Fault, Unreliable
@@ -189,3 +191,54 @@ def test_two_stores_with_other_prefixes_know_nothing_of_each_other(
         assert elsewhere.look("x").revision == 0
         assert list(elsewhere.every_name()) == []
         assert not is_there(elsewhere, version)
+
+
+def test_what_a_broken_off_upload_left_goes_after_a_day_and_nothing_else(
+    seaweed: Seaweed, prefix: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, raw = commit(store, b"one"), seaweed.raw(prefix)
+    point(store, "x", version)
+    lost = ["files/" + "0" * 64 + "/at/adapter_config.json", f"files/{version}/at/golden.jsonl"]
+    for path in lost:
+        obstore.put(raw, path, b"{}")
+
+    def left() -> set[str]:
+        return {one["path"] for page in obstore.list(raw, "files/") for one in page}
+
+    before = left()
+    store.collect(60)
+    assert left() == before
+    monkeypatch.setattr("app.catalog.object_collecting.SWEEP_S", 0.0)
+    monkeypatch.setattr("app.catalog.object_versions.ORPHANED", timedelta(seconds=-5))
+    store.collect(60)
+    assert left() == before - set(lost)
+    assert is_there(store, version)
+
+
+def test_another_server_collects_once_the_one_that_did_gives_no_sign(
+    store: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = commit(store, b"one")
+    store.collect(0)
+    collect_all(another)
+    assert is_there(another, version)
+    monkeypatch.setattr("app.catalog.object_collecting.ABSENT_S", 0.0)
+    collect_all(another)
+    assert not is_there(another, version)
+
+
+def test_a_version_with_files_that_are_not_known_is_a_newer_servers(
+    store: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as newer:
+        for module in ("app.catalog.store", "app.catalog.object_versions"):
+            newer.setattr(f"{module}.ADAPTER_FILES", (*ADAPTER_FILES, "new.json"))
+        with store.receiving() as tmp:
+            folder = tmp / "adapter"
+            folder.mkdir()
+            (folder / "new.json").write_text("{}")
+            version = content_version(folder, {})
+            store.commit(folder, version, {}, {})
+        assert is_there(store, version)
+    with pytest.raises(StoreUnavailable, match=r"new\.json"):
+        another.folder(version)
