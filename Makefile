@@ -27,11 +27,11 @@ test: $(VENV)/developed $(HELM_HERE)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # With what takes long: kills and restarts under load, every architecture with every kind of adapter.
-test-all: $(VENV)/developed $(HELM_HERE)
+test-all: $(VENV)/scaled $(HELM_HERE)
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Two servers on a bucket and behind a balancer, under load, killed, replaced, and without their bucket for a while.
-test-scale: $(VENV)/developed
+test-scale: $(VENV)/scaled
 	$(VENV)/bin/python -m pytest -rs tests/scale tests/catalog/test_object_store.py tests/catalog/test_object_store_faults.py tests/deploy/test_balancer.py
 
 # The rooms without HTTP, and what reads the tree, but for the slowest: under a minute.
@@ -137,4 +137,8 @@ $(VENV)/served: pyproject.toml app/model/embedded.py $(VENV)/torch
 
 $(VENV)/developed: pyproject.toml $(VENV)/served
 	$(PIP) install -e '.[dev]'
+	@touch $@
+
+$(VENV)/scaled: pyproject.toml $(VENV)/developed
+	$(PIP) install -e '.[dev,scale]'
 	@touch $@

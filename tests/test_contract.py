@@ -51,7 +51,7 @@ def test_no_request_breaks_the_contract(
 
         @given(case=operation.as_strategy())
         @settings(
-            max_examples=25,
+            max_examples=10,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),

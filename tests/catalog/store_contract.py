@@ -57,8 +57,8 @@ class StoreContract:
 
     WRITERS = 8
     ROUNDS = 20
-    GRACE_S = 0.3
-    RACE_S = 2.0
+    GRACE_S = 1.0
+    RACE_S = 3.0
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Store:

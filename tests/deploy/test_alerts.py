@@ -268,6 +268,7 @@ def too_large_for_a_token(base: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_alert_fires_once_it_should_and_not_before_and_every_panel_has_a_value(
     server: Process,
     prometheus: Prometheus,

@@ -129,6 +129,7 @@ def test_no_request_is_lost_when_a_replica_ends_and_when_it_comes_again(
         assert eventually(lambda: answered(again).total() > 100, 60)
 
 
+@pytest.mark.slow
 @BOTH
 def test_an_adapter_is_asked_of_one_replica_however_it_is_named(
     kind: str, replicas: Replicas, tmp_path: Path
@@ -153,6 +154,7 @@ def test_an_adapter_is_asked_of_one_replica_however_it_is_named(
         assert first + second == Counter(dict.fromkeys(NAMES, 2 * len(ways)))
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_hot_adapter_spreads_to_the_other_replica(
     kind: str, replicas: Replicas, tmp_path: Path
@@ -169,6 +171,7 @@ def test_a_hot_adapter_spreads_to_the_other_replica(
         assert min(counts) >= 12
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_replica_sees_the_client_behind_the_balancer(
     kind: str, replicas: Replicas, tmp_path: Path

@@ -205,6 +205,7 @@ def store_up(client: httpx.Client) -> float:
     return float(next(x for x in lines if x.startswith("bert_lora_store_up ")).split()[1])
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_reach_its_bucket_is_not_ready_before_it_has(
     adapters: Adapters, fleet: Fleet
 ) -> None:
