@@ -157,16 +157,20 @@ class Names:
             for _ in range(READERS):
                 readers.create_task(self._read_moved())
             while True:
-                try:
-                    moves = await self.fetcher.ask(self.store.moves, self._epoch)
-                    for name in await self._to_be_read(moves):
-                        self._read_soon(name)
-                except StoreUnavailable as error:
-                    self._lost(str(error))
-                else:
-                    self._epoch = moves.epoch
-                    self._found()
+                await self._see_what_moved()
                 await asyncio.sleep(EVERY_S)
+
+    async def _see_what_moved(self) -> None:
+        try:
+            moves = await self.fetcher.ask(self.store.moves, self._epoch)
+            names = await self._to_be_read(moves)
+        except StoreUnavailable as error:
+            self._lost(str(error))
+            return
+        for name in names:
+            self._read_soon(name)
+        self._epoch = moves.epoch
+        self._found()
 
     async def _to_be_read(self, moves: Moves) -> set[str]:
         """The names that have moved, of those that are known, or are to be. Raises
