@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 IN_USE_S = 60.0  # what was asked for so lately may be being read
+SHARE = 10  # a part of the size is cleared at once, and may come before all is looked at again
 
 
 class DiskCache:
@@ -26,6 +27,7 @@ class DiskCache:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._most_bytes = most_bytes
         self._making_room = threading.Lock()
+        self._room = 0  # bytes that may come before the folder is looked at: behind the lock
 
     def get(self, version: str) -> Path | None:
         """The version's folder, used now; None where it is not there."""
@@ -37,13 +39,16 @@ class DiskCache:
 
     def put(self, version: str, folder: Path) -> Path:
         """The folder moves in, unless another was quicker. Raises OSError."""
-        place = self._folder / version
+        place, size = self._folder / version, _size(folder)
         try:
             folder.rename(place)
         except OSError:
             if not place.is_dir():
                 raise
-        self._make_room()
+        with self._making_room:
+            self._room -= size
+            if self._room < 0:  # there may be thousands to be looked at
+                self._make_room()
         return place
 
     def drop(self, version: str) -> None:
@@ -51,21 +56,25 @@ class DiskCache:
         shutil.rmtree(self._folder / version, ignore_errors=True)
 
     def _make_room(self) -> None:
-        with self._making_room:
-            sizes = {path: (used, size) for path, used, size in self._all()}
-            total = sum(size for _, size in sizes.values())
-            for path, (used, size) in sorted(sizes.items(), key=lambda one: one[1][0]):
-                if total <= self._most_bytes or time.time() - used < IN_USE_S:
-                    return
-                shutil.rmtree(path, ignore_errors=True)
-                total -= size
+        sizes = {path: (used, size) for path, used, size in self._all()}
+        total, share = sum(size for _, size in sizes.values()), self._most_bytes // SHARE
+        least = self._most_bytes - share if total > self._most_bytes else total
+        for path, (used, size) in sorted(sizes.items(), key=lambda one: one[1][0]):
+            if total <= least or time.time() - used < IN_USE_S:
+                break
+            shutil.rmtree(path, ignore_errors=True)
+            total -= size
+        self._room = max(0, min(self._most_bytes - total, share))
 
     def _all(self) -> list[tuple[Path, float, int]]:
         """Each version's folder, when it was last used, and its bytes."""
         found = []
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                files = [file for file in path.rglob("*") if file.is_file()]
-                size = sum(file.stat().st_size for file in files)
-                found.append((path, path.stat().st_mtime, size))
+                found.append((path, path.stat().st_mtime, _size(path)))
         return found
+
+
+def _size(folder: Path) -> int:
+    """Of its files, in bytes. Raises FileNotFoundError."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -76,7 +76,7 @@ class Names:
             if served is None and self._absent_until.get(name, 0.0) > now and not at_least:
                 return
             if served is not None and served.pointer.revision >= at_least:
-                if now - self._read_at.get(name, now) > TTL_S:
+                if now - self._read_at.setdefault(name, now) > TTL_S:
                     self._read_soon(name)
                 return
             if not valid_name(name):
@@ -144,6 +144,7 @@ class Names:
     def begin(self, stored: StoredNames) -> None:
         """From what a start has read of a shared store."""
         self._epoch, self.whole = stored.epoch, stored.whole
+        self._read_at = dict.fromkeys(self.registry.names, time.monotonic())
         if stored.unreachable is not None:
             self.met = False
             self._lost(stored.unreachable)

@@ -13,6 +13,7 @@ compare-and-swap. Versions come through a cache on this machine's disk, checked 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -135,9 +136,9 @@ class ObjectStore(Store):
 
     def options(self, version: str) -> Json:
         """As Store.options."""
-        with disk_errors():
-            cached = self._cached(version)
-            if cached is not None:
+        cached = self._cache.get(version)
+        if cached is not None:
+            with contextlib.suppress(OSError, ValueError):
                 options: Json = json.loads((cached / OPTIONS).read_text())
                 return options
         return self._versions.options(version)
