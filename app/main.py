@@ -233,7 +233,7 @@ async def _beside(
     serving: Serving, adapters_dir: Path, folders: Folders, stored: StoredNames
 ) -> AsyncIterator[None]:
     """What goes on beside the requests, from the folders and names that the start has seen."""
-    works = [collect(serving.installer.store)]
+    works = [collect(serving.installer.store, serving.runtime.fetcher)]
     if serving.installer.store.shared:
         serving.runtime.names.begin(stored)
         works.append(serving.runtime.names.follow())

@@ -54,6 +54,8 @@ class DiskCache:
     def drop(self, version: str) -> None:
         """Its files are not what they should be."""
         shutil.rmtree(self._folder / version, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where a folder should be, something else
+            (self._folder / version).unlink()
 
     def _make_room(self) -> None:
         sizes = {path: (used, size) for path, used, size in self._all()}

@@ -51,7 +51,7 @@ class Fetcher:
     store: Store
     registry: Registry
     loader: Loader
-    _threads: ThreadPoolExecutor = field(
+    threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(READERS, "store")
     )
     _loading: dict[str, asyncio.Task[StoredVersion]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Fetcher:
         call does.
         """
         asked = partial(call, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, asked)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, asked)
 
     async def load_all(self, stored: StoredNames) -> None:
         """At start: every name of the store.

@@ -12,7 +12,6 @@ from app.adapters.refusals import AdapterRejected
 from app.adapters.report import Report
 from app.catalog.fetch import Fetcher
 from app.catalog.pointer import Pointer
-from app.catalog.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ def alike(report: Report, other: Report) -> bool:
 async def with_fitting_trial(fetcher: Fetcher, after: Pointer, report: Report) -> Pointer:
     """The pointer without its trial, where that answers in another shape than the report's version.
 
-    A trial whose version cannot be loaded does not fit either.
+    A trial whose version cannot be loaded does not fit either. Raises StoreUnavailable.
     """
     if after.trial is None:
         return after
@@ -33,7 +32,7 @@ async def with_fitting_trial(fetcher: Fetcher, after: Pointer, report: Report) -
         trial = await fetcher.load_stored(after.trial.version)
         if alike(report, trial.report):
             return after
-    except (AdapterRejected, StoreUnavailable):
+    except AdapterRejected:
         pass
     over = {"mode": after.trial.mode, "name": after.name}
     log.warning("the %(mode)s of %(name)s is over: it does not fit", over)

@@ -80,7 +80,7 @@ async def sync_own(installer: Installer, base: Path, wanted: set[str]) -> set[st
 async def _gone(installer: Installer, name: str) -> None:
     store = installer.store
     async with installer.changing:
-        pointer = await asyncio.to_thread(store.look, name)
+        pointer = await installer.fetcher.ask(store.look, name)
         if pointer.version is None or not pointer.from_folder:
             return
         if pointer.has_clients_changes:

@@ -138,7 +138,7 @@ class Installer:
             if await asyncio.to_thread(folder_state, source) != state:
                 return None
             content = await asyncio.to_thread(content_version, folder, {})
-            pointer = await asyncio.to_thread(self.store.look, name)
+            pointer = await self.fetcher.ask(self.store.look, name)
             if pointer.folder == content:
                 return None
             return await self.install(name, folder, content, How(change=change))
@@ -153,7 +153,7 @@ class Installer:
         options = options_to_json(how.options)
         digest = await asyncio.to_thread(content_version, folder, options)
         async with self.changing:
-            current = (await asyncio.to_thread(self.store.look, name)).version
+            current = (await self.fetcher.ask(self.store.look, name)).version
             how.change.of(name, current, digest)
             how.precondition(current)
             if how.stage:
@@ -166,17 +166,19 @@ class Installer:
                 changes = await asyncio.to_thread(version.changes, base)
                 return Installed(version.report, None, changes=changes)
             report = to_store(version.report, self.loader.engine.encoder)
-            await asyncio.to_thread(self.store.commit, folder, digest, options, report)
+            await self.fetcher.ask(self.store.commit, folder, digest, options, report)
             return await until_it_wins(partial(self._point, name, version, content, how))
 
     async def _point(
         self, name: str, version: StoredVersion, content: str | None, how: How
     ) -> Installed:
         """Move the name to a committed version. Raises StaleRevision, PreconditionFailed."""
-        before = await asyncio.to_thread(self.store.look, name)
+        before = await self.fetcher.ask(self.store.look, name)
         how.change.of(name, before.version, version.digest)
         how.precondition(before.version)
-        with suppress(UnknownAdapter, OlderThanAsked):  # there is none, or none that can be served
+        if how.stage and before.version is None:
+            await self.fetcher.pointer(name)  # deleted meanwhile
+        with suppress(UnknownAdapter, OlderThanAsked):  # none is there, or can be served
             await self.names.get(name, before.revision)
         served = self.registry.names.get(name)
         unchanged = served is not None and before.version == version.digest == served.digest
@@ -210,13 +212,12 @@ class Installer:
 
     async def move(self, before: Pointer, after: Pointer, change: Change) -> Pointer:
         """As Store.move, off the event loop; the change has been made then."""
-        pointer = await asyncio.to_thread(self.store.move, before, after)
+        pointer = await self.fetcher.ask(self.store.move, before, after)
         change.done = True
         return pointer
 
     async def remove(self, name: str, precondition: Precondition, change: Change) -> int:
-        """The name is gone at once; requests in flight finish on their version. Returns the
-        tombstone's revision.
+        """The name is gone at once; requests in flight finish on theirs. Returns its revision.
 
         Raises UnknownAdapter, PreconditionFailed, StoreFull, StoreUnavailable.
         """
@@ -228,7 +229,7 @@ class Installer:
 
     async def _bury(self, name: str, precondition: Precondition, change: Change) -> int:
         """Leave a tombstone in the store. Raises StaleRevision, and as remove()."""
-        pointer = await asyncio.to_thread(self.store.look, name)
+        pointer = await self.fetcher.ask(self.store.look, name)
         change.of(name, pointer.version, None)
         if pointer.version is None and name not in self.registry.broken:
             self.registry.get(name)

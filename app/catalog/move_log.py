@@ -1,9 +1,10 @@
 """Which names have moved lately, in one small object that every replica reads each second.
 
-    epoch    {"id", "number", "moved": [[number, name], …], "sha256"}
+    epoch    {"moved": [[nonce, name], …], "sha256"}
 
-Who has seen all moves up to a number learns the names that have moved since; who was away for too
-long learns only that any may have. Knows names; knows not where they point.
+Who has seen the log up to a nonce learns the names that have moved since; who was away for too
+long, or has seen another log, learns only that any may have. Knows names; knows not where they
+point.
 """
 
 from __future__ import annotations
@@ -17,40 +18,36 @@ import time
 from dataclasses import dataclass
 
 from app.catalog.bucket import Bucket, Conflict, Tag
+from app.catalog.object_names import UNREADABLE
 from app.catalog.pointer import digest_of
 from app.catalog.store import Moves, StoreUnavailable
 
 log = logging.getLogger(__name__)
 PATH = "epoch"
-KEPT = 1_000  # moves; some 40 KB
+KEPT = 1_000  # moves; some 50 KB
 TRIES = 8
 
 
 @dataclass(frozen=True)
 class _Log:
-    id: str
-    number: int
-    moved: tuple[tuple[int, str], ...]
+    """moved: a nonce of each write, and a name that it told; the newest last."""
+
+    moved: tuple[tuple[str, str], ...] = ()
 
     @property
     def token(self) -> str:
-        return f"{self.id}-{self.number}"
+        return self.moved[-1][0] if self.moved else ""
 
     def since(self, token: str) -> frozenset[str] | None:
-        """The names that have moved since; None: any may have.
-
-        Of the oldest number that is kept, some names may be there no more.
-        """
-        id_, _, number = token.rpartition("-")
-        oldest = self.moved[0][0] if self.moved else self.number
-        if id_ != self.id or not number.isdigit() or int(number) < oldest:
-            return None
-        return frozenset(name for moved, name in self.moved if moved > int(number))
+        """The names that have moved since; None: any may have."""
+        if token == self.token:
+            return frozenset()
+        last = max((i for i, (nonce, _) in enumerate(self.moved) if nonce == token), default=None)
+        return None if last is None else frozenset(name for _, name in self.moved[last + 1 :])
 
     def with_moved(self, names: list[str]) -> _Log:
-        number = self.number + 1
-        moved = (*self.moved, *((number, name) for name in names))
-        return _Log(self.id, number, moved[-KEPT:])
+        nonce = secrets.token_hex(8)
+        return _Log((*self.moved, *((nonce, name) for name in names))[-KEPT:])
 
 
 class MoveLog:
@@ -89,7 +86,7 @@ class MoveLog:
     def _append(self, names: list[str]) -> None:
         for attempt in range(TRIES):
             seen = self._fetch()
-            before, tag = seen or (_Log(secrets.token_hex(8), 0, ()), None)
+            before, tag = seen or (_Log(), None)
             after = before.with_moved(names)
             try:
                 written = self._bucket.put(PATH, _to_json(after), tag)
@@ -105,8 +102,8 @@ class MoveLog:
         if self._unwritten:
             self._flush()
         seen = self._fetch()
-        now = seen[0] if seen else _Log("", 0, ())
-        return Moves(now.token, frozenset() if now.token == token else now.since(token))
+        now = seen[0] if seen else _Log()
+        return Moves(now.token, now.since(token))
 
     def _fetch(self) -> tuple[_Log, Tag] | None:
         """None: nothing has ever moved. Raises StoreUnavailable."""
@@ -131,7 +128,6 @@ def _from_json(body: bytes) -> _Log:
         raw = json.loads(body)
         if raw.pop("sha256") != digest_of(raw):
             raise ValueError("it is not what was written")
-        moved = tuple((int(number), str(name)) for number, name in raw["moved"])
-        return _Log(str(raw["id"]), int(raw["number"]), moved)
-    except (ValueError, TypeError, LookupError):
-        return _Log(secrets.token_hex(8), 0, ())
+        return _Log(tuple((str(nonce), str(name)) for nonce, name in raw["moved"]))
+    except UNREADABLE:
+        return _Log(((secrets.token_hex(8), ""),))

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +27,10 @@ log = logging.getLogger(__name__)
 EVERY_S = 1.0  # between two looks at what has moved
 ABSENT_S = 0.5  # for which a name that was not there is not looked for again
 TTL_S = 300.0  # then a name in use is read again: a server may end before it tells a move
-MOST_ASKING = 1_000  # names at the same time: somebody tries them out
+ASKERS = 16  # unknown names that are looked up at the same time
+MOST_ASKING = 128  # and that wait: somebody tries them out
+GONE = "what was stored about it is gone or damaged: PUT it again"
+MOST_ABSENT = 1_000  # names that are remembered for not being there
 
 
 class OlderThanAsked(Exception):
@@ -53,6 +57,9 @@ class Names:
     _read_at: dict[str, float] = field(default_factory=dict)
     _moved: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     _waiting: set[str] = field(default_factory=set)  # what is in that queue
+    # Threads apart: what strangers ask for delays neither what has moved nor the looks at that.
+    _askers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(ASKERS, "ask"))
+    _poller: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "moves"))
 
     async def get(self, name: str, at_least: int = 0) -> Name:
         """The name, at a revision of `at_least` or a later one.
@@ -91,7 +98,7 @@ class Names:
         if looking is None:
             if len(self._asking) >= MOST_ASKING:
                 raise StoreUnavailable("too many unknown names are being looked up: try again")
-            looking = self._asking[name] = asyncio.create_task(self._look(name))
+            looking = self._asking[name] = asyncio.create_task(self._look(name, self._askers))
             looking.add_done_callback(partial(self._looked, name))
         return looking
 
@@ -100,14 +107,22 @@ class Names:
         if not looking.cancelled():
             looking.exception()  # whoever waits has it; nobody need wait
 
-    async def _look(self, name: str) -> None:
+    async def _look(self, name: str, threads: ThreadPoolExecutor | None = None) -> None:
         """Make the registry know what the store says, unless this server moves the name meanwhile:
-        then look again. Raises StoreUnavailable.
+        then look again. Raises StoreUnavailable. threads: None: the fetcher's.
         """
+        loop, threads = asyncio.get_running_loop(), threads or self.fetcher.threads
         while True:
             before = self.registry.names.get(name)
             seen = before.pointer if before else None
-            pointer = await self.fetcher.ask(self.store.look, name, seen)
+            pointer = await loop.run_in_executor(threads, self.store.look, name, seen)
+            if before is not None and pointer.revision <= before.pointer.revision:
+                if pointer == seen:
+                    break
+                # It was healed, restored or taken away by hand: or it came damaged.
+                again = await loop.run_in_executor(threads, self.store.look, name)
+                if again != pointer:
+                    continue
             if self.registry.names.get(name) is before and await self._take(pointer, before):
                 break
         self._read_at.pop(name, None)
@@ -117,10 +132,10 @@ class Names:
     async def _take(self, pointer: Pointer, before: Name | None) -> bool:
         """Serve what the pointer says. Returns whether the name was left alone meanwhile."""
         name = pointer.name
-        if before is not None and pointer.revision <= before.pointer.revision:
-            return True  # as it was; revisions do not go back: an older one is damaged
         if pointer.version is None:
             self.registry.remove(name)
+            if before is not None and not pointer.revision:
+                self.registry.broken[name] = GONE
             self._remember_absent(name)
             return True
         report = await self.fetcher.ask(self.fetcher.stored_report, pointer.version)
@@ -137,7 +152,7 @@ class Names:
 
     def _remember_absent(self, name: str) -> None:
         now = time.monotonic()
-        if len(self._absent_until) >= MOST_ASKING:
+        if len(self._absent_until) >= MOST_ABSENT:
             self._absent_until = {n: t for n, t in self._absent_until.items() if t > now}
         self._absent_until[name] = now + ABSENT_S
 
@@ -163,10 +178,15 @@ class Names:
 
     async def _see_what_moved(self) -> None:
         try:
-            moves = await self.fetcher.ask(self.store.moves, self._epoch)
+            loop = asyncio.get_running_loop()
+            moves = await loop.run_in_executor(self._poller, self.store.moves, self._epoch)
             names = await self._to_be_read(moves)
         except StoreUnavailable as error:
             self._lost(str(error))
+            return
+        except Exception:  # nothing may keep this server from following
+            log.exception("what has moved cannot be read")
+            self._lost("what has moved in the store cannot be read: see the log")
             return
         for name in names:
             self._read_soon(name)

@@ -23,6 +23,7 @@ from app.catalog.store import Json
 
 FOLDER = "audit/"
 MOST = 200_000  # records that are kept
+LOOKED_AT = 10_000  # of the newest, for one answer: each is an object
 READ = 16  # at the same time
 END_NS = 10**20  # the time in ns, taken from it, sorts the newest first
 
@@ -40,7 +41,8 @@ class ObjectAudit:
 
     def read(self, before: str, most: int, wanted: Callable[[Json], bool]) -> list[Json]:
         """As store.Store.read_audit."""
-        return list(islice(filter(wanted, self._newest_first(before)), most))
+        newest = islice(self._newest_first(before), LOOKED_AT)
+        return list(islice(filter(wanted, newest), most))
 
     def _newest_first(self, before: str) -> Iterator[Json]:
         paths = (one.path for one in self._bucket.list(FOLDER, _path(before) if before else ""))

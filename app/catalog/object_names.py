@@ -61,7 +61,7 @@ class ObjectNames:
 
     def _listed(self, after: str = "") -> Iterable[Listed]:
         listed = self._bucket.list(FOLDER, FOLDER + after if after else "")
-        return (one for one in listed if valid_name(name_of(one)))
+        return (one for one in listed if valid_name(name_of(one)) and one.path.count("/") == 1)
 
     def look(self, name: str, seen: Pointer | None = None) -> Pointer:
         """As store.Store.look."""
@@ -160,10 +160,10 @@ class ObjectNames:
             where = {"path": ASIDE, "store": self._bucket.url}
             log.warning("until %(path)s in %(store)s is empty, no version is removed", where)
             return None
-        live = {name_of(one): one.tag for one in self._listed() if one.size >= LIVE_BYTES}
-        self._held = {n: held for n, held in self._held.items() if live.get(n) == held[0]}
+        tags = {name_of(one): one.tag for one in self._listed()}  # what is short may be damaged
+        self._held = {n: held for n, held in self._held.items() if tags.get(n) == held[0]}
         with ThreadPoolExecutor(READERS) as pool:
-            for found in pool.map(self._read_for_held, live.keys() - self._held.keys()):
+            for found in pool.map(self._read_for_held, tags.keys() - self._held.keys()):
                 if found is None:
                     return None
                 if found.tag is not None:  # else it is gone

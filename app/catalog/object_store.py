@@ -129,7 +129,7 @@ class ObjectStore(Store):
         try:
             if content_version(folder, json.loads((folder / OPTIONS).read_text())) == version:
                 return folder
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             pass
         self._cache.drop(version)
         return None
@@ -179,17 +179,22 @@ class ObjectStore(Store):
 
     def move(self, seen: Pointer, after: Pointer) -> Pointer:
         """As Store.move."""
-        for version in after.versions - seen.versions:
-            if time.monotonic() - self._committed.get(version, -math.inf) > SAFE_S:
-                self._renew(version)
+        self._renew(after.versions - seen.versions)
         try:
-            return self._names.move(seen, after)
+            pointer = self._names.move(seen, after)
         finally:
             self._log.write(after.name)  # also of a move that may have been made
+        self._renew(after.versions - seen.versions)  # where the move has taken long
+        return pointer
 
-    def _renew(self, version: str) -> None:
-        if not self._versions.touch(version):
-            raise StoreUnavailable(f"version {version} is there no more: PUT it again")
+    def _renew(self, versions: set[str]) -> None:
+        """Commit those again whose commit is no longer well within any grace."""
+        for version in versions:
+            now = time.monotonic()
+            if now - self._committed.get(version, -math.inf) > SAFE_S:
+                if not self._versions.touch(version):
+                    raise StoreUnavailable(f"version {version} is there no more: PUT it again")
+                self._committed[version] = now
 
     def epoch(self) -> str:
         """As Store.epoch."""

@@ -25,6 +25,7 @@ import orjson
 
 from app.adapters.files import ADAPTER_FILES
 from app.catalog.bucket import LISTED, Bucket, Conflict, Listed, Tag
+from app.catalog.object_names import UNREADABLE
 from app.catalog.pointer import digest_of
 from app.catalog.store import Json, StoreUnavailable, VersionDamaged, content_version
 
@@ -62,7 +63,7 @@ class ObjectVersions:
             answer = self._bucket.get(MANIFESTS + version)
             if answer is None:
                 return Manifest(None), None
-            with contextlib.suppress(ValueError, TypeError, LookupError):
+            with contextlib.suppress(*UNREADABLE):
                 raw = orjson.loads(answer[0])
                 if raw.pop("sha256") != digest_of(raw):
                     continue

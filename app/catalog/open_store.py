@@ -15,6 +15,7 @@ from app.catalog.disk import alone
 from app.catalog.local_store import LocalStore
 from app.catalog.store import Store, StoreUnusable
 
+SCHEME = re.compile(r"[a-z][a-z0-9]+:/", re.IGNORECASE)  # also of who has forgotten a slash
 BUCKET = re.compile(r"(s3a?|gs|az|azure|adl|abfss?)://", re.IGNORECASE)
 
 
@@ -27,7 +28,7 @@ def open_store(place: str, cache_dir: Path, cache_bytes: int) -> Iterator[Store]
     """
     if BUCKET.match(place):
         yield _in_a_bucket(place, cache_dir, cache_bytes)
-    elif "://" in place:
+    elif SCHEME.match(place):
         raise StoreUnusable(f"STORE={place} is no folder and no s3://, gs:// or az:// bucket")
     else:
         with open_folder(Path(place)) as store:

@@ -12,14 +12,10 @@ from app.adapters.refusals import AdapterRejected
 from app.adapters.values import ProblemType
 from app.catalog.change import Change
 from app.catalog.fetch import reason_of
-from app.catalog.install import How, Installed, Installer, Precondition
+from app.catalog.install import How, Installed, Installer, Precondition, until_it_wins
 from app.catalog.load import options_from_json
 from app.catalog.open_store import receiving
-from app.catalog.store import StoreUnavailable
-
-
-class _Moved(Exception):
-    """The name got another version in between."""
+from app.catalog.store import StaleRevision, StoreUnavailable
 
 
 async def relabel(
@@ -34,25 +30,25 @@ async def relabel(
 
     Raises UnknownAdapter, PreconditionFailed, AdapterRejected, StoreFull, StoreUnavailable.
     """
-    while True:
-        served = (await installer.names.get(name)).digest
 
-        def unmoved(current: str | None, served: str = served) -> None:
+    async def attempt() -> Installed:
+        served = (await installer.fetcher.pointer(name)).version
+
+        def unmoved(current: str | None) -> None:
             precondition(current)
             if current != served:
-                raise _Moved
+                raise StaleRevision(name)
 
         async with receiving(installer.store) as tmp:
             folder = tmp / "adapter"
-            before = await _copy(installer, served, folder)
+            before = await _copy(installer, served or "", folder)
             options = replace(
                 before, labels=labels, problem_type=problem_type or before.problem_type
             )
             how = How(options, allow_noop=True, precondition=unmoved, change=change)
-            try:
-                return await installer.install(name, folder, None, how)
-            except _Moved:
-                continue
+            return await installer.install(name, folder, None, how)
+
+    return await until_it_wins(attempt)
 
 
 async def _copy(installer: Installer, digest: str, folder: Path) -> Options:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 from app.adapters.files import ADAPTER_FILES
 from app.catalog.object_names import ObjectNames
 from app.catalog.object_versions import ObjectVersions
+from app.catalog.open_store import open_store
 from app.catalog.pointer import Entry, Pointer, moved, now
-from app.catalog.store import Store, StoreUnavailable, content_version
+from app.catalog.store import Store, StoreUnavailable, StoreUnusable, content_version
 from tests.catalog.seaweed import BUCKET, Seaweed
 from tests.catalog.store_contract import StoreContract, collect_all, commit, is_there, point
 from tests.catalog.unreliable import Fault, Unreliable
@@ -242,3 +244,53 @@ def test_a_version_with_files_that_are_not_known_is_a_newer_servers(
         assert is_there(store, version)
     with pytest.raises(StoreUnavailable, match=r"new\.json"):
         another.folder(version)
+
+
+def test_while_a_name_is_damaged_nothing_is_removed_however_short_it_is(
+    seaweed: Seaweed, prefix: str, store: Store, another: Store
+) -> None:
+    version, raw = commit(store, b"one"), seaweed.raw(prefix)
+    point(store, "x", version)
+    obstore.put(raw, "names/x", b"gar")
+    collect_all(another)
+    assert is_there(another, version)
+
+
+def test_what_is_no_names_object_is_left_alone(seaweed: Seaweed, prefix: str, store: Store) -> None:
+    version, raw = commit(store, b"one"), seaweed.raw(prefix)
+    point(store, "x", version)
+    for path in ("names/backup/ghost", "names/No name"):
+        obstore.put(raw, path, b" " * 2_000)
+    assert list(store.every_name()) == ["x"]
+    commit(store, b"two")
+    collect_all(store)
+    assert is_there(store, version)
+
+
+def test_a_move_that_takes_long_holds_its_version_or_is_refused(
+    store: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = commit(store, b"one")
+    monkeypatch.setattr("app.catalog.object_store.SAFE_S", 0.05)
+    another.collect(0)
+    move = ObjectNames.move
+
+    def late(self: ObjectNames, seen: Pointer, after: Pointer) -> Pointer:
+        another.collect(0)
+        another.collect(0)
+        time.sleep(0.1)
+        return move(self, seen, after)
+
+    monkeypatch.setattr(ObjectNames, "move", late)
+    with pytest.raises(StoreUnavailable, match="PUT it again"):
+        point(store, "x", version)
+
+
+@pytest.mark.parametrize("place", ["s3:/bucket/prefix", "s4://bucket", "http://bucket", "s3://"])
+def test_what_is_no_bucket_is_told_and_makes_no_folder(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreUnusable), open_store(place, tmp_path / "cache", 1):
+        pass
+    assert list(tmp_path.iterdir()) == []

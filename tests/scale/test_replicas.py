@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import obstore
 import pytest
 
 from app.catalog.pointer import Entry, Pointer, moved, now
@@ -203,6 +204,54 @@ def test_while_the_bucket_hangs_what_is_known_is_served_and_nothing_else(
 def store_up(client: httpx.Client) -> float:
     lines = client.get("/metrics").text.splitlines()
     return float(next(x for x in lines if x.startswith("bert_lora_store_up ")).split()[1])
+
+
+def test_a_version_that_is_staged_while_its_name_is_deleted_is_refused(
+    adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    adapters.put(here, "leaves", 0)
+    check(ask(there, "leaves"), adapters)
+    slow = Fault("slow", "PUT", "files/", seconds=1.5)
+    with fleet.proxies[1].failing(slow), ThreadPoolExecutor(1) as pool:
+        staged = pool.submit(adapters.put, there, "leaves", 2, params={"stage": "true"})
+        time.sleep(0.7)
+        assert here.delete("/adapters/leaves").status_code == 204
+        assert staged.result().status_code == 404
+    for client in (here, there):
+        assert eventually(lambda client=client: ask(client, "leaves").status_code == 404, 5)
+        assert "leaves" not in {one["name"] for one in client.get("/adapters").json()}
+
+
+def test_a_name_that_was_taken_out_of_the_bucket_and_put_again_is_the_same_at_both(
+    seaweed: Seaweed, adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    for i in range(3):
+        adapters.put(here, "again", i)
+    check(ask(there, "again"), adapters)
+    obstore.delete(seaweed.raw(fleet.prefix), "names/again")
+    put = adapters.put(here, "again", 3).json()
+    assert put["revision"] == 1
+    for client in (here, there):
+        assert eventually(lambda c=client: check(ask(c, "again"), adapters) == put["version"], 5)
+
+
+@pytest.mark.parametrize("odd", [b"1", b"{}", b"[" * 10_000, b"", b'{"moved": 3}'])
+def test_what_stands_in_the_log_of_moves_keeps_nobody_from_following(
+    seaweed: Seaweed,
+    adapters: Adapters,
+    fleet: Fleet,
+    here: httpx.Client,
+    there: httpx.Client,
+    odd: bytes,
+) -> None:
+    adapters.put(here, "followed", 0)
+    check(ask(there, "followed"), adapters)
+    obstore.put(seaweed.raw(fleet.prefix), "epoch", odd)
+    for i in (1, 2):
+        put = adapters.put(here, "followed", i)
+        assert put.status_code == 200, put.text
+        version = put.json()["version"]
+        assert eventually(lambda v=version: check(ask(there, "followed"), adapters) == v, 5)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ audit: refusals without a key are logged alone, and of a key that may not some a
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -63,8 +62,8 @@ class RecordChanges:
         change.by, change.name = name_of(scope), change.name or adapter_of(scope)
         audited = state.get("admitted", False) or self._kept(change.by)
         error = state["trace"].refusal, state.get("reason")
-        store = serving.installer.store
-        await asyncio.to_thread(write_down, store, change, *error, audited=audited)
+        ask, store = serving.runtime.fetcher.ask, serving.installer.store
+        await ask(write_down, store, change, *error, audited=audited)
 
     def _kept(self, key: str | None) -> bool:
         """Whether this refusal of a key that may not is one of the hour's first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -75,7 +74,8 @@ async def audit(query: Annotated[AuditQuery, Query()], caller: Called, serving: 
         return caller.sees_all or (isinstance(name, str) and caller.may_use(name))
 
     read = serving.installer.store.read_audit
-    records = await asyncio.to_thread(read, query.before, query.limit + 1, wanted)
+    ask = serving.runtime.fetcher.ask
+    records = await ask(read, query.before, query.limit + 1, wanted)
     page = records[: query.limit]
     following = page[-1]["id"] if len(records) > len(page) else None
     headers = {}
