@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
+import orjson
 from pydantic import PlainValidator, WithJsonSchema
 
 from app.api.inputs import whole_characters
@@ -68,3 +70,14 @@ TextOrTexts = Annotated[
     PlainValidator(read_text_or_texts),
     WithJsonSchema({"anyOf": [TEXT, {"type": "array", "minItems": 1, "items": TEXT}]}),
 ]
+
+
+def given_back(document: Document) -> Any:
+    """A document in an answer: a string as {"text"}, an object as it came."""
+    if isinstance(document, str):
+        return {"text": document}
+    try:
+        orjson.dumps(document)
+    except orjson.JSONEncodeError:  # numbers beyond 64 bits, which Python's own writes
+        return orjson.Fragment(json.dumps(document).encode())
+    return document

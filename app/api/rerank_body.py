@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.documents import Documents, text_of
+from app.api.documents import Documents, given_back, text_of
 from app.api.inputs import Text
 from app.api.refusal import invalid
 from app.api.vllm_members import VllmMembers
@@ -76,7 +76,7 @@ class DocumentsBody(VllmMembers):
         if self.return_documents:
             for result in results:
                 document = self.documents[result["index"]]
-                result["document"] = {"text": document} if isinstance(document, str) else document
+                result["document"] = given_back(document)
         return {
             "id": f"rerank-{self.request_id or uuid.uuid4()}",
             "model": scored.ran.choice.distinct[0].spelled,

@@ -94,6 +94,14 @@ def test_a_document_comes_back_as_text_or_as_it_was_sent_unless_refused(
     assert all("document" not in r for r in bare)
 
 
+def test_an_object_comes_back_whatever_numbers_it_holds(client: httpx.Client) -> None:
+    document = {"text": TEXTS[0], "id": 39689933046427141497946112, "deep": [{"a": -(2**70)}]}
+    for path in OWN:
+        answer = client.post(path, json={"query": QUERY, "documents": [document]})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["results"][0]["document"] == document
+
+
 def test_infinity_s_document_is_a_string_where_it_is_asked_for(client: httpx.Client) -> None:
     results = asked(client, "/infinity/rerank", return_documents=True, top_n=2)["results"]
     assert [r["document"] for r in results] == [TEXTS[r["index"]] for r in results]

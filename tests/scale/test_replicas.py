@@ -211,7 +211,7 @@ def test_a_version_that_is_staged_while_its_name_is_deleted_is_refused(
 ) -> None:
     adapters.put(here, "leaves", 0)
     check(ask(there, "leaves"), adapters)
-    slow = Fault("slow", "PUT", "files/", seconds=1.5)
+    slow = Fault("slow", "PUT", "versions/", seconds=2.5)  # of a commit, be it the first or not
     with fleet.proxies[1].failing(slow), ThreadPoolExecutor(1) as pool:
         staged = pool.submit(adapters.put, there, "leaves", 2, params={"stage": "true"})
         time.sleep(0.7)
