@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 log = logging.getLogger(__name__)
+DENIED = (refused.PermissionDeniedError, refused.UnauthenticatedError, PermissionError)
 SILENT = (
     "the store does not answer: what is known of it is served, and nothing can be changed until it "
     "does; try again"
 )
+REFUSED = "the store refuses this server's credentials, or they do not allow this: see its log"
 SAID_AGAIN_S = 10.0
 READ_S = 3.0  # a small object takes tens of milliseconds: who waits longer asks in vain
 WRITE_S = 10.0  # where many replace one object at once, a bucket may let them wait in line
@@ -90,12 +92,15 @@ class Bucket:
         self._lock = threading.Lock()  # around the two times
         self._silent_until, self._said_at = 0.0, -math.inf
         try:
+            _refuse_without_tls(url)
             self._read, self._write, self._large = (
                 _store(url, timeout_s) for timeout_s in (READ_S, WRITE_S, PART_S)
             )
             self._once = _store(url, WRITE_S, retries=0)
         except (refused.BaseError, ValueError, TypeError) as error:
-            raise StoreUnusable(f"STORE={url}: {_first_line(error)}") from None
+            raise StoreUnusable(
+                f"STORE={url}: {_first_line(error)}; a bucket is s3://bucket/prefix, gs://… or az://…"
+            ) from None
 
     def get(self, path: str) -> tuple[bytes, Tag] | None:
         """None: there is no such object."""
@@ -203,7 +208,8 @@ class Bucket:
             raise
         except (refused.BaseError, TimeoutError, ConnectionError, PermissionError) as error:
             self._failed(error, time.monotonic() - started)
-            raise StoreUnavailable(SILENT) from None
+            denied = isinstance(error, DENIED)
+            raise StoreUnavailable(REFUSED if denied else SILENT) from None
         self._silent_until = 0.0
 
     def _refuse_while_silent(self) -> None:
@@ -225,13 +231,24 @@ class Bucket:
         log.warning("the store %(store)s: %(why)s", what)
 
 
+def _refuse_without_tls(url: str) -> None:
+    """Raises ValueError where obstore would say "builder error" to each request."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    if url.startswith("s3") and endpoint.startswith("http://") and not _allows_http():
+        raise ValueError(f"AWS_ENDPOINT_URL={endpoint} is without TLS: set AWS_ALLOW_HTTP=true")
+
+
+def _allows_http() -> bool:
+    return os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1")
+
+
 def _store(url: str, timeout_s: float, retries: int = 2) -> Any:
     scheme = url.partition("://")[0]
     return from_url(
         url,
         config={"checksum_algorithm": "sha256"} if scheme.startswith("s3") else None,
         client_options={
-            "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1"),
+            "allow_http": _allows_http(),
             "connect_timeout": timedelta(seconds=min(2.0, timeout_s)),
             "timeout": timedelta(seconds=timeout_s),
             "read_timeout": timedelta(seconds=min(SILENCE_S, timeout_s)),

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,8 +57,9 @@ class Names:
     _read_at: dict[str, float] = field(default_factory=dict)
     _moved: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     _waiting: set[str] = field(default_factory=set)  # what is in that queue
-    # Threads apart: what strangers ask for delays neither what has moved nor the looks at that.
+    # Threads apart: what strangers ask for, or list, delays neither moves nor the looks at them.
     _askers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(ASKERS, "ask"))
+    _listers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "list"))
     _poller: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "moves"))
 
     async def get(self, name: str, at_least: int = 0) -> Name:
@@ -236,27 +237,35 @@ class Names:
             self.registry.remove(name)
             self.registry.broken[name] = str(error)
 
-    async def page(self, after: str, most: int) -> tuple[list[str], bool]:
-        """Names of a shared store behind `after`, all of them looked at, and whether there are
-        more. Raises StoreUnavailable.
+    async def page(
+        self, after: str, most: int, wanted: Callable[[str], bool]
+    ) -> tuple[list[Name], str | None]:
+        """Of a shared store's next `most` names behind `after` those that are wanted, and the last
+        of all that were looked at; None: there are no more.
+
+        What is not known is read and not kept: to list 100,000 names costs no memory. Names whose
+        version this base has never measured are left out. Raises StoreUnavailable.
         """
         behind = await self.fetcher.ask(self.store.names, after)
-        page = behind[:most]
-        await self.learn(name for name in page if name not in self.registry.names)
-        return page, len(behind) > most
+        page = [name for name in behind[:most] if wanted(name)]
+        served = await asyncio.gather(*(self._shown(name) for name in page))
+        last = behind[most - 1] if len(behind) > most else None
+        return [name for name in served if name is not None], last
 
-    async def learn(self, names: Iterable[str]) -> None:
-        """Look at each, some at a time. Raises StoreUnavailable."""
-        waiting = iter(names)
+    async def _shown(self, name: str) -> Name | None:
+        if name in self.registry.names:
+            return self.registry.names[name]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._listers, self._read, name)
 
-        async def work() -> None:
-            for name in waiting:
-                try:
-                    await self._look(name)
-                except NameUnreadable as error:
-                    self._leave(name, error)
-
-        await asyncio.gather(*(work() for _ in range(READERS)))
+    def _read(self, name: str) -> Name | None:
+        """Blocks. None: there is none, or none that can be shown. Raises StoreUnavailable."""
+        try:
+            pointer = self.store.look(name)
+        except NameUnreadable:
+            return None
+        report = self.fetcher.stored_report(pointer.version) if pointer.version else None
+        return Name(pointer, report) if report else None
 
     def _lost(self, why: str) -> None:
         if self.unreachable is None:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 FOLDER, ASIDE = "names/", "damaged/names/"
 LIVE_BYTES = 1_024
 PAGE = 2_000  # names: two answers of the bucket
+KEPT = 10_000  # names that were read, some 3 KB each
 READERS = 32  # objects that are read at the same time
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
@@ -96,7 +97,14 @@ class ObjectNames:
         found = self._parse(name, body, tag)
         if found.damaged is None:
             self._known[name] = found
+            self._forget_one()
         return found
+
+    def _forget_one(self) -> None:
+        """What was read first, where there are too many: it is sent again the next time."""
+        with contextlib.suppress(RuntimeError, StopIteration):  # another thread does the same
+            if len(self._known) > KEPT:
+                self._known.pop(next(iter(self._known)), None)
 
     def _parse(self, name: str, body: bytes, tag: Tag) -> _Found:
         try:

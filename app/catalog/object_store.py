@@ -85,7 +85,8 @@ class ObjectStore(Store):
                 self._cache.drop(version)
                 self._cache.put(version, folder)
         self._damaged.discard(version)
-        self._committed = {v: t for v, t in self._committed.items() if started - t < SAFE_S}
+        lately = list(self._committed.items())  # other threads may add to it
+        self._committed = {v: t for v, t in lately if started - t < SAFE_S}
         self._committed[version] = started
 
     def _is_whole(self, version: str) -> bool:

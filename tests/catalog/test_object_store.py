@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -294,3 +295,34 @@ def test_what_is_no_bucket_is_told_and_makes_no_folder(
     with pytest.raises(StoreUnusable), open_store(place, tmp_path / "cache", 1):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_obstore_the_start_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    for module in ("app.catalog.bucket", "app.catalog.object_store"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(StoreUnusable, match=r"pip install 'bert-lora-server\[object\]'"):
+        open_store("s3://bucket", tmp_path, 1).__enter__()
+
+
+def test_a_bucket_without_tls_has_to_be_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    with pytest.raises(StoreUnusable, match="AWS_ALLOW_HTTP=true"):
+        open_store("s3://bucket", tmp_path, 1).__enter__()
+
+
+def test_wrong_credentials_are_told_as_such(
+    seaweed: Seaweed, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**seaweed.environ, "AWS_SECRET_ACCESS_KEY": "wrong"}.items():
+        monkeypatch.setenv(name, value)
+    with open_store(f"s3://{BUCKET}/{prefix}", tmp_path, 1) as store:
+        with pytest.raises(StoreUnavailable, match="credentials"):
+            store.look("x")
+        with pytest.raises(StoreUnavailable, match="credentials"):
+            store.epoch()

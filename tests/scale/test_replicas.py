@@ -342,3 +342,6 @@ def test_of_a_large_bucket_names_are_learned_as_they_are_asked_for(
             url = page.links.get("next", {}).get("url", "")
         assert {f"n{i:04}" for i in range(MANY)} <= set(names)
         assert names == sorted(set(names))
+        assert client.get("/readyz").json()["adapters"] == 3  # a list is not remembered
+        few = client.get("/adapters?prefix=n104&limit=1000").json()
+        assert {one["name"] for one in few} <= {f"n104{i}" for i in range(10)}

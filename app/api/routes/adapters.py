@@ -93,8 +93,11 @@ class ListQuery(BaseModel):
             (self.resident, registry.holds(served)),
             (self.trial, served.pointer.trial is not None),
         )
-        spelled = name.startswith(self.prefix) and self.q in name
-        return spelled and all(wanted in (None, state) for wanted, state in states)
+        return self.spells(name) and all(wanted in (None, state) for wanted, state in states)
+
+    def spells(self, name: str) -> bool:
+        """Whether it is spelled like one of them."""
+        return name.startswith(self.prefix) and self.q in name
 
     def next_page(self, last: str) -> dict[str, str]:
         """The header that leads to what is behind the last name of a page."""
@@ -128,11 +131,12 @@ async def list_all(
 
 async def _page_of_many(query: ListQuery, caller: Caller, runtime: Runtime) -> Response:
     """Of a shared store with more names than each server knows: those of a page that are wanted."""
-    page, more = await runtime.names.page(query.after, min(query.limit or WHOLE, WHOLE))
-    registry, names = runtime.registry, runtime.registry.names
-    served = [names[name] for name in caller.usable(name for name in page if name in names)]
+    registry, most = runtime.registry, min(query.limit or WHOLE, WHOLE)
+    served, last = await runtime.names.page(
+        query.after, most, lambda name: caller.may_use(name) and query.spells(name)
+    )
     wanted = [one for one in served if query.wants(one.name, one, registry)]
-    headers = query.next_page(page[-1]) if more else {}
+    headers = query.next_page(last) if last else {}
     return json_answer([describe(one, registry) for one in wanted], headers)
 
 
