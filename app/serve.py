@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import transformers
 import uvicorn
 from fastapi import FastAPI
-from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from app.api.connection import BoundedProtocol, listen
 from app.api.draining import Server
@@ -55,8 +54,7 @@ def serve(settings: Settings) -> None:
 def prepare(settings: Settings) -> None:
     """The process, before its app is built: what it logs, and the memory that it keeps."""
     set_up(settings.log_format)
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    disable_progress_bars()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when it is imported
     machine.keep_memory()
 
 

@@ -9,7 +9,6 @@ than that stays resident, and `from the store` is the first request of an adapte
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.processes.loaded import last_line, our_server, put, random_adapter
+from benchmarks.processes.loaded import last_line, metric, our_server, put, random_adapter
 
 TEXT = {"inputs": "hello there my friend, what is new today?"}
 
@@ -75,7 +74,7 @@ def _loaded_bytes(client: httpx.Client) -> float:
     before, now = -1.0, 0.0
     while now > before:
         time.sleep(3)
-        before, now = now, _metric(client, "bert_lora_resident_bytes")
+        before, now = now, metric(client, "bert_lora_resident_bytes")
     return now
 
 
@@ -97,14 +96,9 @@ def _median_ms(client: httpx.Client, names: list[str]) -> float:
     return round(statistics.median(times), 2)
 
 
-def _metric(client: httpx.Client, name: str) -> float:
-    found = re.search(rf"^{name} (\S+)", client.get("/metrics").text, re.M)
-    return float(found[1]) if found else 0.0
-
-
 def _rss(client: httpx.Client) -> int:
     """Of the process that listens; Linux."""
-    return int(_metric(client, "process_resident_memory_bytes"))
+    return int(metric(client, "process_resident_memory_bytes"))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from app.catalog.local_store import LocalStore
 from app.catalog.pointer import Entry, Pointer, digest_of, moved, now, to_json
 from app.catalog.store import content_version
 from app.model.base_files import find_base
-from benchmarks.processes.loaded import CONFIG, last_line, our_server, put
+from benchmarks.processes.loaded import CONFIG, last_line, metric, our_server, put
 
 
 def main() -> None:
@@ -103,8 +103,8 @@ def _start(store: Path, option: list[str]) -> dict[str, float]:
     began = time.perf_counter()
     with our_server(store, *option) as client:
         start_s = time.perf_counter() - began
-        cpu_s = _metric(client, "process_cpu_seconds_total")
-        rss = _metric(client, "process_resident_memory_bytes")
+        cpu_s = metric(client, "process_cpu_seconds_total")
+        rss = metric(client, "process_resident_memory_bytes")
         all_ms, page_ms = _ask_ms(client, "/adapters"), _ask_ms(client, "/adapters?limit=100")
         return {
             "start_s": start_s,
@@ -119,11 +119,6 @@ def _ask_ms(client: httpx.Client, path: str) -> float:
     began = time.perf_counter()
     client.get(path).raise_for_status()
     return 1000 * (time.perf_counter() - began)
-
-
-def _metric(client: httpx.Client, name: str) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ load is eight clients with 32 texts of 250 words each, more than any batch takes
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import httpx
 from transformers import BertConfig, BertModel
 
 from app.model.embedded import embedded_base
-from benchmarks.processes.loaded import last_line, put, random_adapter
+from benchmarks.processes.loaded import last_line, metric, put, random_adapter
 from benchmarks.processes.own import own_server, peak, reset_peak
 
 SIZES = {"minilm": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -68,11 +67,6 @@ def load(client: httpx.Client) -> None:
             lambda _: client.post("/embed", json=BODY, timeout=600), range(CLIENTS)
         ):
             answer.raise_for_status()
-
-
-def metric(client: httpx.Client, name: str) -> int:
-    found = re.search(rf"^{name} (\S+)", client.get("/metrics").text, re.M)
-    return int(float(found[1])) if found else 0
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import regex
-
 from app.adapters.refusals import AdapterRejected
 
 MAX_PATTERN_LENGTH = 10_000  # every layer of a large model by its whole path
@@ -35,6 +33,8 @@ class Patterns:
                 f"the pattern {pattern!r:.60} is over {MAX_PATTERN_LENGTH} characters, or repeats "
                 f"over {MAX_REPETITIONS} times, which is not served"
             )
+        import regex  # a tenth of a second of a start, where no upload has a pattern
+
         started = time.monotonic()
         try:
             if self.remaining_s <= 0:

@@ -6,16 +6,20 @@ thread, and each call has its own length. Knows no models and no HTTP.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from app.engine.template import Template, learn_template
 from app.engine.windows import Direction, Encoded, encode, length
+from app.model import kept_files
 from app.model.base_files import BaseRefused
 
 TOKENIZER_FILES = (
@@ -25,6 +29,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "spiece.model",
 )
+TOLD_IN = (".json", ".txt", ".model", ".jinja")
 Input = str | tuple[str, str] | list[int]
 Cause = Literal["input", "empty", "too_long"]
 
@@ -56,18 +61,23 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class TextTokenizer:
-    """backend: the fast tokenizer without state of its own. fast: transformers' object around it.
+    """backend: the fast tokenizer without state of its own. folder: its files.
 
     vocabulary: ids below it are the model's. types: whether the model gets token_type_ids.
     single, pair: where special tokens go.
     """
 
     backend: Tokenizer
-    fast: Any
+    folder: Path
     vocabulary: int
     types: bool
     single: Template
     pair: Template
+
+    @cached_property
+    def fast(self) -> Any:
+        """transformers' object around it. Blocks, at the first look: a second of imports."""
+        return _by_transformers(self.folder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,16 +106,49 @@ def load_tokenizer(folder: Path, vocabulary: int, type_vocabulary: int) -> TextT
     """
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise BaseRefused(f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)})")
-    fast = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    backend = Tokenizer.from_str(fast.backend_tokenizer.to_str())
+    text, has_types = _read_kept(folder) or _keep(folder)
+    backend = Tokenizer.from_str(text)
     backend.no_truncation()
     backend.no_padding()
-    types = type_vocabulary > 1 and "token_type_ids" in fast.model_input_names
+    types = type_vocabulary > 1 and has_types
     try:
         single, pair = learn_template(backend, 1), learn_template(backend, 2)
     except ValueError as error:
         raise BaseRefused(f"{folder}'s tokenizer cannot be served: {error}") from None
-    return TextTokenizer(backend, fast, vocabulary, types, single, pair)
+    return TextTokenizer(backend, folder, vocabulary, types, single, pair)
+
+
+def _by_transformers(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, use_fast=True)
+
+
+def _read_kept(folder: Path) -> tuple[str, bool] | None:
+    """What an earlier start has kept of it: as _keep. None: nothing."""
+    body = kept_files.read(_name_of(folder))
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        told = json.loads(body or b"")
+        return str(told["tokenizer"]), bool(told["has_types"])
+    return None
+
+
+def _keep(folder: Path) -> tuple[str, bool]:
+    """The fast tokenizer as its library reads it, and whether transformers gives token types with
+    it: for this start and the next."""
+    fast = _by_transformers(folder)
+    text, has_types = fast.backend_tokenizer.to_str(), "token_type_ids" in fast.model_input_names
+    kept = json.dumps({"tokenizer": text, "has_types": has_types}).encode()
+    kept_files.write(_name_of(folder), kept)
+    return text, has_types
+
+
+def _name_of(folder: Path) -> str:
+    """By all that transformers may read of it, and its version."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in TOLD_IN and path.is_file())
+    bodies = (path.name.encode() + path.read_bytes() for path in files)
+    by = f"{version('transformers')} {version('tokenizers')}".encode()
+    return f"tokenizer-{kept_files.short_hash(by, *bodies)}.json"
 
 
 def tokenize(

@@ -13,10 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
-from transformers.pipelines.token_classification import (
-    AggregationStrategy,
-    TokenClassificationPipeline,
-)
 
 from app.engine.tokenizer import TextTokenizer, Tokens
 
@@ -26,13 +22,20 @@ NOTHING = "O"  # the label of what is no entity, left out as in transformers' pi
 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
 
 
-class _Grouping(TokenClassificationPipeline):
-    """The pipeline's grouping alone: no model, no framework."""
+def _library() -> Any:
+    """Blocks, at first: seconds of imports, which a server that labels no words does without."""
+    from transformers.pipelines import token_classification
 
-    def __init__(self, tokenizer: TextTokenizer, labels: Sequence[str]) -> None:
-        self.tokenizer = tokenizer.fast
-        config = SimpleNamespace(id2label=dict(enumerate(labels)))
-        self.model = SimpleNamespace(config=config)  # type: ignore[assignment]
+    return token_classification
+
+
+def _grouping(tokenizer: TextTokenizer, labels: Sequence[str]) -> Any:
+    """The pipeline's grouping alone: no model, no framework."""
+    grouping = object.__new__(_library().TokenClassificationPipeline)
+    grouping.tokenizer = tokenizer.fast
+    config = SimpleNamespace(id2label=dict(enumerate(labels)))
+    grouping.model = SimpleNamespace(config=config)
+    return grouping
 
 
 def word_groups(
@@ -50,8 +53,8 @@ def word_groups(
     """
     if tokens.places is None:  # pragma: no cover - the door refuses these
         raise ValueError("words are asked of an input that is no single text")
-    grouping = _Grouping(tokenizer, labels)
-    how = AggregationStrategy(strategy)
+    grouping = _grouping(tokenizer, labels)
+    how = _library().AggregationStrategy(strategy)
     pieces = grouping.gather_pre_entities(
         text,
         np.array(tokens.ids),

@@ -12,15 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from app.model import placeholders
 from app.model.batch import Run, runs_of
 from app.model.forward_pass import Pass
 from app.model.machine import first_line
 
-NAME = "bert_lora_packed"
 efficient_attention = torch.ops.aten._efficient_attention_forward
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of values near 1
 RUNS_SERVE = "one call for each length serves"
@@ -99,6 +96,8 @@ def _varlen(
     if query.dtype == torch.float32:
         more = ends, ends, longest, longest, 0.0, 0
         return efficient_attention(q, k, v, None, *more, scale=scale)[0]  # type: ignore[no-any-return]
+    from torch.nn.attention.varlen import varlen_attn  # half a second, where it is not needed
+
     reach = -1 if window is None else window - 1
     out = varlen_attn(
         q[0],
@@ -115,14 +114,14 @@ def _varlen(
     return out.unsqueeze(0)  # type: ignore[union-attr]
 
 
-def varlen_why_not(config: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+def varlen_why_not(heads: tuple[int, int], device: torch.device, dtype: torch.dtype) -> str | None:
     """Why one call for all lengths cannot serve, in words; None where it gives what the runs give.
 
-    Tried once at start, on a GPU: a card or a driver that does otherwise costs speed and not
-    answers.
+    heads: how many, and how wide. Tried once at start, on a GPU: a card or a driver that does
+    otherwise costs speed and not answers.
     """
     try:
-        off = _varlen_off(config, device, dtype)
+        off = _varlen_off(heads, device, dtype)
     except Exception as error:  # whatever a driver raises
         return f"varlen attention does not run here ({first_line(error)}), {RUNS_SERVE}"
     if off <= TOLERANCE[dtype]:
@@ -131,14 +130,12 @@ def varlen_why_not(config: Any, device: torch.device, dtype: torch.dtype) -> str
 
 
 @torch.inference_mode()
-def _varlen_off(config: Any, device: torch.device, dtype: torch.dtype) -> float:
+def _varlen_off(heads: tuple[int, int], device: torch.device, dtype: torch.dtype) -> float:
     """How far varlen_attn is from the runs over drawn sequences."""
-    heads = config.num_attention_heads
     lengths = (1, 7, 7, 150)
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     rng = torch.Generator().manual_seed(0)
     q, k, v = (
-        torch.randn(1, sum(lengths), heads, width, generator=rng).to(device, dtype).transpose(1, 2)
+        torch.randn(1, sum(lengths), *heads, generator=rng).to(device, dtype).transpose(1, 2)
         for _ in range(3)
     )
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
@@ -160,9 +157,3 @@ def _sequences(t: Tensor, run: Run) -> Tensor:
     if run.length == rows:
         return t
     return t[0, :, run.rows].view(heads, run.count, run.length, width).transpose(0, 1)
-
-
-def register() -> None:
-    """Make it known to transformers under NAME, with no mask: runs say who sees whom."""
-    AttentionInterface.register(NAME, as_placeholder)
-    AttentionMaskInterface.register(NAME, lambda **_: None)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 
@@ -50,6 +49,8 @@ def find_base(model: str | None, revision: str | None) -> BaseFiles:
         return _read(folder.resolve().name, folder)
     if model.startswith((".", "/", "~")):
         raise BaseRefused(f"the base's folder {model} does not exist")
+    from huggingface_hub import snapshot_download  # it takes 0.1 s, where it is not needed
+
     try:
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
     except Exception as error:  # whatever the hub's client, and its client of HTTP, may raise

@@ -1,6 +1,7 @@
-"""transformers' model of a base: which architectures are served, why others are not, its shapes.
+"""transformers' model of a base: which architectures are served, and why others are not.
 
-Knows files, configs and modules; knows no adapters and runs nothing.
+A start that finds what an earlier one has kept does without this, and transformers' imports. Knows
+files, configs and modules; knows no adapters and runs nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel
+from transformers.utils.logging import disable_progress_bar
 
-from app.adapters.base import Base
-from app.adapters.config.labels import base_classifier
 from app.model import attention
-from app.model.base_files import BaseFiles, BaseRefused, head_tensors
+from app.model.base_files import BaseFiles, BaseRefused
 from app.model.machine import first_line
+from app.model.outline import Facts
+from app.model.written import takes_types
 
+NAME = "bert_lora_packed"  # of our attention
 SERVED = (
     "bert",
     "roberta",
@@ -81,14 +84,16 @@ def load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:
 
     Raises BaseRefused where the files can't be read, or lack weights.
     """
-    attention.register()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    AttentionInterface.register(NAME, attention.as_placeholder)
+    AttentionMaskInterface.register(NAME, lambda **_: None)  # runs of a batch say who sees whom
     try:
         model, report = AutoModel.from_pretrained(
             files.folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            attn_implementation=attention.NAME,
+            attn_implementation=NAME,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -109,29 +114,24 @@ def load_model(files: BaseFiles, config: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def describe(files: BaseFiles, model: Any, config: Any, has_pooler: bool) -> Base:
-    """What an adapter has to fit: the model's layers by path, its weights and its own head."""
-    modules = dict(model.named_modules())
-    linears = {p: m for p, m in modules.items() if isinstance(m, nn.Linear)}
-    embeddings = {p: m for p, m in modules.items() if isinstance(m, nn.Embedding)}
-    norms = {p: m for p, m in modules.items() if isinstance(m, nn.LayerNorm)}
-    own_head = head_tensors(files.folder)
-    return Base(
+def facts_of(model: nn.Module, config: Any) -> Facts:
+    """Of a model that load_model gave."""
+    heads = config.num_attention_heads
+    return Facts(
         model_type=config.model_type,
-        prefix=model.base_model_prefix,
+        prefix=str(model.base_model_prefix),
         hidden=config.hidden_size,
         layers=config.num_hidden_layers,
+        heads=heads,
+        head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         vocabulary=config.vocab_size,
-        linears={p: (m.out_features, m.in_features) for p, m in linears.items()},
-        embeddings={p: (m.num_embeddings, m.embedding_dim) for p, m in embeddings.items()},
-        norms={p: m.normalized_shape[0] for p, m in norms.items()},
-        tensors=dict(model.named_parameters()),
-        head=own_head,
-        has_pooler=has_pooler,
+        padding=config.pad_token_id,
+        positions=config.max_position_embeddings,
+        takes_types=takes_types(model),
         classifier_pooling=getattr(config, "classifier_pooling", "cls"),
         classifier_activation=getattr(config, "classifier_activation", "gelu"),
         norm_eps=getattr(config, "norm_eps", 1e-5),
-        classifier=base_classifier(
-            config.architectures, config.id2label, config.problem_type, own_head
-        ),
+        architectures=config.architectures,
+        id2label=config.id2label,
+        problem_type=config.problem_type,
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,11 +41,14 @@ class FastPaths:
 
 
 def try_paths(
-    config: Any, device: torch.device, dtype: torch.dtype, shapes: Collection[tuple[int, int]]
+    heads: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    shapes: Collection[tuple[int, int]],
 ) -> FastPaths:
     """Try each path once, and warn of those that go a slower way.
 
-    config: transformers', of the base. shapes: (out, in) of its Linears.
+    heads: how many of attention, and how wide. shapes: (out, in) of the base's Linears.
     """
     whys = {"products": _products_why_not(dtype) if device.type == "cpu" else None}
     whys["updates"] = _kernels_why_not(device, dtype, shapes)
@@ -56,7 +58,8 @@ def try_paths(
 
         one_launch, whys["products"] = fused.chosen(device, dtype, shapes)
     varlen = device.type == "cuda"
-    whys["attention"] = attention.varlen_why_not(config, device, dtype) if varlen else None
+    if varlen:
+        whys["attention"] = attention.varlen_why_not(heads, device, dtype)
     slow = {part: why for part, why in whys.items() if why is not None}
     for part, why in slow.items():
         warn(part, why)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import assert_never
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.activations import ACT2FN
 
 from app.adapters.sentence import Pooling
 from app.adapters.values import Dense, Head, Scores
@@ -21,6 +21,12 @@ from app.model.batch import Batch
 from app.model.machine import to_device
 from app.model.sequence import Sequence, Want
 
+# As transformers has them.
+TORCHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+}
 Pooler = Callable[[Tensor, list[Sequence]], Tensor]
 
 
@@ -159,10 +165,23 @@ def apply_head(rows: Tensor, head: Head) -> Tensor:
     if head.dense is not None:
         rows = _dense(rows, head.dense)
     if head.activation is not None:
-        rows = ACT2FN[head.activation](rows)
+        rows = activation(head.activation)(rows)
     if head.norm is not None:
         rows = F.layer_norm(rows, rows.shape[-1:], head.norm.weight, head.norm.bias, head.norm_eps)
     return _dense(rows, head.out)
+
+
+@cache
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """By transformers' name for it; without transformers' imports where torch has it. Raises
+    KeyError.
+    """
+    if name in TORCHS:
+        return TORCHS[name]
+    from transformers.activations import ACT2FN
+
+    function: Callable[[Tensor], Tensor] = ACT2FN[name]
+    return function
 
 
 def scores(logits: Tensor, kind: Scores) -> Tensor:

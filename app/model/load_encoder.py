@@ -15,15 +15,16 @@ import torch
 from app.adapters.values import Adapter
 from app.model import attention
 from app.model.base_files import BaseFiles, BaseRefused
-from app.model.base_model import describe, load_model, read_config
 from app.model.delta import BASE_LAYERS
 from app.model.encoder import Encoder, digest_of
 from app.model.fast_paths import try_paths, warn
-from app.model.flat import flatten, takes_types
+from app.model.flat import flatten
 from app.model.int8 import Int8Linear, frozen_of, quantise
 from app.model.linears import Linears
 from app.model.lora import insert_lora
 from app.model.machine import first_line
+from app.model.outline import Facts
+from app.model.plain_base import describe, read_plain
 from app.model.version import Version
 
 log = logging.getLogger(__name__)
@@ -40,25 +41,21 @@ DTYPES = {
 
 def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> Encoder:
     """Load the base frozen and ready for packed batches. Raises BaseRefused with the reason."""
-    config = read_config(files)
-    model = load_model(files, config, torch.float32 if dtype == torch.int8 else dtype)
-    model = model.to(device).eval().requires_grad_(False)
+    plain = read_plain(files, device, torch.float32 if dtype == torch.int8 else dtype)
+    facts, model = plain.facts, plain.model
     has_pooler = getattr(model, "pooler", None) is not None
-    base = describe(files, model, config, has_pooler)
+    base = describe(files, plain, has_pooler)
     if dtype == torch.int8:
         base = replace(base, tensors=quantise(model))
     frozen = frozen_of(model)
-    paths = try_paths(config, device, dtype, set(base.linears.values()))
+    paths = try_paths((facts.heads, facts.head_width), device, dtype, set(base.linears.values()))
     wrappers = insert_lora(model)
     pooler = next((wrappers[p] for p in ("pooler.dense", "pooler") if p in wrappers), None)
     if pooler is not None:
-        model.pooler = None  # run over the sequences' first tokens instead, in _pool
-    first = config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
-    positions = config.max_position_embeddings - first
-    try:
-        flat = flatten(model, wrappers, attention.attend, positions, device, paths.joins)
-    except Exception as error:  # whatever torch raises of a forward that it cannot write down
-        raise BaseRefused(f"{files.id} cannot be served: {first_line(error)}") from error
+        model.pooler = None  # type: ignore[assignment]  # run over first tokens, in _pool
+    first = _first_position(facts)
+    positions = facts.positions - first
+    flat = flatten(plain.forward(positions, device), model, wrappers, attention.attend, paths.joins)
     pool = None if pooler is None else Linears([pooler])
     _fuse([*flat.products, *([pool] if pool else [])], paths.fused)
     encoder = Encoder(
@@ -67,13 +64,13 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         device,
         dtype,
         min(files.sentence.max_length or positions, positions),
-        config.vocab_size,
+        facts.vocabulary,
         wrappers,
         Version(digest_of(frozen), Adapter({}, layout="base"), BASE_LAYERS),
         paths.slow,
         frozen,
         first,
-        takes_types(model),
+        facts.takes_types,
         flat,
         pool,
         paths.kernels_on,
@@ -83,6 +80,15 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
     if device.type == "cuda" and not {"updates", "attention"} & set(paths.slow):
         add_graphs(encoder)
     return encoder
+
+
+def _first_position(facts: Facts) -> int:
+    """Raises BaseRefused."""
+    if facts.model_type not in POSITIONS_AFTER_PADDING:
+        return 0
+    if facts.padding is None:
+        raise BaseRefused(f"a {facts.model_type} model counts from pad_token_id, and has none")
+    return facts.padding + 1
 
 
 def _fuse(products: Iterable[Linears], shapes: frozenset[tuple[int, int]]) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 Operator = Callable[..., Tensor]
 
-_library = torch.library.Library("bert_lora", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY = "bert_lora"
+_library = torch.library.Library(LIBRARY, "DEF")  # type: ignore[no-untyped-call]
 
 
 def _linear(x: Tensor, path: str, out: int) -> Tensor:

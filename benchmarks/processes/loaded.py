@@ -77,6 +77,12 @@ def put(client: httpx.Client, name: str, files: dict[str, bytes]) -> None:
     client.put(f"/adapters/{name}", files=files).raise_for_status()
 
 
+def metric(client: httpx.Client, name: str) -> float:
+    """One of /metrics, without labels; 0 where it is not there."""
+    lines = client.get("/metrics").text.splitlines()
+    return next((float(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+
 def last_line(command: str, **found: Any) -> str:
     """The JSON that plot.py and people read."""
     return json.dumps({"command": command, "machine": machine(), **found})

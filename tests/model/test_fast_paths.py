@@ -230,18 +230,18 @@ def test_a_gpus_slow_ways_are_told_with_their_reasons(
         attention, "varlen_why_not", lambda *_: "varlen attention is off by 1.0 here"
     )
     cuda = torch.device("cuda")
-    found = fast_paths.try_paths(None, cuda, torch.bfloat16, [(32, 32)])
+    found = fast_paths.try_paths((4, 8), cuda, torch.bfloat16, [(32, 32)])
     assert (found.kernels_on, found.varlen) == (None, False)
     assert set(found.slow) == {"updates", "attention"}
     assert "updates: Triton does not run here (no compiler)" in caplog.text
     monkeypatch.setattr(kernel_cuda, "why_not", lambda *_: None)
     monkeypatch.setattr(attention, "varlen_why_not", lambda *_: None)
     monkeypatch.setattr(fused, "chosen", lambda *_: (frozenset(), "Triton's product is off by 1"))
-    found = fast_paths.try_paths(None, cuda, torch.bfloat16, [(32, 32)])
+    found = fast_paths.try_paths((4, 8), cuda, torch.bfloat16, [(32, 32)])
     assert (found.kernels_on, found.fused, set(found.slow)) == (cuda, set(), {"products"})
     monkeypatch.setattr(fused, "chosen", lambda *_: (frozenset({(32, 32)}), None))
-    found = fast_paths.try_paths(None, cuda, torch.bfloat16, [(32, 32)])
+    found = fast_paths.try_paths((4, 8), cuda, torch.bfloat16, [(32, 32)])
     assert (found.kernels_on, found.varlen, found.slow) == (cuda, True, {})
     assert [found.joins(nn.Linear(32, n, device="meta")) for n in (32, 64)] == [True, False]
-    assert fast_paths.try_paths(None, cuda, torch.float32, [(32, 32)]).varlen
-    assert not fast_paths.try_paths(None, torch.device("cpu"), torch.float32, [(32, 32)]).varlen
+    assert fast_paths.try_paths((4, 8), cuda, torch.float32, [(32, 32)]).varlen
+    assert not fast_paths.try_paths((4, 8), torch.device("cpu"), torch.float32, [(32, 32)]).varlen

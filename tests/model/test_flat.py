@@ -18,14 +18,18 @@ from app.model.linears import Linears
 from app.model.load_encoder import load_encoder
 from app.model.lora import insert_lora
 from app.model.sequence import Sequence, Want
+from app.model.written import write_down
 from tests.tiny import save_tiny_base
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("kind", SERVED)
-def test_texts_of_every_length_get_transformers_own_states(kind: str, tmp_path: Path) -> None:
+def test_texts_of_every_length_get_transformers_own_states(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of one token, of two, and of as many as the base takes: past ModernBERT's windows."""
+    monkeypatch.setattr("app.model.kept_files.places", list)
     folder = save_tiny_base(kind, tmp_path)
     encoder = load_encoder(find_base(str(folder), None), CPU, torch.float32)
     plain = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -86,15 +90,16 @@ class Fickle(nn.Module):
 )
 def test_a_base_that_computes_otherwise_by_a_texts_length_is_refused(how: str) -> None:
     model = Fickle(how)
-    linears = insert_lora(model)
+    insert_lora(model)
     with pytest.raises(BaseRefused, match="by the length of a text"):
-        flatten(model, linears, lambda *_: torch.empty(0), 64, CPU, lambda _: True)
+        write_down(model, 64, CPU)
 
 
 def test_the_stand_in_that_is_refused_is_served_without_its_fault() -> None:
     model = Fickle("nothing")
     linears = insert_lora(model)
-    flat = flatten(model, linears, lambda *_: torch.empty(0), 64, CPU, lambda _: True)
+    written = write_down(model, 64, CPU)
+    flat = flatten(written, model, linears, lambda *_: torch.empty(0), lambda _: True)
     (product,) = flat.products
     assert isinstance(product, Linears) and product.members.paths == ("layer",)
 
@@ -105,7 +110,8 @@ def test_a_forward_that_cannot_be_written_down_is_a_refusal_with_the_bases_name(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("data-dependent expression\nand a page of advice")
 
-    monkeypatch.setattr("app.model.flat.make_fx", fail)
+    monkeypatch.setattr("torch.fx.experimental.proxy_tensor.make_fx", fail)
+    monkeypatch.setattr("app.model.kept_files.places", list)
     files = find_base(str(save_tiny_base("bert", tmp_path)), None)
     with pytest.raises(BaseRefused, match=r"cannot be served: data-dependent expression$"):
         load_encoder(files, CPU, torch.float32)

@@ -44,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(graphs, "RANK", 16)
     monkeypatch.setattr(graphs, "TRIED_RANK", 6)
     if not ON_CARD:
-        monkeypatch.setattr(attention, "varlen_attn", as_documented)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented)
         monkeypatch.setattr(attention, "efficient_attention", in_float32)
         monkeypatch.setattr(graphs, "capture_on", lambda _: lambda forward: forward)
     with torch.inference_mode():

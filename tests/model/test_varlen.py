@@ -9,13 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import BertConfig
 
 from app.model import attention
 from app.model.batch import NOTHING, runs_of
 from app.model.forward_pass import Pass
 
-CONFIG = BertConfig(hidden_size=48, num_attention_heads=3)
 CPU = torch.device("cpu")
 
 
@@ -75,7 +73,7 @@ def in_float32(
 def test_one_call_over_all_lengths_gives_what_the_runs_give(
     monkeypatch: pytest.MonkeyPatch, window: int | None, scale: float | None, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(attention, "varlen_attn", as_documented)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented)
     monkeypatch.setattr(attention, "efficient_attention", in_float32)
     lengths = [1, 4, 9, 9, 20]
     q, k, v = (torch.randn(1, sum(lengths), 3, 16).to(dtype).transpose(1, 2) for _ in range(3))
@@ -91,15 +89,15 @@ def test_one_call_over_all_lengths_gives_what_the_runs_give(
 def test_where_it_does_not_run_or_is_wrong_the_runs_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check itself, on the CPU: varlen_attn raises there; its stand-ins are right or wrong."""
     check = attention.varlen_why_not
-    assert "does not run here" in (check(CONFIG, CPU, torch.bfloat16) or "")
-    monkeypatch.setattr(attention, "varlen_attn", as_documented)
-    assert check(CONFIG, CPU, torch.bfloat16) is None
+    assert "does not run here" in (check((4, 8), CPU, torch.bfloat16) or "")
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", as_documented)
+    assert check((4, 8), CPU, torch.bfloat16) is None
     for wrong in (lambda q, *_, **__: q, lambda q, *_, **__: q / 0):
-        monkeypatch.setattr(attention, "varlen_attn", wrong)
-        assert "is off by" in (check(CONFIG, CPU, torch.bfloat16) or "")
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", wrong)
+        assert "is off by" in (check((4, 8), CPU, torch.bfloat16) or "")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_it_is_used_on_a_gpu(dtype: torch.dtype) -> None:
-    assert attention.varlen_why_not(BertConfig(), torch.device("cuda"), dtype) is None
+    assert attention.varlen_why_not((12, 64), torch.device("cuda"), dtype) is None

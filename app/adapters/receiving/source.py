@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.hf_api import RepoFile
-
 from app.adapters.files import MODULE, POOLING
 from app.adapters.receiving.copying import copy_adapter
 from app.adapters.receiving.own_files import (
@@ -111,6 +108,9 @@ def _from_hub(source: str, below: str, allowed: Sources, folder: Path, max_bytes
     if match is None:
         raise AdapterRejected(f"{source!r} is not hf:organisation/repository@revision")
     repository, revision = match.groups()
+    from huggingface_hub import HfApi, snapshot_download  # 0.1 s of a start, where nobody asks
+    from huggingface_hub.hf_api import RepoFile
+
     downloaded = folder.with_name("hub")
     try:
         tree = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
