@@ -1,6 +1,6 @@
 """Versions that were brought from a bucket, on this machine's disk, up to so many bytes.
 
-    versions/<sha256>/    a version's files and options.json, as a local store has them
+    versions/<sha256>/    a version's files, and what is known of it as JSON beside them
 
 What was used least recently goes first. Nothing in it is believed unread: who asks checks the hash.
 """
@@ -8,11 +8,15 @@ What was used least recently goes first. Nothing in it is believed unread: who a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
 import shutil
 import threading
 import time
 from pathlib import Path
+
+from app.catalog.store import Json
 
 IN_USE_S = 60.0  # what was asked for so lately may be being read
 SHARE = 10  # a part of the size is cleared at once, and may come before all is looked at again
@@ -51,6 +55,18 @@ class DiskCache:
                 self._make_room()
         return place
 
+    def read(self, version: str, name: str) -> Json | None:
+        """Of an object beside the version's files; None: there is none. This is no use of it."""
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads((self._folder / version / name).read_bytes())
+            return told if isinstance(told, dict) else None
+        return None
+
+    def write(self, version: str, name: str, told: Json) -> None:
+        """Where the version is there; that it cannot be kept is no error."""
+        with contextlib.suppress(OSError):
+            write_json(self._folder / version / name, told)
+
     def drop(self, version: str) -> None:
         """Its files are not what they should be."""
         shutil.rmtree(self._folder / version, ignore_errors=True)
@@ -75,6 +91,13 @@ class DiskCache:
             with contextlib.suppress(FileNotFoundError):
                 found.append((path, path.stat().st_mtime, _size(path)))
         return found
+
+
+def write_json(path: Path, told: Json) -> None:
+    """Whole or not at all. Raises OSError."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    part.write_text(json.dumps(told, sort_keys=True))
+    part.replace(path)
 
 
 def _size(folder: Path) -> int:

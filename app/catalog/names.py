@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 1.0  # between two looks at what has moved
 ABSENT_S = 0.5  # for which a name that was not there is not looked for again
 TTL_S = 300.0  # then a name in use is read again: a server may end before it tells a move
+FORGOTTEN_S = 3_600.0  # after which a name that nobody asks for is known no more
 ASKERS = 16  # unknown names that are looked up at the same time
 MOST_ASKING = 128  # and that wait: somebody tries them out
 GONE = "what was stored about it is gone or damaged: PUT it again"
@@ -175,6 +176,7 @@ class Names:
                 readers.create_task(self._read_moved())
             while True:
                 await self._see_what_moved()
+                self._forget_unused()
                 await asyncio.sleep(EVERY_S)
 
     async def _see_what_moved(self) -> None:
@@ -209,6 +211,18 @@ class Names:
         names = set(moves.names if self.whole else moves.names & known)
         self.whole = self.whole and len(known | names) <= WHOLE
         return names
+
+    def _forget_unused(self) -> None:
+        """Of a store that is not known whole: else a server would know all names at last. While
+        the store cannot be asked no name is read again, however often it is used.
+        """
+        if self.whole or self.unreachable is not None:
+            return
+        now = time.monotonic()
+        for name in self.registry.names.keys() - self.always:
+            if now - self._read_at.setdefault(name, now) > FORGOTTEN_S:
+                self._read_at.pop(name)
+                self.registry.remove(name)
 
     def _read_soon(self, name: str) -> None:
         if name not in self._waiting:

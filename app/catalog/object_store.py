@@ -13,7 +13,6 @@ compare-and-swap. Versions come through a cache on this machine's disk, checked 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from app.catalog.bucket import Bucket
 from app.catalog.disk import disk_errors
-from app.catalog.disk_cache import DiskCache
+from app.catalog.disk_cache import DiskCache, write_json
 from app.catalog.move_log import MoveLog
 from app.catalog.object_audit import ObjectAudit
 from app.catalog.object_collecting import ObjectCollector
@@ -44,7 +43,7 @@ from app.catalog.store import (
 from app.catalog.workspace import Workspace
 
 log = logging.getLogger(__name__)
-OPTIONS = "options.json"
+OPTIONS, REPORT = "options.json", "report.json"
 SAFE_S = 20.0  # a commit this old is renewed before a name moves to it: well within any grace
 
 
@@ -81,7 +80,8 @@ class ObjectStore(Store):
         if not (self._is_whole(version) and self._versions.touch(version)):
             self._versions.upload(folder, version, options, report)
             with disk_errors():
-                (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
+                write_json(folder / OPTIONS, options)
+                write_json(folder / REPORT, report)
                 self._cache.drop(version)
                 self._cache.put(version, folder)
         self._damaged.discard(version)
@@ -110,7 +110,7 @@ class ObjectStore(Store):
                 folder.mkdir()
                 options = self._download(version, folder)
                 with disk_errors():
-                    (folder / OPTIONS).write_text(json.dumps(options, sort_keys=True))
+                    write_json(folder / OPTIONS, options)
                     return self._cache.put(version, folder)
         except StoreFull as error:
             raise StoreUnavailable(f"the cache: {error}") from None
@@ -137,19 +137,21 @@ class ObjectStore(Store):
 
     def options(self, version: str) -> Json:
         """As Store.options."""
-        cached = self._cache.get(version)
-        if cached is not None:
-            with contextlib.suppress(OSError, ValueError):
-                options: Json = json.loads((cached / OPTIONS).read_text())
-                return options
-        return self._versions.options(version)
+        options = self._cache.read(version, OPTIONS)
+        return self._versions.options(version) if options is None else options
 
     def report(self, version: str) -> Json | None:
-        """As Store.report."""
-        return self._versions.report(version)
+        """As Store.report, from the cache or the bucket."""
+        report = self._cache.read(version, REPORT)
+        if report is None:
+            report = self._versions.report(version)
+            if report is not None:
+                self._cache.write(version, REPORT, report)
+        return report
 
     def write_report(self, version: str, report: Json) -> None:
         """As Store.write_report."""
+        self._cache.write(version, REPORT, report)
         self._versions.write_report(version, report)
 
     def set_aside(self, version: str) -> str | None:

@@ -143,25 +143,25 @@ class Replica:
         revision = self._shared.revision.get(name, 0)
         if known and revision <= self._revision.get(name, 0):
             return case.read_s
-        counts["GET", "reports"] += 1
         self._revision[name] = revision
+        if self._version(name) not in self._cached:  # ObjectStore.report
+            counts["GET", "reports"] += 1
         if not known or before not in self._resident:
             return 2 * case.read_s
         self._load(at, self._version(name))
         return 2 * case.read_s + case.load_s
 
     def _load(self, at: float, version: int) -> None:
-        """Fetcher._load_stored: its report comes from the bucket, wherever its files are."""
+        """Fetcher._load_stored."""
         counts = self._shared.counts
         self._shared.loads += 1
-        counts["GET", "reports"] += 1
         if version in self._cached:
             self._cached[version] = at
             self._cached.move_to_end(version)
         else:  # ObjectVersions.download, Bucket.download
             self._shared.cold += 1
             counts["GET", "versions"] += 1
-            counts["HEAD", "files"] += len(self._case.files)
+            counts["GET", "reports"] += 1
             counts["GET", "files"] += sum(self._case.files)
             self._put_on_disk(at, version)
         self._keep(version)

@@ -59,3 +59,21 @@ def test_what_is_dropped_is_not_there(tmp_path: Path) -> None:
     cache.drop("a")
     cache.drop("a")
     assert cache.get("a") is None
+
+
+def test_what_is_known_of_a_version_stands_beside_its_files_and_goes_with_them(
+    tmp_path: Path,
+) -> None:
+    cache = DiskCache(tmp_path / "cache", 7 * KB)
+    cache.write("a", "report.json", {"n": 1})  # it is not there
+    assert cache.read("a", "report.json") is None
+    put(cache, tmp_path, "a", 0)
+    cache.write("a", "report.json", {"n": 1})
+    cache.write("a", "report.json", {"n": 2})
+    assert cache.read("a", "report.json") == {"n": 2}
+    place = cache.get("a")
+    assert place is not None
+    (place / "report.json").write_text('{"n": ')
+    assert cache.read("a", "report.json") is None
+    cache.drop("a")
+    assert cache.read("a", "report.json") is None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +19,7 @@ from app.catalog.install import How, Installer
 from app.catalog.local_store import LocalStore
 from app.catalog.names import Names
 from app.catalog.pointer import Pointer
+from app.catalog.store import StoreUnavailable
 from app.catalog.stored_names import read_names
 from app.inference.metrics import Metrics
 from app.settings import Settings
@@ -79,3 +82,48 @@ def test_a_name_in_use_is_read_again_once_its_time_is_over_and_not_before(
     fresh, old = asyncio.run(asked(installer.names))
     assert fresh == 0
     assert old >= 1
+
+
+def test_a_name_that_nobody_asks_for_is_known_no_more_where_there_are_many(
+    installer: Installer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store that is known whole all stay; of a larger one those that are asked for, while it
+    can be asked.
+    """
+    monkeypatch.setattr(names_module, "EVERY_S", 0.02)
+    monkeypatch.setattr(names_module, "TTL_S", 0.05)
+    monkeypatch.setattr(names_module, "FORGOTTEN_S", 0.4)
+
+    async def known_after(
+        names: Names, *, whole: bool, asked: bool = False, down: bool = False
+    ) -> bool:
+        names.begin(replace(read_names(installer.store), whole=whole))
+        await names.get("x")
+        following = asyncio.create_task(names.follow())
+        with monkeypatch.context() as patched:
+            if down:
+                patched.setattr(installer.store, "moves", refused)
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                await asyncio.sleep(0.02)
+                if asked:
+                    await names.get("x")
+            known = "x" in installer.registry.names
+        await names.get("x")  # it is still there
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        return known
+
+    def refused(_: str) -> None:
+        raise StoreUnavailable("it does not answer")
+
+    async def all_of_them(names: Names) -> list[bool]:
+        return [
+            await known_after(names, whole=True),
+            await known_after(names, whole=False, asked=True),
+            await known_after(names, whole=False, down=True),
+            await known_after(names, whole=False),
+        ]
+
+    assert asyncio.run(all_of_them(installer.names)) == [True, True, True, False]

@@ -14,6 +14,7 @@ import obstore
 import pytest
 
 from app.adapters.files import ADAPTER_FILES
+from app.catalog import bucket
 from app.catalog.object_names import ObjectNames
 from app.catalog.object_versions import ObjectVersions
 from app.catalog.open_store import open_store
@@ -85,6 +86,42 @@ def test_a_cached_version_is_served_though_its_object_is_damaged(
     version = commit(store, b"one")
     overwrite(seaweed, prefix, version, b"two")
     assert (store.folder(version) / "adapter_model.safetensors").read_bytes() == b"one"
+
+
+def test_a_version_that_was_read_before_needs_no_bucket(
+    seaweed: Seaweed, prefix: str, store: Store, tmp_path: Path
+) -> None:
+    version = commit(store, b"one")
+    store.write_report(version, {"measured": 1})
+    with (
+        Unreliable(seaweed.endpoint, BUCKET, prefix) as proxy,
+        Seaweed(proxy.endpoint).store(prefix, tmp_path / "behind") as behind,
+    ):
+        behind.folder(version)
+        assert behind.report(version) == {"measured": 1}
+        asked = sum(proxy.counts.values())
+        assert (behind.folder(version) / "adapter_model.safetensors").read_bytes() == b"one"
+        assert (behind.options(version), behind.report(version)) == ({"alpha": 16}, {"measured": 1})
+        behind.write_report(version, {"measured": 2})
+        assert behind.report(version) == {"measured": 2}
+        assert sum(proxy.counts.values()) - asked == 1  # the report that was written
+    assert store.report(version) == {"measured": 1}
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 6, 7, 18, 20])
+def test_a_file_comes_whole_whatever_its_size(
+    size: int, seaweed: Seaweed, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "PART_BYTES", 6)
+    for name, value in seaweed.environ.items():
+        monkeypatch.setenv(name, value)
+    content = bytes(range(size))
+    obstore.put(seaweed.raw(prefix), "files/x", content)
+    place = bucket.Bucket(f"s3://{BUCKET}/{prefix}")
+    place.download("files/x", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        place.download("files/y", tmp_path / "y")
 
 
 def test_a_cached_file_that_is_damaged_is_fetched_again(store: Store) -> None:

@@ -191,7 +191,9 @@ def test_a_canarys_arms_are_compared_and_it_ends_as_somebody_says(
     mine_card.get_by_role("button", name="Promote").click()
     expect(page.locator("#adapters-status")).to_contain_text("has its trial's version now")
     assert client.get(f"/adapters/{mine}").json()["version"] == staged
-    row_of_first = mine_card.locator("tr", has_text=first[:8])  # without a button until it is current no more
+    row_of_first = mine_card.locator(
+        "tr", has_text=first[:8]
+    )  # without a button until it is current no more
     row_of_first.get_by_role("button", name="Roll back").click()
     expect(page.locator("#adapters-status")).to_have_text("mine is rolled back.")
     assert client.get(f"/adapters/{mine}").json()["version"] == first
