@@ -43,6 +43,7 @@ from app.catalog.store import Store, StoreUnusable
 from app.catalog.stored_names import StoredNames, read_names
 from app.catalog.watch import Folders, look_at_start, sync_at_start, watch
 from app.engine.watchdog import watch_forwards
+from app.inference import words
 from app.inference.caller import Key
 from app.inference.metrics import Metrics
 from app.inference.watched import Watched
@@ -106,6 +107,7 @@ def build(settings: Settings) -> FastAPI:
                 await serving.runtime.fetcher.load_all(stored)
                 async with _beside(serving, settings.adapters_dir, folders, stored):
                     del stored  # some 3 KB a version
+                    await _prepare_words(serving)
                     log.info(*served_line(serving))
                     yield
         if tracing:
@@ -248,6 +250,13 @@ async def _beside(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _prepare_words(serving: Serving) -> None:
+    """Where an adapter labels words: its first request does not wait for what that needs."""
+    runtime = serving.runtime
+    if any(name.report.task == "tokens" for name in runtime.registry.names.values()):
+        await asyncio.to_thread(words.prepare, runtime.tokenizer)
 
 
 async def _sync_folders(serving: Serving, adapters_dir: Path, folders: Folders) -> Folders:

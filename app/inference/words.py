@@ -22,8 +22,13 @@ NOTHING = "O"  # the label of what is no entity, left out as in transformers' pi
 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
 
 
+def prepare(tokenizer: TextTokenizer) -> None:
+    """What the first call of word_groups would wait for: seconds of imports. Blocks."""
+    _library()
+    _ = tokenizer.fast
+
+
 def _library() -> Any:
-    """Blocks, at first: seconds of imports, which a server that labels no words does without."""
     from transformers.pipelines import token_classification
 
     return token_classification

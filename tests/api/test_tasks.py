@@ -24,6 +24,7 @@ from transformers import (
     pipeline,
 )
 
+from app.inference import words
 from tests.conftest import Serve
 from tests.kinds import make_kind, peft_answers
 from tests.live import LiveServer
@@ -87,6 +88,23 @@ def test_words_are_labelled_beside_texts_and_vectors_in_one_request(
     assert [e["word"] for e in words] == [e["word"] for e in alone]
     assert [e["score"] for e in words] == pytest.approx([e["score"] for e in alone], abs=1e-5)
     assert len(labels) == 3
+
+
+@pytest.mark.parametrize(("task", "wanted"), [("TOKEN_CLS", 1), ("SEQ_CLS", 0)])
+def test_what_words_need_is_there_before_a_server_that_labels_them_is_ready(
+    serve: Serve,
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    wanted: int,
+) -> None:
+    prepared: list[Any] = []
+    monkeypatch.setattr(words, "prepare", prepared.append)
+    make_kind("plain", "bert", tiny_bert, tmp_path / "all" / "mine", task=task, labels=5)
+    server = serve(model=str(tiny_bert), adapters_dir=tmp_path / "all")
+    assert len(prepared) == wanted
+    assert len(server.post("/classify?adapter=mine", inputs="good")) > 0
 
 
 @pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
