@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModel
 
@@ -20,7 +21,11 @@ from app.model.base_files import find_base
 from app.model.base_model import SERVED
 from app.model.encoder import Encoder
 from app.model.load_encoder import load_encoder
+from app.model.lora import insert_lora
+from app.model.outline import build, outline_of
+from app.model.plain_base import read_plain
 from app.model.sequence import Sequence, Want
+from app.model.written import Written
 from tests.tiny import WORDS, save_tiny_base
 
 CPU = torch.device("cpu")
@@ -232,3 +237,60 @@ def test_it_is_named_by_dtype_and_device_too(tmp_path: Path) -> None:
         kept_base.name_of(folder, d, on) for d in (torch.float32, torch.float16) for on in devices
     }
     assert len(names) == 4
+
+
+class OwnNorm(nn.LayerNorm):
+    """Computes otherwise than the class that it is derived from, for all that can be seen."""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "as the files have it",
+        "another value",
+        "in two files",
+        "in none",
+        "a stored buffer",
+        "a class of its own",
+        "rows cut to a length",
+    ],
+)
+def test_only_what_the_files_have_bit_for_bit_is_built_from_them(how: str, tmp_path: Path) -> None:
+    norm = OwnNorm(4) if how == "a class of its own" else nn.LayerNorm(4, eps=1e-3)
+    model = nn.Sequential(
+        nn.Embedding(5, 4, max_norm=0.1 if how == "rows cut to a length" else None),
+        norm,
+        nn.Linear(4, 3, bias=False),
+    )
+    tensors = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    if how == "a stored buffer":
+        model.register_buffer("steps", torch.zeros(1))
+    if how == "another value":
+        tensors["1.bias"][2] += 1e-7
+    if how == "in none":
+        del tensors["1.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    if how == "in two files":
+        save_file(tensors, tmp_path / "model-2.safetensors")
+    outline = outline_of(model, tmp_path, torch.float32)
+    assert (outline is not None) == (how == "as the files have it")
+    if outline is not None:
+        ids = torch.tensor([[0, 3, 4]])
+        built = build(outline, tmp_path, torch.float32)
+        through = built.get_submodule("2")(built.get_submodule("1")(built.get_submodule("0")(ids)))
+        assert torch.equal(through, model(ids))
+
+
+def test_a_forward_that_reads_a_weight_by_itself_is_not_kept(kept: Path, tmp_path: Path) -> None:
+    """Another checkpoint of the same shapes has another weight."""
+    plain = read_plain(find_base(str(save_tiny_base("bert", tmp_path)), None), CPU, torch.float32)
+    assert plain.outline is not None
+    insert_lora(plain.model)
+    written = plain.forward(80, CPU)
+    (path,) = kept.glob("base-*")
+    path.unlink()
+    by_itself = Written(written.graph, {"weight": nn.Parameter(torch.zeros(1))})
+    kept_base.keep(path.name, plain.facts, plain.outline, plain.buffers, by_itself)
+    assert not path.exists()
+    kept_base.keep(path.name, plain.facts, plain.outline, plain.buffers, written)
+    assert path.exists()
