@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class Conflict(Exception):
     """The object is not, or no longer, what the write was to replace."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tag:
     """Which state of an object: some stores tell it by ETag, others by a version, too."""
 
@@ -67,10 +67,10 @@ class Tag:
 
     def as_mode(self) -> Any:
         """As obstore takes it; a version of None must not be there."""
-        return {k: v for k, v in vars(self).items() if v is not None}
+        return {k: v for k, v in asdict(self).items() if v is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Listed:
     """An object in a listing. modified: by the bucket's clock."""
 

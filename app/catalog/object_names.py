@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import secrets
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ class ObjectNames:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self._known: dict[str, _Found] = {}
-        self._held: dict[str, tuple[Tag, set[str]]] = {}  # of each name, by its object's tag
+        self._held: dict[str, tuple[Tag, tuple[str, ...]]] = {}  # of each name, by its object's tag
 
     def page(self, after: str = "") -> list[str]:
         """As store.Store.names."""
@@ -145,7 +146,7 @@ class ObjectNames:
         """Whether it was written, as far as can be told. Raises StoreUnavailable where it cannot
         be, and where it was not.
         """
-        name, body = after.pointer.name, _to_bytes(after.pointer, after.writer)
+        name, body = after.pointer.name, to_bytes(after.pointer, after.writer)
         try:
             tag = self._bucket.put(FOLDER + name, body, current.tag)
         except (Conflict, StoreUnavailable) as error:
@@ -170,13 +171,18 @@ class ObjectNames:
             return None
         tags = {name_of(one): one.tag for one in self._listed()}  # what is short may be damaged
         self._held = {n: held for n, held in self._held.items() if tags.get(n) == held[0]}
+        unread = iter(tags.keys() - self._held.keys())
         with ThreadPoolExecutor(READERS) as pool:
-            for found in pool.map(self._read_for_held, tags.keys() - self._held.keys()):
-                if found is None:
+            while some := list(islice(unread, PAGE)):  # all at once would take 2 KB for each
+                read = list(pool.map(self._read_for_held, some))
+                if None in read:
                     return None
-                if found.tag is not None:  # else it is gone
-                    self._held[found.pointer.name] = found.tag, found.pointer.versions
-        return set().union(*(versions for _, versions in self._held.values()))
+                self._held |= {
+                    found.pointer.name: (found.tag, tuple(map(sys.intern, found.pointer.versions)))
+                    for found in read
+                    if found and found.tag  # else it is gone
+                }
+        return {version for _, versions in self._held.values() for version in versions}
 
     def _read_for_held(self, name: str) -> _Found | None:
         """Not kept: there may be 100,000. None for what cannot be read."""
@@ -195,6 +201,7 @@ def name_of(one: Listed) -> str:
     return one.path.rpartition("/")[2]
 
 
-def _to_bytes(pointer: Pointer, writer: str) -> bytes:
+def to_bytes(pointer: Pointer, writer: str) -> bytes:
+    """A name's object. writer: a nonce of the move."""
     body = json.dumps({"writer": writer, **to_json(pointer)}).encode()
     return body if pointer.version is None else body.ljust(LIVE_BYTES)

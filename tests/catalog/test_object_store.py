@@ -324,6 +324,18 @@ def test_a_move_that_takes_long_holds_its_version_or_is_refused(
         point(store, "x", version)
 
 
+def test_a_name_never_moves_to_a_version_that_was_removed_since_its_commit(
+    store: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = point(store, "x", commit(store, b"zero"))
+    version = commit(store, b"one")
+    collect_all(another)
+    monkeypatch.setattr("app.catalog.object_store.SAFE_S", 0.0)
+    with pytest.raises(StoreUnavailable, match="PUT it again"):
+        point(store, "x", version)
+    assert another.look("x") == before
+
+
 @pytest.mark.parametrize("place", ["s3:/bucket/prefix", "s4://bucket", "http://bucket", "s3://"])
 def test_what_is_no_bucket_is_told_and_makes_no_folder(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

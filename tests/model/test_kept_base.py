@@ -183,6 +183,17 @@ def test_a_call_that_is_no_operator_has_no_place_in_the_list() -> None:
         call_list.from_json([["call_function", "x", "builtins.eval.default", [], {}]])
 
 
+def test_token_types_are_given_as_transformers_gives_them_on_the_second_start_too(
+    tmp_path: Path,
+) -> None:
+    folder = save_tiny_base("bert", tmp_path)
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told["model_input_names"] = ["input_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    for _ in range(2):
+        assert not load_tokenizer(folder, 90, 2).types
+
+
 def test_the_tokenizer_is_kept_with_the_same_ids_and_read_anew_where_its_files_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
