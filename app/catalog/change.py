@@ -99,7 +99,8 @@ def write_down(
 def audit(store: Store, change: Change, error_type: str | None = None) -> None:
     """One record in the store's audit. Blocks.
 
-    A store that takes no record undoes no change: the log says so.
+    A store that takes no record undoes no change: the log says so. One in a bucket takes it later,
+    if this process still lives then.
     """
     record = change.record(error_type)
     try:

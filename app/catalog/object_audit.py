@@ -12,6 +12,7 @@ import contextlib
 import json
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -19,25 +20,46 @@ from itertools import islice
 import orjson
 
 from app.catalog.bucket import LISTED, Bucket
-from app.catalog.store import Json
+from app.catalog.store import Json, StoreUnavailable
 
 FOLDER = "audit/"
 MOST = 200_000  # records that are kept
 LOOKED_AT = 10_000  # of the newest, for one answer: each is an object
 READ = 16  # at the same time
+WAITING = 1_000  # records that the bucket has not taken; then the oldest go
 END_NS = 10**20  # the time in ns, taken from it, sorts the newest first
 
 
 class ObjectAudit:
-    """Keeps nothing between calls."""
+    """Keeps what the bucket has not taken, until it does. Several threads may use it."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
+        self._waiting: deque[tuple[str, bytes]] = deque(maxlen=WAITING)  # paths and records
 
     def append(self, record: Json) -> None:
-        """As store.Store.append_audit."""
+        """As store.Store.append_audit. What cannot be written is written later, by flush()."""
         id_ = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
-        self._bucket.overwrite(_path(id_), json.dumps({"id": id_, **record}).encode())
+        path, body = _path(id_), json.dumps({"id": id_, **record}).encode()
+        try:
+            self._bucket.overwrite(path, body)
+        except StoreUnavailable:
+            self._waiting.append((path, body))
+            raise
+
+    def flush(self) -> None:
+        """Write what waits, again where it may have been written. One thread at a time may ask.
+
+        Raises StoreUnavailable.
+        """
+        while self._waiting:
+            path, body = self._waiting.popleft()
+            try:
+                self._bucket.overwrite(path, body)
+            except StoreUnavailable:
+                if len(self._waiting) < WAITING:
+                    self._waiting.appendleft((path, body))
+                raise
 
     def read(self, before: str, most: int, wanted: Callable[[Json], bool]) -> list[Json]:
         """As store.Store.read_audit."""

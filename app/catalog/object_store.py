@@ -13,6 +13,7 @@ compare-and-swap. Versions come through a cache on this machine's disk, checked 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -204,8 +205,11 @@ class ObjectStore(Store):
         return self._log.since("").epoch
 
     def moves(self, since: str) -> Moves:
-        """As Store.moves."""
-        return self._log.since(since)
+        """As Store.moves. It answers: what waits for that is written."""
+        moves = self._log.since(since)
+        with contextlib.suppress(StoreUnavailable):  # the next time
+            self._audit.flush()
+        return moves
 
     def tombstones(self) -> int:
         """As Store.tombstones."""

@@ -381,3 +381,20 @@ def test_what_was_cut_or_changed_on_its_way_is_not_served(
                     assert reader.options(TWO_FILES_VERSION) == {}
         assert read_two_files(reader) == TWO_FILES
     assert read_two_files(failing.straight) == TWO_FILES
+
+
+def test_a_record_that_the_bucket_did_not_take_is_in_the_audit_once_it_answers(
+    failing: Failing,
+) -> None:
+    store = failing.stores[0]
+    store.append_audit({"n": 0})
+    with failing.proxy.failing(Fault("error", "PUT", "audit/", status=503)):
+        for n in (1, 2):
+            with pytest.raises(StoreUnavailable):
+                store.append_audit({"n": n})
+        store.moves("")  # names are followed all the same
+    store.append_audit({"n": 3})
+    for _ in range(2):
+        store.moves("")
+        records = failing.straight.read_audit("", 9, lambda _: True)
+        assert [record["n"] for record in records] == [3, 2, 1, 0]
