@@ -336,6 +336,19 @@ def test_a_name_never_moves_to_a_version_that_was_removed_since_its_commit(
     assert another.look("x") == before
 
 
+def test_a_manifest_that_nobody_has_written_is_not_believed(
+    seaweed: Seaweed, prefix: str, store: Store, another: Store
+) -> None:
+    version = commit(store, b"one")
+    raw = seaweed.raw(prefix)
+    written = bytes(obstore.get(raw, f"versions/{version}").bytes())
+    assert written.count(b'"alpha": 16') == 1
+    obstore.put(raw, f"versions/{version}", written.replace(b'"alpha": 16', b'"alpha": 17'))
+    for call in (another.options, another.folder):
+        with pytest.raises(StoreUnavailable, match="cannot be read"):
+            call(version)
+
+
 @pytest.mark.parametrize("place", ["s3:/bucket/prefix", "s4://bucket", "http://bucket", "s3://"])
 def test_what_is_no_bucket_is_told_and_makes_no_folder(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
