@@ -319,6 +319,19 @@ class StoreContract:
             assert reader.read_audit("", 2, lambda r: r["n"] % 2 == 1) == [records[1], records[3]]
             assert reader.read_audit(ids[-1], 2, lambda _: True) == []
 
+    def test_who_has_seen_an_epoch_learns_which_names_may_have_moved_since(
+        self, store: Store, another: Store
+    ) -> None:
+        version = commit(store, b"one")
+        point(store, "x", version)
+        before = another.moves("").epoch
+        assert not another.moves(before).names  # none; or None, as the contract allows
+        point(store, "y", version)
+        point(store, "x", version)
+        since = another.moves(before)
+        assert since.names is None or since.names == {"x", "y"}
+        assert another.moves("of another store").names is None
+
     def test_an_audit_survives_its_names_deletion(self, store: Store) -> None:
         pointer = point(store, "x", commit(store, b"one"))
         store.append_audit({"name": "x"})

@@ -349,6 +349,27 @@ def test_a_manifest_that_nobody_has_written_is_not_believed(
             call(version)
 
 
+def test_moves_are_told_by_name_until_they_are_too_many_or_the_log_is_another(
+    seaweed: Seaweed, prefix: str, store: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.catalog.move_log.KEPT", 4)
+    version = commit(store, b"one")
+    point(store, "a", version)
+    first = another.moves("").epoch
+    for told, name in ((0, "b"), (1, "c"), (2, "b")):
+        assert len(another.moves(first).names or ()) == told
+        point(store, name, version)
+    assert another.moves(first).names == {"b", "c"}
+    last = another.moves(first).epoch
+    point(store, "d", version)  # the log has b, c, b, d
+    assert another.moves(first).names is None
+    assert another.moves(last).names == {"d"}
+    obstore.delete(seaweed.raw(prefix), "epoch")
+    assert another.moves(last).names is None
+    point(store, "e", version)
+    assert another.moves(last).names is None
+
+
 @pytest.mark.parametrize("place", ["s3:/bucket/prefix", "s4://bucket", "http://bucket", "s3://"])
 def test_what_is_no_bucket_is_told_and_makes_no_folder(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

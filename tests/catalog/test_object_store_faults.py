@@ -398,3 +398,24 @@ def test_a_record_that_the_bucket_did_not_take_is_in_the_audit_once_it_answers(
         store.moves("")
         records = failing.straight.read_audit("", 9, lambda _: True)
         assert [record["n"] for record in records] == [3, 2, 1, 0]
+
+
+def test_a_move_that_could_not_be_told_is_told_once_the_bucket_answers(failing: Failing) -> None:
+    store, version = failing.stores[0], commit(failing.straight, b"one")
+    point(store, "w", version)
+    before = failing.straight.moves("").epoch
+    with failing.proxy.failing(Fault("error", "PUT", "epoch", status=503)):
+        point(store, "x", version)
+        point(store, "y", version)
+    assert failing.straight.moves(before).names == frozenset()
+    store.moves("")
+    assert failing.straight.moves(before).names == {"x", "y"}
+
+
+def test_a_file_that_was_changed_on_its_way_is_asked_for_again(
+    failing: Failing, tmp_path: Path
+) -> None:
+    version = commit(failing.straight, b"one")
+    with failing.proxy.failing(Fault("corrupt", "GET", "files/", every=2)):
+        for store in failing.stores[:2]:
+            assert is_there(store, version)
