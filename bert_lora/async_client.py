@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -81,12 +82,12 @@ class AsyncClient(AsyncCalls):
     async def list(self) -> Adapters:
         """All adapters that the key may use, by name."""
         every: Adapters = []
-        while True:
-            after = every[-1]["name"] if every else ""
-            page = await self._read("/adapters", limit=PAGE, after=after)
-            every += page
-            if len(page) < PAGE:
-                return every
+        path: str | None = f"/adapters?limit={PAGE}"
+        while path is not None:  # a page that is not the last may have fewer names, or none
+            answer = await self.pace.run(partial(self._server.send, "GET", path))
+            every += orjson.loads(answer.content)
+            path = answer.links.get("next", {}).get("url")
+        return every
 
     async def get(self, name: str) -> Adapter:
         """One adapter."""

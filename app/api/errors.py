@@ -26,7 +26,7 @@ from app.catalog.install import PreconditionFailed
 from app.catalog.merging import MergeMemoryFull, MergeNotShared
 from app.catalog.names import OlderThanAsked
 from app.catalog.registry import UnknownAdapter, UnknownVersion
-from app.catalog.store import StaleRevision, StoreFull, StoreUnavailable
+from app.catalog.store import StoreFull, StoreUnavailable
 from app.catalog.trials import NoTrial
 from app.engine.admission import QueueFull
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
@@ -47,7 +47,6 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     NoTrial: (409, "no_trial"),
     MergeNotShared: (409, "merge_not_shared"),
     PreconditionFailed: (412, "precondition_failed"),
-    StaleRevision: (412, "precondition_failed"),
     OlderThanAsked: (412, "precondition_failed"),
     TooManyInputs: (413, "too_many_inputs"),
     UploadTooLarge: (413, "payload_too_large"),

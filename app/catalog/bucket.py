@@ -25,7 +25,7 @@ import obstore
 from obstore import exceptions as refused
 from obstore.store import from_url
 
-from app.catalog.disk import disk_errors
+from app.catalog.disk_cache import cache_errors
 from app.catalog.store import StoreUnavailable, StoreUnusable
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ SILENT = (
     "does; try again"
 )
 REFUSED = "the store refuses this server's credentials, or they do not allow this: see its log"
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")  # S3, Azure, GCS
 SAID_AGAIN_S = 10.0
 READ_S = 3.0  # a small object takes tens of milliseconds: who waits longer asks in vain
 WRITE_S = 10.0  # where many replace one object at once, a bucket may let them wait in line
@@ -99,7 +100,7 @@ class Bucket:
             self._once = _store(url, WRITE_S, retries=0)
         except (refused.BaseError, ValueError, TypeError) as error:
             raise StoreUnusable(
-                f"STORE={url}: {_first_line(error)}; a bucket is s3://bucket/prefix, gs://… or az://…"
+                f"STORE={url}: {_in_a_line(error)}; a bucket is s3://bucket/prefix, gs://… or az://…"
             ) from None
 
     def get(self, path: str) -> tuple[bytes, Tag] | None:
@@ -170,6 +171,11 @@ class Bucket:
             for meta in page:
                 yield Listed(meta["path"], _tag(meta), meta["size"], meta["last_modified"])
 
+    def refuse_missing(self) -> None:
+        """Raises StoreUnavailable where there is no such bucket: its objects are not there, too."""
+        with self._errors():
+            next(iter(obstore.list(self._read, chunk_size=1)), None)
+
     def modified(self, path: str) -> datetime:
         """When an object that is there was written, by the bucket's clock."""
         with self._errors():
@@ -177,13 +183,13 @@ class Bucket:
 
     def download(self, path: str, to: Path) -> None:
         """A whole file, part by part. Raises FileNotFoundError; StoreFull for this disk."""
-        with disk_errors():
+        with cache_errors():
             to.write_bytes(b"")
         start, size = 0, 1
         while start < size:
             with self._errors():
                 part, size = self._part(path, start)
-            with disk_errors(), to.open("ab") as file:
+            with cache_errors(), to.open("ab") as file:
                 file.write(part)
             start += PART_BYTES
 
@@ -218,9 +224,14 @@ class Bucket:
             raise
         except (refused.BaseError, TimeoutError, ConnectionError, PermissionError) as error:
             self._failed(error, time.monotonic() - started)
-            denied = isinstance(error, DENIED)
-            raise StoreUnavailable(REFUSED if denied else SILENT) from None
+            raise StoreUnavailable(self._in_words(error)) from None
         self._silent_until = 0.0
+
+    def _in_words(self, error: Exception) -> str:
+        if isinstance(error, DENIED):
+            return REFUSED
+        missing = any(code in str(error) for code in NO_BUCKET)
+        return f"no bucket is at {self.url}: make it, or mend STORE" if missing else SILENT
 
     def _refuse_while_silent(self) -> None:
         with self._lock:
@@ -237,7 +248,7 @@ class Bucket:
             if now - self._said_at < SAID_AGAIN_S:
                 return
             self._said_at = now
-        what = {"store": self.url, "why": _first_line(error)}
+        what = {"store": self.url, "why": _in_a_line(error)}
         log.warning("the store %(store)s: %(why)s", what)
 
 
@@ -278,5 +289,6 @@ def _tag(meta: ObjectMeta | Any) -> Tag:
     return Tag(meta.get("e_tag"), meta.get("version"))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+def _in_a_line(error: Exception) -> str:
+    """The bucket's own words come behind the first line."""
+    return " ".join(str(error).partition("Debug source:")[0].split())[:500]

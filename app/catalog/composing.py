@@ -25,9 +25,15 @@ ROUNDING = 1e-7  # of a weight's own size
 
 
 async def compose(
-    installer: Installer, name: str, spelled: Sequence[Spelled], way: Way, how: How
+    installer: Installer,
+    name: str,
+    spelled: Sequence[Spelled],
+    way: Way,
+    how: How,
+    at_least: int = 0,
 ) -> Installed:
     """As a PUT of the files of the composed adapter; of what it was made stands in its warnings.
+    at_least: of each that is composed, as of Names.get.
 
     Raises UnknownAdapter, UnknownVersion, CannotCompose, and what Installer.install raises.
     """
@@ -36,7 +42,7 @@ async def compose(
     terms, parts = [], []
     for term in spelled:
         adapter, _, prefix = term.name.partition("@")
-        entry = await installer.names.get(adapter)
+        entry = await installer.names.get(adapter, at_least, prefix or None)
         version = await installer.fetcher.version(entry, prefix or None)
         terms.append(Term(term.name, version.adapter, term.weight))
         parts.append(f"{adapter}@{version.digest[:12]}:{term.weight:g}")

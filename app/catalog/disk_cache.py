@@ -9,17 +9,39 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from app.catalog.store import Json
+import orjson
 
+from app.catalog.disk import FULL as FULL_DISK
+from app.catalog.store import CacheUnusable, Json, StoreFull
+
+log = logging.getLogger(__name__)
+
+FULL = "this server's cache (CACHE_DIR) takes no more ({}): make room on its disk"
+UNUSABLE = "this server's cache (CACHE_DIR) cannot be used ({})"
 IN_USE_S = 60.0  # what was asked for so lately may be being read
 SHARE = 10  # a part of the size is cleared at once, and may come before all is looked at again
+
+
+@contextmanager
+def cache_errors() -> Iterator[None]:
+    """Raises StoreFull and CacheUnusable in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        log.error("the cache: %(error)s", {"error": str(error)})
+        if error.errno in FULL_DISK:
+            raise StoreFull(FULL.format(error.strerror)) from None
+        raise CacheUnusable(UNUSABLE.format(error.strerror)) from None
 
 
 class DiskCache:
@@ -36,10 +58,9 @@ class DiskCache:
     def get(self, version: str) -> Path | None:
         """The version's folder, used now; None where it is not there."""
         folder = self._folder / version
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it may be read-only
             os.utime(folder)
-            return folder
-        return None
+        return folder if folder.is_dir() else None
 
     def put(self, version: str, folder: Path) -> Path:
         """The folder moves in, unless another was quicker. Raises OSError."""
@@ -58,7 +79,7 @@ class DiskCache:
     def read(self, version: str, name: str) -> Json | None:
         """Of an object beside the version's files; None: there is none. This is no use of it."""
         with contextlib.suppress(OSError, ValueError):
-            told = json.loads((self._folder / version / name).read_bytes())
+            told = orjson.loads((self._folder / version / name).read_bytes())
             return told if isinstance(told, dict) else None
         return None
 
@@ -73,10 +94,18 @@ class DiskCache:
         with contextlib.suppress(OSError):  # where a folder should be, something else
             (self._folder / version).unlink()
 
-    def _make_room(self) -> None:
+    def shrink(self) -> None:
+        """To half of what is there: the disk is full before the cache has all that it may take."""
+        with self._making_room:
+            total = sum(size for _, _, size in self._all())
+            log.warning("the cache's disk is full: %(bytes)d bytes become half", {"bytes": total})
+            self._make_room(total // 2)
+
+    def _make_room(self, most_bytes: int | None = None) -> None:
         sizes = {path: (used, size) for path, used, size in self._all()}
         total, share = sum(size for _, size in sizes.values()), self._most_bytes // SHARE
         least = self._most_bytes - share if total > self._most_bytes else total
+        least = least if most_bytes is None else most_bytes
         for path, (used, size) in sorted(sizes.items(), key=lambda one: one[1][0]):
             if total <= least or time.time() - used < IN_USE_S:
                 break

@@ -221,6 +221,10 @@ class Fetcher:
             if task is None:
                 raise
             version = await load({**options, "task": task})
+        except FileNotFoundError:  # a cache's; a folder's are looked after where they are missed
+            if not self.store.shared:
+                raise
+            raise StoreUnavailable("its files went from the cache meanwhile: try again") from None
         if report is None:
             measured = to_store(version.report, self.loader.engine.encoder)
             with contextlib.suppress(StoreFull, StoreUnavailable):
@@ -255,18 +259,20 @@ class Fetcher:
             + ": PUT it again"
         )
 
-    def serve(self, pointer: Pointer, version: StoredVersion) -> Name:
-        """The name answers with the version from now on."""
+    def serve(self, pointer: Pointer, version: StoredVersion, *, moved: bool = False) -> Name:
+        """The name answers with the version from now on. moved: as point's."""
         self.registry.residents.put(self.registry.residents.get(version.digest) or version)
-        return self.point(pointer, version.report)
+        return self.point(pointer, version.report, moved=moved)
 
-    def point(self, pointer: Pointer, report: Report) -> Name:
+    def point(self, pointer: Pointer, report: Report, *, moved: bool = False) -> Name:
         """The name is what the pointer says from now on.
 
-        report: of the version that it points at.
+        report: of the version that it points at. moved: by this server; where another has moved it
+        since, and that is known already, it stays.
         """
-        name = Name(pointer, report)
-        self.registry.point(name)
+        name, now = Name(pointer, report), self.registry.names.get(pointer.name)
+        if not (moved and now and now.pointer.revision > pointer.revision):
+            self.registry.point(name)
         return name
 
     async def pointer(self, name: str) -> Pointer:

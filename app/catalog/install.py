@@ -8,8 +8,7 @@ Knows the store, the registry and the engine; knows no HTTP.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,11 +33,11 @@ from app.catalog.names import Names, OlderThanAsked
 from app.catalog.open_store import receiving
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, UnknownAdapter, find_version, version_before
-from app.catalog.store import StaleRevision, Store, StoreUnavailable, content_version
+from app.catalog.store import Store, StoreUnavailable, content_version
 from app.catalog.stored_version import Changes, StoredVersion
+from app.catalog.winning import until_it_wins
 
 T = TypeVar("T")
-MOST_TRIES, TRY_AGAIN_S = 32, 0.01  # against so many that move one name at once, longer each time
 
 
 class PreconditionFailed(Exception):
@@ -189,8 +188,9 @@ class Installer:
             return Installed(version.report, served, unchanged=True)
         pointer = await self.move(before, after, how.change)
         if how.stage and served is not None:
-            return Installed(version.report, self.fetcher.point(pointer, served.report))
-        served = self.fetcher.serve(pointer, version)
+            served = self.fetcher.point(pointer, served.report, moved=True)
+            return Installed(version.report, served)
+        served = self.fetcher.serve(pointer, version, moved=True)
         return Installed(version.report, served, before.version is None, unchanged)
 
     def _after(
@@ -214,6 +214,7 @@ class Installer:
         """As Store.move, off the event loop; the change has been made then."""
         pointer = await self.fetcher.ask(self.store.move, before, after)
         change.done = True
+        self.names.moved_here(pointer.name)
         return pointer
 
     async def remove(self, name: str, precondition: Precondition, change: Change) -> int:
@@ -224,7 +225,9 @@ class Installer:
         async with self.changing:
             revision = await until_it_wins(partial(self._bury, name, precondition, change))
             change.done = True
-            self.registry.remove(name)
+            now = self.registry.names.get(name)
+            if now is None or now.pointer.revision <= revision:  # else it was put again elsewhere
+                self.registry.remove(name)
             return revision
 
     async def _bury(self, name: str, precondition: Precondition, change: Change) -> int:
@@ -232,19 +235,21 @@ class Installer:
         pointer = await self.fetcher.ask(self.store.look, name)
         change.of(name, pointer.version, None)
         if pointer.version is None and name not in self.registry.broken:
+            if pointer.revision:  # another server has deleted it
+                self.registry.remove(name)
             self.registry.get(name)
         precondition(pointer.version)
         if pointer.version is None:
             return pointer.revision
         return (await self.move(pointer, deleted(pointer), change)).revision
 
-    async def files(self, name: str) -> tuple[str, bytes]:
-        """The version that is served, and a tar of its folder.
+    async def files(self, name: str, at_least: int = 0) -> tuple[str, bytes]:
+        """The version that is served, and a tar of its folder. at_least: as of Names.get.
 
         Raises UnknownAdapter; StoreUnavailable where its files are damaged, while it goes on being
         served.
         """
-        version = await self.fetcher.ready(await self.names.get(name))
+        version = await self.fetcher.ready(await self.names.get(name, at_least))
         try:
             async with self.changing:  # nobody sets them aside and brings them again meanwhile
                 folder, options = await self.fetcher.files(version.digest)
@@ -285,16 +290,4 @@ class Installer:
         if digest == pointer.version:
             after = replace(after, history=pointer.history)
         after = await with_fitting_trial(self.fetcher, after, version.report)
-        pointer = await self.move(pointer, after, change)
-        return self.fetcher.serve(pointer, version)
-
-
-async def until_it_wins(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try again where another server has moved the name meanwhile. Raises StaleRevision where that
-    goes on and on.
-    """
-    for tries in range(MOST_TRIES):
-        with suppress(StaleRevision):
-            return await attempt()
-        await asyncio.sleep(random.uniform(0, TRY_AGAIN_S * tries))
-    return await attempt()
+        return self.fetcher.serve(await self.move(pointer, after, change), version, moved=True)

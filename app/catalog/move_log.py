@@ -110,6 +110,7 @@ class MoveLog:
         known = self._read
         answer = self._bucket.get_if_changed(PATH, known[1] if known else None)
         if answer is None:
+            self._bucket.refuse_missing()
             return None
         body, tag = answer
         if known is not None and tag is known[1]:

@@ -11,16 +11,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 from app.adapters.refusals import AdapterRejected
 from app.catalog.fetch import Fetcher
+from app.catalog.nearest import LONGEST
 from app.catalog.pointer import Pointer, valid_name
 from app.catalog.registry import Name, Registry
-from app.catalog.store import Moves, NameUnreadable, Store, StoreUnavailable
+from app.catalog.store import CacheUnusable, Moves, NameUnreadable, Store, StoreUnavailable
 from app.catalog.stored_names import READERS, WHOLE, StoredNames
 
 log = logging.getLogger(__name__)
@@ -58,19 +58,21 @@ class Names:
     _read_at: dict[str, float] = field(default_factory=dict)
     _moved: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     _waiting: set[str] = field(default_factory=set)  # what is in that queue
-    # Threads apart: what strangers ask for, or list, delays neither moves nor the looks at them.
+    # Threads apart: what strangers ask for delays neither moves nor the looks at them.
     _askers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(ASKERS, "ask"))
-    _listers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "list"))
     _poller: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "moves"))
 
-    async def get(self, name: str, at_least: int = 0) -> Name:
+    async def get(self, name: str, at_least: int = 0, holding: str | None = None) -> Name:
         """The name, at a revision of `at_least` or a later one.
 
-        Raises UnknownAdapter, OlderThanAsked; StoreUnavailable for a name of a shared store that is
-        not known yet while that cannot be asked.
+        holding: a version's first digits; where they are none of its history, another server may
+        have just put it. Raises UnknownAdapter, OlderThanAsked; StoreUnavailable for a name of a
+        shared store that is not known yet while that cannot be asked.
         """
         if self.store.shared:
             await self._look_if_needed(name, at_least)
+            if holding is not None and self.unreachable is None:
+                await self._look_for(name, holding)
         served = self.registry.get(name)
         if served.pointer.revision < at_least:
             raise OlderThanAsked(
@@ -93,6 +95,19 @@ class Names:
             if self.unreachable is not None:
                 raise StoreUnavailable(self.unreachable)
             await asyncio.shield(self._begin(name))
+
+    async def _look_for(self, name: str, prefix: str) -> None:
+        """Once for some time, as for a name that is not there."""
+        served, key = self.registry.names.get(name), f"{name}@{prefix[:LONGEST]}"
+        known = served is None or any(e.version.startswith(prefix) for e in served.pointer.history)
+        if not known and self._absent_until.get(key, 0.0) <= time.monotonic():
+            self._remember_absent(key)
+            await asyncio.shield(self._begin(name))
+
+    def moved_here(self, name: str) -> None:
+        """This server has moved it. Another may have since, which may have been seen before."""
+        if self.store.shared:
+            self._read_soon(name)
 
     def _begin(self, name: str) -> asyncio.Task[None]:
         """One look for all who wait for it. Raises StoreUnavailable where there are too many."""
@@ -142,7 +157,8 @@ class Names:
             return True
         report = await self.fetcher.ask(self.fetcher.stored_report, pointer.version)
         if before is not None and before.digest in self.registry.residents:
-            with contextlib.suppress(AdapterRejected, OSError):  # told when it is asked for
+            # Told to who asks for it: else the old version would be served, and nobody told.
+            with contextlib.suppress(AdapterRejected, OSError, CacheUnusable):
                 await self.fetcher.load_stored(pointer.version)
         if self.registry.names.get(name) is not before:
             return False
@@ -250,36 +266,6 @@ class Names:
         if error.newer:
             self.registry.remove(name)
             self.registry.broken[name] = str(error)
-
-    async def page(
-        self, after: str, most: int, wanted: Callable[[str], bool]
-    ) -> tuple[list[Name], str | None]:
-        """Of a shared store's next `most` names behind `after` those that are wanted, and the last
-        of all that were looked at; None: there are no more.
-
-        What is not known is read and not kept: to list 100,000 names costs no memory. Names whose
-        version this base has never measured are left out. Raises StoreUnavailable.
-        """
-        behind = await self.fetcher.ask(self.store.names, after)
-        page = [name for name in behind[:most] if wanted(name)]
-        served = await asyncio.gather(*(self._shown(name) for name in page))
-        last = behind[most - 1] if len(behind) > most else None
-        return [name for name in served if name is not None], last
-
-    async def _shown(self, name: str) -> Name | None:
-        if name in self.registry.names:
-            return self.registry.names[name]
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._listers, self._read, name)
-
-    def _read(self, name: str) -> Name | None:
-        """Blocks. None: there is none, or none that can be shown. Raises StoreUnavailable."""
-        try:
-            pointer = self.store.look(name)
-        except NameUnreadable:
-            return None
-        report = self.fetcher.stored_report(pointer.version) if pointer.version else None
-        return Name(pointer, report) if report else None
 
     def _lost(self, why: str) -> None:
         if self.unreachable is None:

@@ -14,17 +14,15 @@ compare-and-swap. Versions come through a cache on this machine's disk, checked 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.catalog.bucket import Bucket
-from app.catalog.disk import disk_errors
-from app.catalog.disk_cache import DiskCache, write_json
+from app.catalog.disk_cache import DiskCache, cache_errors, write_json
 from app.catalog.move_log import MoveLog
 from app.catalog.object_audit import ObjectAudit
 from app.catalog.object_collecting import ObjectCollector
@@ -32,6 +30,7 @@ from app.catalog.object_names import ObjectNames
 from app.catalog.object_versions import ObjectVersions
 from app.catalog.pointer import Pointer
 from app.catalog.store import (
+    CacheUnusable,
     Json,
     Moves,
     Store,
@@ -57,7 +56,7 @@ class ObjectStore(Store):
         """Asks the bucket for nothing. Raises StoreUnusable for a cache that cannot be made."""
         self._bucket = bucket
         try:
-            self._workspace = Workspace(cache_dir, may_write=True)
+            self._workspace = Workspace(cache_dir, may_write=True, errors=cache_errors)
             self._cache = DiskCache(cache_dir, cache_bytes)
         except OSError as error:
             raise StoreUnusable(f"CACHE_DIR={cache_dir} cannot be used: {error}") from None
@@ -71,16 +70,22 @@ class ObjectStore(Store):
         self._committed: dict[str, float] = {}
         self._damaged: set[str] = set()
 
-    def receiving(self) -> AbstractContextManager[Path]:
+    @contextmanager
+    def receiving(self) -> Iterator[Path]:
         """As Store.receiving, in the cache's folder."""
-        return self._workspace.receiving()
+        try:
+            with self._workspace.receiving() as folder:
+                yield folder
+        except StoreFull:  # for who tries again
+            self._cache.shrink()
+            raise
 
     def commit(self, folder: Path, version: str, options: Json, report: Json) -> None:
         """As Store.commit."""
         started = time.monotonic()
         if not (self._is_whole(version) and self._versions.touch(version)):
             self._versions.upload(folder, version, options, report)
-            with disk_errors():
+            with cache_errors():
                 write_json(folder / OPTIONS, options)
                 write_json(folder / REPORT, report)
                 self._cache.drop(version)
@@ -101,20 +106,23 @@ class ObjectStore(Store):
 
     def folder(self, version: str) -> Path:
         """As Store.folder, from the cache or the bucket."""
-        with disk_errors():
-            cached = self._cached(version)
+        cached = self._cached(version)
         if cached is not None:
             return cached
-        try:
-            with self.receiving() as tmp:
-                folder = tmp / version
-                folder.mkdir()
-                options = self._download(version, folder)
-                with disk_errors():
-                    write_json(folder / OPTIONS, options)
-                    return self._cache.put(version, folder)
-        except StoreFull as error:
-            raise StoreUnavailable(f"the cache: {error}") from None
+        for _ in range(2):  # receiving() makes room where there is none
+            try:
+                return self._brought(version)
+            except StoreFull as error:
+                full = error
+        raise CacheUnusable(str(full)) from None
+
+    def _brought(self, version: str) -> Path:
+        with self.receiving() as tmp:
+            folder = tmp / version
+            folder.mkdir()
+            options = self._download(version, folder)
+            write_json(folder / OPTIONS, options)
+            return self._cache.put(version, folder)
 
     def _download(self, version: str, folder: Path) -> Json:
         """Twice where what came is not what was committed: it may have changed on its way."""
@@ -124,14 +132,14 @@ class ObjectStore(Store):
             return self._versions.download(version, folder)
 
     def _cached(self, version: str) -> Path | None:
-        """The version's folder in the cache, if its files are the right ones. Raises OSError."""
+        """The version's folder in the cache, if its files are the right ones."""
         folder = self._cache.get(version)
         if folder is None:
             return None
         try:
-            if content_version(folder, json.loads((folder / OPTIONS).read_text())) == version:
+            if content_version(folder, self._cache.read(version, OPTIONS) or {}) == version:
                 return folder
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except OSError:  # whatever stands there in the place of a file
             pass
         self._cache.drop(version)
         return None

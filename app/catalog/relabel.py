@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,16 @@ from app.adapters.refusals import AdapterRejected
 from app.adapters.values import ProblemType
 from app.catalog.change import Change
 from app.catalog.fetch import reason_of
-from app.catalog.install import How, Installed, Installer, Precondition, until_it_wins
+from app.catalog.install import How, Installed, Installer, Precondition
 from app.catalog.load import options_from_json
 from app.catalog.open_store import receiving
-from app.catalog.store import StaleRevision, StoreUnavailable
+from app.catalog.store import StoreUnavailable
+
+TRIES = 8  # each reads and measures what the name has become
+
+
+class _MovedMeanwhile(Exception):
+    """The name has other files than those that were copied."""
 
 
 async def relabel(
@@ -37,7 +44,7 @@ async def relabel(
         def unmoved(current: str | None) -> None:
             precondition(current)
             if current != served:
-                raise StaleRevision(name)
+                raise _MovedMeanwhile
 
         async with receiving(installer.store) as tmp:
             folder = tmp / "adapter"
@@ -48,7 +55,10 @@ async def relabel(
             how = How(options, allow_noop=True, precondition=unmoved, change=change)
             return await installer.install(name, folder, None, how)
 
-    return await until_it_wins(attempt)
+    for _ in range(TRIES):
+        with suppress(_MovedMeanwhile):
+            return await attempt()
+    raise StoreUnavailable(f"{name} is moved again and again meanwhile: try again")
 
 
 async def _copy(installer: Installer, digest: str, folder: Path) -> Options:

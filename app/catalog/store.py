@@ -34,6 +34,10 @@ class StoreUnavailable(Exception):
     """The store cannot be changed or read now; what is in memory goes on being served."""
 
 
+class CacheUnusable(StoreUnavailable):
+    """This machine's cache takes nothing, whether the store answers or not."""
+
+
 class NameUnreadable(StoreUnavailable):
     """Of this one name: what stands there is a newer server's (newer), or damaged."""
 

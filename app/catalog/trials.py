@@ -11,9 +11,10 @@ from functools import partial
 from app.adapters.refusals import AdapterRejected
 from app.catalog.change import Change
 from app.catalog.fitting import alike
-from app.catalog.install import Installer, until_it_wins
+from app.catalog.install import Installer
 from app.catalog.pointer import Entry, Trial, moved, now
 from app.catalog.registry import Name, find_version
+from app.catalog.winning import until_it_wins
 
 
 class NoTrial(Exception):
@@ -47,7 +48,7 @@ async def _begin(installer: Installer, name: str, trial: Trial, change: Change) 
         )
     begun = replace(trial, version=digest, since=now(), by=change.by)
     pointer = await installer.move(pointer, replace(pointer, trial=begun), change)
-    return fetcher.point(pointer, served.report)
+    return fetcher.point(pointer, served.report, moved=True)
 
 
 async def end_trial(installer: Installer, name: str, change: Change, *, promote: bool) -> Name:
@@ -71,9 +72,9 @@ async def _end(installer: Installer, name: str, change: Change, *, promote: bool
         served = await installer.names.get(name, pointer.revision)
         change.of(name, trial.version, pointer.version)
         pointer = await installer.move(pointer, replace(pointer, trial=None), change)
-        return fetcher.point(pointer, served.report)
+        return fetcher.point(pointer, served.report, moved=True)
     change.of(name, pointer.version, trial.version)
     version = await fetcher.load_stored(trial.version)
     entry = Entry(version.digest, now(), change.by, "promote")
     after = moved(pointer, entry, installer.keep_versions)
-    return fetcher.serve(await installer.move(pointer, after, change), version)
+    return fetcher.serve(await installer.move(pointer, after, change), version, moved=True)

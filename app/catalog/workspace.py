@@ -10,20 +10,24 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from app.catalog.disk import READ_ONLY, disk_errors
 from app.catalog.store import StoreUnavailable, StoreUnusable
 
+Errors = Callable[[], AbstractContextManager[None]]
+
 
 class Workspace:
     """Threads and processes share it by flock: each call opens a descriptor of its own."""
 
-    def __init__(self, root: Path, *, may_write: bool) -> None:
-        """What a killed process left in tmp/ is removed. Raises StoreUnusable."""
-        self.may_write = may_write
+    def __init__(self, root: Path, *, may_write: bool, errors: Errors = disk_errors) -> None:
+        """What a killed process left in tmp/ is removed. errors: what is raised for OSError. Raises
+        StoreUnusable.
+        """
+        self.may_write, self._errors = may_write, errors
         self._lock, self._tmp = root / "moving", root / "tmp"
         try:
             self._tmp.mkdir(parents=True, exist_ok=True)
@@ -63,10 +67,10 @@ class Workspace:
     def receiving(self) -> Iterator[Path]:
         """As store.Store.receiving."""
         self.refuse_read_only()
-        with disk_errors():
+        with self._errors():
             folder, descriptor = self._fresh_folder()
         try:
-            with disk_errors():
+            with self._errors():
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -32,6 +32,9 @@ async def choose_ranker(
             nearest = [*error.nearest, *(name for name in names if name not in error.nearest)]
             raise UnknownAdapter(error.name, nearest[:MOST_NAMED], error.why) from None
     names = await _rankers(runtime, caller)
+    if not runtime.names.whole:  # each server would choose among those that it happens to know
+        why = "no adapter is chosen, and the store has more than are looked through for one"
+        raise NoHead(why, names[:MOST_NAMED])
     if len(names) != 1:
         some = names[:MOST_NAMED]
         rerank = f"{len(names)} adapters rerank: {', '.join(some)}" if names else "none reranks"

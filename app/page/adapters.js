@@ -10,6 +10,7 @@ const REFRESH_MS = 5000;
 const PAGE = 30;
 const BOXES = { layers, versions }; // what a card opens
 let list = [];
+let next = null; // where the page behind them begins
 let metrics = [];
 let timer = 0;
 const opened = new Map(); // adapter -> which box of its card is open
@@ -33,10 +34,12 @@ export function hide() {
 async function load(after = "") {
   try {
     const q = $("adapters-filter").value.trim();
-    const { list: page, total } = await adapters({ limit: PAGE, q, after });
+    const { list: page, total, next: behind } = await adapters({ limit: PAGE, q, after });
     list = after ? [...list, ...page] : page;
-    $("adapters-count").textContent = `${whole(total)} ${total === 1 ? "adapter" : "adapters"}${q ? " of that name" : ""}`;
-    $("adapters-more").hidden = !page.length || list.length >= total;
+    next = behind;
+    const count = total === null ? `${whole(list.length)}${next ? " or more" : ""}` : whole(total);
+    $("adapters-count").textContent = `${count} ${total === 1 ? "adapter" : "adapters"}${q ? " of that name" : ""}`;
+    $("adapters-more").hidden = !next;
     $("adapters-cards").replaceChildren(...list.map(card));
     await measure();
   } catch (error) {
@@ -170,5 +173,5 @@ export function calls() {
 }
 
 $("adapters-filter").addEventListener("input", () => load());
-$("adapters-more").addEventListener("click", () => load(list.at(-1).name));
+$("adapters-more").addEventListener("click", () => load(next));
 upload.listen(() => load());

@@ -68,11 +68,13 @@ export function served(answer) {
   return { adapter: answer.headers.get("x-adapter") ?? "", model: timing ? Number(timing[1]) : null };
 }
 
-/** Up to `limit` adapters by name, and how many there are in all. */
+/** Up to `limit` adapters by name, how many there are in all (null: nobody knows), and where the next page begins. */
 export async function adapters({ limit = 100, q = "", after = "" } = {}) {
   const query = new URLSearchParams({ limit, ...(q && { q }), ...(after && { after }) });
   const answer = await ask(`adapters?${query}`);
-  return { list: await answer.json(), total: Number(answer.headers.get("x-total-count")) };
+  const total = answer.headers.get("x-total-count");
+  const next = /[?&]after=([^&>]+)/.exec(answer.headers.get("link") ?? "");
+  return { list: await answer.json(), total: total && Number(total), next: next && decodeURIComponent(next[1]) };
 }
 
 export function cosines(vector, vectors, width) {

@@ -27,11 +27,11 @@ export function hide() {
 const spelled = (adapter) => adapter.spelled ?? adapter.name;
 
 async function offer() {
-  const { list, total } = await adapters({ q: $("try-filter").value.trim() });
+  const { list, next } = await adapters({ q: $("try-filter").value.trim() });
   const kept = known.filter((a) => picked?.has(a.name) && !list.some((b) => b.name === a.name));
   known = [...kept, ...list];
   picked ??= new Set(list.slice(0, 2).map((adapter) => adapter.name));
-  if (total > list.length) $("try-filter").hidden = false;
+  if (next) $("try-filter").hidden = false;
   $("try-picks").replaceChildren(...known.map((adapter) => el("label", {}, el("input", {
     type: "checkbox", checked: picked.has(adapter.name), onchange: (event) => {
       picked[event.target.checked ? "add" : "delete"](adapter.name);

@@ -4,6 +4,7 @@ may be being read.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -76,4 +77,38 @@ def test_what_is_known_of_a_version_stands_beside_its_files_and_goes_with_them(
     (place / "report.json").write_text('{"n": ')
     assert cache.read("a", "report.json") is None
     cache.drop("a")
+    assert cache.read("a", "report.json") is None
+
+
+def test_where_the_disk_is_full_half_of_it_goes_but_nothing_that_may_be_being_read(
+    tmp_path: Path,
+) -> None:
+    cache = DiskCache(tmp_path / "cache", 1000 * KB)
+    for age, version in ((5, "a"), (4, "b"), (3, "c"), (0, "d")):
+        put(cache, tmp_path, version, age * IN_USE_S)
+    cache.shrink()
+    assert [version for version in "abcd" if cache.get(version)] == ["c", "d"]
+    cache.shrink()
+    assert [version for version in "abcd" if cache.get(version)] == ["c", "d"]
+
+
+def test_a_read_only_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DiskCache(tmp_path / "cache", 1000 * KB)
+    put(cache, tmp_path, "a", 0)
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert cache.get("a") is not None
+    assert cache.get("b") is None
+
+
+@pytest.mark.parametrize("odd", ["[" * 100_000, "{", "[1]", ""])
+def test_what_stands_beside_a_version_and_is_no_object_is_none(odd: str, tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 1000 * KB)
+    put(cache, tmp_path, "a", 0)
+    place = cache.get("a")
+    assert place is not None
+    (place / "report.json").write_text(odd)
     assert cache.read("a", "report.json") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import sys
 import time
@@ -15,11 +16,12 @@ import pytest
 
 from app.adapters.files import ADAPTER_FILES
 from app.catalog import bucket
+from app.catalog.disk_cache import cache_errors
 from app.catalog.object_names import ObjectNames
 from app.catalog.object_versions import ObjectVersions
 from app.catalog.open_store import open_store
 from app.catalog.pointer import Entry, Pointer, moved, now
-from app.catalog.store import Store, StoreUnavailable, StoreUnusable, content_version
+from app.catalog.store import CacheUnusable, Store, StoreUnavailable, StoreUnusable, content_version
 from tests.catalog.seaweed import BUCKET, Seaweed
 from tests.catalog.store_contract import StoreContract, collect_all, commit, is_there, point
 from tests.catalog.unreliable import Fault, Unreliable
@@ -122,6 +124,36 @@ def test_a_file_comes_whole_whatever_its_size(
     assert (tmp_path / "x").read_bytes() == content
     with pytest.raises(FileNotFoundError):
         place.download("files/y", tmp_path / "y")
+
+
+@pytest.mark.parametrize(("times", "comes"), [(1, True), (2, False)])
+def test_where_the_caches_disk_is_full_room_is_made_and_else_that_is_said(
+    times: int, comes: bool, store: Store, another: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = commit(store, b"one")
+    refusals = [OSError(errno.ENOSPC, "No space left on device")] * times
+    download = bucket.Bucket.download
+
+    def full(self: bucket.Bucket, path: str, to: Path) -> None:
+        if refusals:
+            with cache_errors():
+                raise refusals.pop()
+        download(self, path, to)
+
+    monkeypatch.setattr(bucket.Bucket, "download", full)
+    if comes:
+        assert is_there(another, version)
+    else:
+        with pytest.raises(CacheUnusable, match=r"cache \(CACHE_DIR\) takes no more"):
+            another.folder(version)
+
+
+def test_a_folder_in_the_place_of_a_cached_file_is_replaced(store: Store) -> None:
+    version = commit(store, b"one")
+    file = store.folder(version) / "adapter_model.safetensors"
+    file.unlink()
+    file.mkdir()
+    assert (store.folder(version) / "adapter_model.safetensors").read_bytes() == b"one"
 
 
 def test_a_cached_file_that_is_damaged_is_fetched_again(store: Store) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 import obstore
 import pytest
 
 from app.catalog.pointer import Entry, Pointer, moved, now
+from bert_lora import Client
 from tests.catalog.seaweed import Seaweed
 from tests.catalog.unreliable import Fault
 from tests.live import eventually
+from tests.oracles import files_of, make_adapter
+from tests.process import start
 from tests.scale.fleet import Adapters, Fleet, ask, check, made_adapters, running
 
 HUNG = Fault("hung")
@@ -235,6 +240,144 @@ def test_a_name_that_was_taken_out_of_the_bucket_and_put_again_is_the_same_at_bo
         assert eventually(lambda c=client: check(ask(c, "again"), adapters) == put["version"], 5)
 
 
+def test_a_servers_own_late_answer_does_not_bring_an_older_version_back(
+    adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    """What another server has put since is seen before this one's own move is answered."""
+    adapters.put(here, "late", 0)
+    check(ask(there, "late"), adapters)
+    with (
+        fleet.proxies[1].failing(Fault("slow", "PUT", "epoch", seconds=3.0)),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        older = pool.submit(adapters.put, there, "late", 1)
+        assert eventually(lambda: adapters_revision(here, "late") == 2, 3)
+        newer = adapters.put(here, "late", 2).json()
+        assert older.result().json()["revision"] == 2
+    for client in (here, there):
+        assert eventually(lambda c=client: adapters_revision(c, "late") == 3, 3)
+        assert check(ask(client, "late"), adapters) == newer["version"]
+
+
+def adapters_revision(client: httpx.Client, name: str) -> int:
+    return int(client.get(f"/adapters/{name}").json()["revision"])
+
+
+def test_a_name_that_is_put_again_during_its_deletion_elsewhere_is_served_by_both(
+    adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    adapters.put(here, "back", 0)
+    check(ask(there, "back"), adapters)
+    with (
+        fleet.proxies[1].failing(Fault("slow", "PUT", "epoch", seconds=2.5)),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        deleted = pool.submit(there.delete, "/adapters/back")
+        assert eventually(lambda: here.get("/adapters/back").status_code == 404, 2)
+        put = adapters.put(here, "back", 1).json()
+        assert deleted.result().status_code == 204
+    for client in (here, there):
+        assert eventually(
+            lambda c=client: "back" in {one["name"] for one in c.get("/adapters").json()}, 3
+        )
+        assert check(ask(client, "back"), adapters) == put["version"]
+    assert here.delete("/adapters/back").status_code == 204
+    again = there.delete("/adapters/back")
+    assert (again.status_code, again.json()["error_type"]) == (404, "adapter_not_found")
+
+
+def test_a_version_that_was_just_put_elsewhere_is_found_by_its_digits(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    adapters.put(here, "pinned", 0)
+    check(ask(there, "pinned"), adapters)
+    for i in (1, 2, 3):
+        version = adapters.put(here, "pinned", i).json()["version"]
+        assert check(ask(there, f"pinned@{version[:12]}"), adapters) == version
+    unknown = ask(there, f"pinned@{'0' * 12}")
+    assert (unknown.status_code, unknown.json()["error_type"]) == (404, "version_not_found")
+
+
+def test_what_is_composed_or_taken_is_of_the_revision_that_is_asked_for(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    adapters.put(here, "part", 0)
+    check(ask(there, "part"), adapters)
+    for i in (1, 2, 3):
+        put = adapters.put(here, "part", i).json()
+        at_least = {"X-Min-Revision": str(put["revision"])}
+        body = {"adapters": ["part"]}
+        made = there.post("/adapters/made/compose", json=body, headers=at_least)
+        assert f"part@{put['version'][:12]}" in str(made.json()["warnings"]), made.text
+        files = there.get("/adapters/part/files", headers=at_least)
+        assert put["version"] in files.headers["etag"]
+        assert (
+            there.get("/adapters/part/changes", headers=at_least).json()["version"]
+            == put["version"]
+        )
+
+
+def test_labels_for_a_name_that_others_move_are_a_new_version_of_what_it_has_become(
+    tiny_bert: Path, adapters: Adapters, here: httpx.Client, there: httpx.Client, tmp_path: Path
+) -> None:
+    heads = [files_of(make_adapter(tiny_bert, tmp_path / str(i), i, labels=2)) for i in range(2)]
+    here.put("/adapters/named", files=heads[0]).raise_for_status()
+    with ThreadPoolExecutor(1) as pool:
+        moving = pool.submit(
+            lambda: [there.put("/adapters/named", files=heads[i % 2]).status_code for i in range(6)]
+        )
+        answers = [
+            here.put("/adapters/named/labels", json={"labels": ["no", "yes"]}) for _ in range(3)
+        ]
+        assert set(moving.result()) == {200}
+    assert {answer.status_code for answer in answers} <= {200, 503}, [a.text for a in answers]
+    last = here.put("/adapters/named/labels", json={"labels": ["no", "yes"]})
+    assert last.json()["labels"] == ["no", "yes"]
+
+
+def test_the_audit_is_read_page_by_page(
+    adapters: Adapters, here: httpx.Client, there: httpx.Client
+) -> None:
+    for i in range(3):
+        adapters.put(here, "audited-by-page", i)
+    ids: list[str] = []
+    before = ""
+    for _ in range(3):
+        page = there.get("/audit", params={"name": "audited-by-page", "limit": 1, "before": before})
+        assert page.status_code == 200, page.text
+        ids += [record["id"] for record in page.json()["records"]]
+        before = page.json()["next"] or ""
+    assert len(set(ids)) == 3
+    assert ids == sorted(ids, reverse=True)
+
+
+def test_a_bucket_that_is_not_there_is_no_empty_one(
+    tiny_bert: Path, seaweed: Seaweed, adapters: Adapters, tmp_path: Path
+) -> None:
+    with patch.dict(os.environ, seaweed.environ):
+        server = start(
+            tmp_path,
+            wait=False,
+            model=tiny_bert,
+            store="s3://misspelt/x",
+            cache_dir=tmp_path / "cache",
+        )
+        try:
+            assert eventually(lambda: "no bucket is at s3://misspelt/x" in told(server.url), 60)
+            assert '"not_ready"' in told(server.url)
+            assert adapters.put(server.client, "x", 0).status_code == 503
+        finally:
+            server.kill()
+
+
+def told(url: str) -> str:
+    """What /readyz says."""
+    try:
+        return httpx.get(f"{url}/readyz").text
+    except httpx.TransportError:
+        return ""
+
+
 @pytest.mark.parametrize("odd", [b"1", b"{}", b"[" * 10_000, b"", b'{"moved": 3}'])
 def test_what_stands_in_the_log_of_moves_keeps_nobody_from_following(
     seaweed: Seaweed,
@@ -343,5 +486,9 @@ def test_of_a_large_bucket_names_are_learned_as_they_are_asked_for(
         assert {f"n{i:04}" for i in range(MANY)} <= set(names)
         assert names == sorted(set(names))
         assert client.get("/readyz").json()["adapters"] == 3  # a list is not remembered
+        with Client(fresh.servers[0].url) as ours:
+            assert [one["name"] for one in ours.list()] == names
+        refused = client.post("/rerank", json={"query": "x", "documents": ["y"]})
+        assert (refused.status_code, refused.json()["error_type"]) == (422, "no_head")
         few = client.get("/adapters?prefix=n104&limit=1000").json()
         assert {one["name"] for one in few} <= {f"n104{i}" for i in range(10)}

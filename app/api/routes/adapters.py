@@ -31,6 +31,7 @@ from app.api.dialect import documented
 from app.api.document import documented_answer
 from app.api.serving import Served, Serving
 from app.catalog import merging
+from app.catalog.listing import page
 from app.catalog.registry import Name, Registry
 from app.catalog.stored_names import WHOLE
 from app.catalog.stored_version import Changes
@@ -132,8 +133,11 @@ async def list_all(
 async def _page_of_many(query: ListQuery, caller: Caller, runtime: Runtime) -> Response:
     """Of a shared store with more names than each server knows: those of a page that are wanted."""
     registry, most = runtime.registry, min(query.limit or WHOLE, WHOLE)
-    served, last = await runtime.names.page(
-        query.after, most, lambda name: caller.may_use(name) and query.spells(name)
+    served, last = await page(
+        runtime.fetcher,
+        query.after,
+        most,
+        lambda name: caller.may_use(name) and query.spells(name),
     )
     wanted = [one for one in served if query.wants(one.name, one, registry)]
     headers = query.next_page(last) if last else {}
@@ -168,9 +172,9 @@ async def delete(request: Request, name: AdapterName, caller: Called, serving: S
 
 @router.get("/{name}/files", response_class=Response, responses=FILES, dependencies=NOTHING)
 @access("admin key")
-async def files(name: AdapterName, serving: Served) -> Response:
+async def files(name: AdapterName, caller: Called, serving: Served) -> Response:
     """The adapter as the folder that PEFT loads, in a tar; it can be uploaded again as it is."""
-    digest, body = await serving.installer.files(name)
+    digest, body = await serving.installer.files(name, caller.min_revision)
     headers = {
         "ETag": etag(digest),
         "Content-Disposition": f'attachment; filename="{name}-{digest[:12]}.tar"',
@@ -180,9 +184,11 @@ async def files(name: AdapterName, serving: Served) -> Response:
 
 @router.get("/{name}/changes", response_class=Response, responses=CHANGES, dependencies=NOTHING)
 @access("any key")
-async def changes(name: AdapterName, serving: Served) -> Response:
+async def changes(name: AdapterName, caller: Called, serving: Served) -> Response:
     """How much the adapter changes the weight of each module of the base."""
-    version = await serving.runtime.fetcher.ready(await serving.runtime.names.get(name))
+    version = await serving.runtime.fetcher.ready(
+        await serving.runtime.names.get(name, caller.min_revision)
+    )
     base = serving.runtime.engine.encoder.base
     loop = asyncio.get_running_loop()
     by_module = await loop.run_in_executor(serving.verifier, version.changes, base)

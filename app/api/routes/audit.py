@@ -18,6 +18,9 @@ from app.api.serving import Served
 router = APIRouter(tags=["running"])
 
 
+ID = r"^(\d{1,20}(-[0-9a-f]{1,16})?)?$"  # with the second part where the store is a bucket
+
+
 class AuditQuery(BaseModel):
     """Which records."""
 
@@ -25,7 +28,7 @@ class AuditQuery(BaseModel):
 
     name: str | None = Field(None, max_length=63, description="Of this name only.")
     limit: int = Field(100, ge=1, le=1000, description="At most so many.")
-    before: str = Field("", pattern=r"^\d{0,20}$", description="Older than the record of this id.")
+    before: str = Field("", pattern=ID, description="Older than the record of this id.")
 
 
 RECORD: dict[str, Any] = {

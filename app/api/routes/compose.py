@@ -111,5 +111,7 @@ async def compose(
             raise Forbidden(adapter.partition("@")[0])
     # Whether it changes anything is asked of the sum, with words for who composed it.
     how = How(allow_noop=True, precondition=precondition(request), change=caller.change)
-    done = await compose_adapters(serving.installer, name, body.terms(), body.way(), how)
+    done = await compose_adapters(
+        serving.installer, name, body.terms(), body.way(), how, caller.min_revision
+    )
     return installed_answer(done, serving.runtime.registry)

@@ -233,7 +233,9 @@ async def _model(runtime: Runtime, caller: Caller, spelled: str) -> dict[str, An
         if not caller.may_use(name):
             raise Forbidden(name)
     if alike(runtime, spelled) not in names:  # a weighted sum: as new as its newest part
-        entries = [await runtime.names.get(name) for name in names if name != BASE]
+        entries = [
+            await runtime.names.get(name, caller.min_revision) for name in names if name != BASE
+        ]
         parts = [_adapter(runtime, entry) for entry in entries]
         newest = max(parts, key=itemgetter("created"), default=_base(runtime))
         return {**newest, "id": spelled}
