@@ -6,11 +6,12 @@ else serve.py does for a process is done here for each replica's. Knows nothing 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,6 +22,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from app.api.connection import MAX_CONNECTIONS
 from app.assemble import StartRefused
+from app.catalog.names import EVERY_S, Names
 from app.catalog.open_store import BUCKET
 from app.main import build
 from app.serve import collecting_rarely, prepare
@@ -85,8 +87,8 @@ def run(settings: Settings, most: int | None) -> None:
     until it is interrupted. Raises as replicated.
     """
     application, alone = replicated(settings, most), "RAY_ADDRESS" not in os.environ
-    if alone:
-        ray.init(include_dashboard=False, object_store_memory=OBJECTS_BYTES)
+    if alone:  # "local": not a cluster that somebody has started on this machine
+        ray.init("local", include_dashboard=False, object_store_memory=OBJECTS_BYTES)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray ends in order on SIGINT
     serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
     serve.run(application, name=NAME, route_prefix="/", blocking=alone)
@@ -114,8 +116,9 @@ def _scale(fewest: int, most: int | None) -> dict[str, Any]:
 def _app(settings: Settings) -> FastAPI:
     """Of one replica, in its process."""
     prepare(settings)
-    own = TemporaryDirectory(prefix="bert-lora-")
+    own: AbstractContextManager[object] = nullcontext()
     if not BUCKET.match(settings.store):
+        own = TemporaryDirectory(prefix="bert-lora-")
         settings = settings.model_copy(update={"store": own.name})
     app = build(settings)
     serving = app.router.lifespan_context
@@ -124,8 +127,17 @@ def _app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with own:
             async with serving(app):
+                await _met(app.state.serving.runtime.names)
                 with collecting_rarely():
                     yield
 
     app.router.lifespan_context = lifespan
     return app
+
+
+async def _met(names: Names) -> None:
+    """Until the bucket has answered once: Ray does not ask /readyz, and sends requests to whichever
+    replica has started.
+    """
+    while not names.met:  # noqa: ASYNC110  # it changes once in a life
+        await asyncio.sleep(EVERY_S)

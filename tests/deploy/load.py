@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from tests.oracles import FP32
 
 ASKERS = 6
+AGAIN_S = 0.5  # before a question is asked again, as clients do
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Load:
                 self.again += 1
                 if not left:
                     self.wrong.append(f"{asked.path}: {error}")
+                    return
+                time.sleep(AGAIN_S)
             except AssertionError as error:
                 self.wrong.append(f"{asked.path}: {error}")
                 return

@@ -1,11 +1,11 @@
-"""The server on Ray Serve: two replicas behind Ray's own HAProxy, one of which is killed under load.
+"""The server on Ray Serve: two replicas behind Ray's own HAProxy, one of which is killed under load,
+with adapters from a folder and from a bucket.
 
 Needs the extra `ray`, which `dev` has not: pip install -e '.[dev,ray]'. Run by make test-all.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -17,21 +17,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 from app.settings import Settings
 from bert_lora.cli.deploy import RAY
+from tests.catalog.seaweed import BUCKET, Seaweed
+from tests.catalog.unreliable import Unreliable
 from tests.deploy.load import ASKERS, Question, question, under_load
+from tests.deploy.on_ray import START_S, each, needs_ray, on_ray, replicas
 from tests.live import eventually
 from tests.oracles import make_adapter, sentences
-from tests.process import free_port, start
+from tests.process import start
+from tests.scale.fleet import TEXTS, Adapters, ask, check, made_adapters
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy/ray"
-needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="Ray is not there: pip install '.[dev,ray]'"
-)
-START_S = 180
+KEY = "an-admin-key"
 
 
 @pytest.fixture(scope="module")
@@ -57,46 +60,6 @@ def questions(
     return asked
 
 
-@contextmanager
-def on_ray(folder: Path, **settings: Any) -> Iterator[str]:
-    """The ingress' address."""
-    port = free_port()
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("BERT_LORA_", "RAY_"))}
-    environ |= {f"BERT_LORA_{k.upper()}": str(v) for k, v in {**settings, "port": port}.items()}
-    command = [sys.executable, "-m", "bert_lora", "deploy", "ray"]
-    with (folder / "log").open("wb") as out:
-        child = subprocess.Popen(command, env=environ, stdout=out, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        assert eventually(lambda: ready(url) or child.poll() is not None, START_S)
-        assert child.poll() is None, (folder / "log").read_text()
-        yield url
-    finally:
-        child.send_signal(signal.SIGTERM)
-        child.wait(60)
-
-
-def ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def replicas(url: str) -> set[int]:
-    """The processes of those that were started with this address."""
-    mine = f"BERT_LORA_PORT={url.rpartition(':')[2]}\0".encode()
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            known = (process / "cmdline").read_bytes().startswith(b"ray::ServeReplica")
-            if known and mine in (process / "environ").read_bytes():
-                found.add(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -116,6 +79,115 @@ def test_on_ray_answers_are_the_plain_servers_and_a_second_try_saves_all_when_a_
             assert load.again <= ASKERS  # what was in flight, and no more
         change = httpx.put(f"{url}/adapters/mine", content=b"x")
         assert change.status_code == 403  # it would be in one replica only
+
+
+@pytest.fixture(scope="module")
+def contents(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Adapters:
+    return made_adapters(tiny_bert, tmp_path_factory.mktemp("contents"), 3)
+
+
+@contextmanager
+def on_a_bucket(
+    folder: Path, seaweed: Seaweed, prefix: str, endpoint: str = "", **settings: Any
+) -> Iterator[httpx.Client]:
+    """Two replicas, which share a cache as well; a client of the ingress that may change adapters.
+
+    endpoint: of a proxy before the bucket.
+    """
+    environ = seaweed.environ | ({"AWS_ENDPOINT_URL": endpoint} if endpoint else {})
+    at = {"store": f"s3://{BUCKET}/{prefix}", "cache_dir": folder / "cache"}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        on_ray(folder, environ, replicas=2, admin_keys=KEY, **at, **settings) as url,
+        httpx.Client(base_url=url, headers=headers, timeout=60) as client,
+    ):
+        assert eventually(lambda: len(each(url)) == 2, START_S)
+        yield client
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+def versions(client: httpx.Client, name: str, contents: Adapters, **headers: str) -> set[str]:
+    """What each replica answers with, and the ingress four times: the version, or else a status."""
+    answers = [ask(client, name, **headers) for _ in range(4)]
+    for address in each(str(client.base_url)).values():
+        with httpx.Client(base_url=address, timeout=60) as replica:
+            answers.append(ask(replica, name, **headers))
+    return {check(a, contents) if a.is_success else str(a.status_code) for a in answers}
+
+
+def questions_about(name: str, content: NDArray[np.float32]) -> list[Question]:
+    bodies = [{"inputs": [text]} for text in TEXTS]
+    vectors = zip(bodies, content, strict=True)
+    return [Question(f"/embed?adapter={name}", body, [v.tolist()]) for body, v in vectors]
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_adapters_in_a_bucket_are_served_by_every_replica_on_ray_whichever_is_asked_killed_or_new(
+    seaweed: Seaweed, tiny_bert: Path, contents: Adapters, tmp_path: Path
+) -> None:
+    prefix = seaweed.fresh_prefix()
+    with on_a_bucket(tmp_path, seaweed, prefix, model=tiny_bert) as client:
+        put_move_delete(client, contents)
+        last = contents.put(client, "kept", 2).json()["version"]
+        url = str(client.base_url)
+        with under_load(url, questions_about("kept", contents.vectors[2]), tries=2) as load:
+            assert eventually(lambda: load.asked > 300, 60)
+            killed = min(each(url))
+            os.kill(killed, signal.SIGKILL)
+            assert eventually(lambda: len(each(url).keys() - {killed}) == 2, START_S)
+            before = load.asked
+            assert eventually(lambda: load.asked > before + 300, 60)
+            assert load.again <= ASKERS  # what was in flight, and no more
+        assert versions(client, "kept", contents) == {last}
+    with on_a_bucket(tmp_path, seaweed, prefix, model=tiny_bert) as client:
+        assert versions(client, "kept", contents) == {last}
+        assert versions(client, "gone", contents) == {"404"}
+
+
+def put_move_delete(client: httpx.Client, contents: Adapters) -> None:
+    """A name gets a version, another one, and goes."""
+    put = contents.put(client, "gone", 0)
+    assert put.status_code == 201
+    assert versions(client, "gone", contents) == {put.json()["version"]}
+    another = contents.put(client, "gone", 1).json()
+    at_least = {"X-Min-Revision": str(another["revision"])}
+    assert versions(client, "gone", contents, **at_least) == {another["version"]}
+    yet_another = contents.put(client, "gone", 2).json()["version"]
+    assert eventually(lambda: versions(client, "gone", contents) == {yet_another}, 10)
+    deleted = client.delete("/adapters/gone")
+    assert deleted.status_code == 204
+    at_least = {"X-Min-Revision": deleted.headers["X-Revision"]}
+    assert versions(client, "gone", contents, **at_least) == {"404"}
+    assert eventually(lambda: versions(client, "gone", contents) == {"404"}, 10)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_replica_that_ray_starts_while_the_bucket_does_not_answer_is_asked_only_once_it_does(
+    seaweed: Seaweed, tiny_bert: Path, contents: Adapters, tmp_path: Path
+) -> None:
+    """It knows no name, and would say 503; Ray asks no /readyz."""
+    prefix, log = seaweed.fresh_prefix(), tmp_path / "log"
+    with (
+        Unreliable(seaweed.endpoint, BUCKET, prefix) as proxy,
+        on_a_bucket(tmp_path, seaweed, prefix, proxy.endpoint, model=tiny_bert) as client,
+    ):
+        version, url = contents.put(client, "kept", 0).json()["version"], str(client.base_url)
+        assert versions(client, "kept", contents) == {version}
+        with proxy.refusing():
+            killed = min(each(url))
+            os.kill(killed, signal.SIGKILL)
+            assert eventually(lambda: log.read_text().count("INFO app.main: serving") == 3, START_S)
+            with under_load(url, questions_about("kept", contents.vectors[0])) as load:
+                assert eventually(lambda: load.asked > 300, 60)
+            assert contents.put(client, "kept", 1).status_code == 503
+            verbose = client.get("/readyz?verbose=true")
+            assert verbose.status_code == 200 and "does not answer" in verbose.json()["store"]
+        assert eventually(lambda: len(each(url).keys() - {killed}) == 2, 30)
+        assert versions(client, "kept", contents) == {version}
 
 
 @needs_ray
