@@ -9,20 +9,20 @@ import inspect
 from functools import wraps
 from typing import Any
 
-from app.model import attention
+from torch.nn.attention import varlen
 
 
 def adapt() -> list[str]:
     """What had to be left out, in words; nothing where torch is as ours."""
     lacks = []
-    served = attention.varlen_attn
+    served = varlen.varlen_attn
     if "num_splits" not in inspect.signature(served).parameters:
 
         @wraps(served)
         def without(*args: Any, num_splits: int, **more: Any) -> Any:
             return served(*args, **more)
 
-        attention.varlen_attn = without
+        varlen.varlen_attn = without
         lacks.append("varlen_attn without num_splits: a row's bits may follow its batch")
     return lacks
 

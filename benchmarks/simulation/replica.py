@@ -22,7 +22,7 @@ from benchmarks.simulation.traffic import Bools, Case, Floats
 UNKNOWN = -1e9  # when a name was read that never was
 Kind = tuple[str, str]  # method, folder
 PUTS = {  # of a PUT with new bytes: Installer.install, ObjectStore.commit and move, MoveLog._append
-    ("GET", "names"): 3,  # install, _point, ObjectNames.move
+    ("GET", "names"): 4,  # install, _point, ObjectNames.move, Names.moved_here
     ("GET", "versions"): 2,  # _is_whole, ObjectVersions.upload
     ("PUT", "reports"): 1,
     ("PUT", "versions"): 1,
