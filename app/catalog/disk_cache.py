@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -53,6 +54,7 @@ class DiskCache:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._most_bytes = most_bytes
         self._making_room = threading.Lock()
+        self._shrunk_at = -math.inf  # behind the lock
         self._room = 0  # bytes that may come before the folder is looked at: behind the lock
 
     def get(self, version: str) -> Path | None:
@@ -65,6 +67,7 @@ class DiskCache:
     def put(self, version: str, folder: Path) -> Path:
         """The folder moves in, unless another was quicker. Raises OSError."""
         place, size = self._folder / version, _size(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
         try:
             folder.rename(place)
         except OSError:
@@ -95,8 +98,14 @@ class DiskCache:
             (self._folder / version).unlink()
 
     def shrink(self) -> None:
-        """To half of what is there: the disk is full before the cache has all that it may take."""
-        with self._making_room:
+        """To half of what is there: the disk is full before the cache has all that it may take.
+
+        Once in a while: what does not fit in half of it need not take all.
+        """
+        with self._making_room, contextlib.suppress(OSError):
+            if time.monotonic() - self._shrunk_at < IN_USE_S:
+                return
+            self._shrunk_at = time.monotonic()
             total = sum(size for _, _, size in self._all())
             log.warning("the cache's disk is full: %(bytes)d bytes become half", {"bytes": total})
             self._make_room(total // 2)

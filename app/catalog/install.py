@@ -172,7 +172,7 @@ class Installer:
         self, name: str, version: StoredVersion, content: str | None, how: How
     ) -> Installed:
         """Move the name to a committed version. Raises StaleRevision, PreconditionFailed."""
-        before = await self.fetcher.ask(self.store.look, name)
+        before = await self.names.look(name)
         how.change.of(name, before.version, version.digest)
         how.precondition(before.version)
         if how.stage and before.version is None:
@@ -232,7 +232,7 @@ class Installer:
 
     async def _bury(self, name: str, precondition: Precondition, change: Change) -> int:
         """Leave a tombstone in the store. Raises StaleRevision, and as remove()."""
-        pointer = await self.fetcher.ask(self.store.look, name)
+        pointer = await self.names.look(name)
         change.of(name, pointer.version, None)
         if pointer.version is None and name not in self.registry.broken:
             if pointer.revision:  # another server has deleted it

@@ -98,11 +98,25 @@ class Names:
 
     async def _look_for(self, name: str, prefix: str) -> None:
         """Once for some time, as for a name that is not there."""
-        served, key = self.registry.names.get(name), f"{name}@{prefix[:LONGEST]}"
-        known = served is None or any(e.version.startswith(prefix) for e in served.pointer.history)
+        served, digits = self.registry.names.get(name), prefix[:LONGEST].lower()
+        key = f"{name}@{digits}"
+        known = served is None or any(e.version.startswith(digits) for e in served.pointer.history)
         if not known and self._absent_until.get(key, 0.0) <= time.monotonic():
             self._remember_absent(key)
             await asyncio.shield(self._begin(name))
+
+    async def look(self, name: str) -> Pointer:
+        """Where the name points now, before this server moves it.
+
+        What is known at a later revision is of a shared store that has gone back: by hand, or
+        restored. It is known no more. Raises StoreUnavailable.
+        """
+        known = self.registry.names.get(name)
+        pointer = await self.fetcher.ask(self.store.look, name)
+        newer = known is not None and known.pointer.revision > pointer.revision
+        if self.store.shared and newer and self.registry.names.get(name) is known:
+            self.registry.remove(name)
+        return pointer
 
     def moved_here(self, name: str) -> None:
         """This server has moved it. Another may have since, which may have been seen before."""
@@ -275,4 +289,5 @@ class Names:
     def _found(self) -> None:
         if self.unreachable is not None:
             log.info("the store answers again")
+            self._read_at = dict.fromkeys(self._read_at, time.monotonic())  # else all are forgotten
         self.unreachable, self.met = None, True

@@ -47,12 +47,13 @@ class ObjectAudit:
             self._waiting.append((path, body))
             raise
 
-    def flush(self) -> None:
-        """Write what waits, again where it may have been written. One thread at a time may ask.
+    def flush(self, most: int) -> None:
+        """Write some of what waits, again where it may have been written. One thread at a time may
+        ask.
 
         Raises StoreUnavailable.
         """
-        while self._waiting:
+        for _ in range(min(most, len(self._waiting))):
             path, body = self._waiting.popleft()
             try:
                 self._bucket.overwrite(path, body)

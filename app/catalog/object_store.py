@@ -44,6 +44,7 @@ from app.catalog.workspace import Workspace
 
 log = logging.getLogger(__name__)
 OPTIONS, REPORT = "options.json", "report.json"
+FLUSHED = 8  # waiting records of the audit, each time: nobody waits for more
 SAFE_S = 20.0  # a commit this old is renewed before a name moves to it: well within any grace
 
 
@@ -133,10 +134,10 @@ class ObjectStore(Store):
 
     def _cached(self, version: str) -> Path | None:
         """The version's folder in the cache, if its files are the right ones."""
-        folder = self._cache.get(version)
-        if folder is None:
-            return None
         try:
+            folder = self._cache.get(version)
+            if folder is None:
+                return None
             if content_version(folder, self._cache.read(version, OPTIONS) or {}) == version:
                 return folder
         except OSError:  # whatever stands there in the place of a file
@@ -216,7 +217,7 @@ class ObjectStore(Store):
         """As Store.moves. It answers: what waits for that is written."""
         moves = self._log.since(since)
         with contextlib.suppress(StoreUnavailable):  # the next time
-            self._audit.flush()
+            self._audit.flush(FLUSHED)
         return moves
 
     def tombstones(self) -> int:

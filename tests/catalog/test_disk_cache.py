@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,8 +89,15 @@ def test_where_the_disk_is_full_half_of_it_goes_but_nothing_that_may_be_being_re
         put(cache, tmp_path, version, age * IN_USE_S)
     cache.shrink()
     assert [version for version in "abcd" if cache.get(version)] == ["c", "d"]
-    cache.shrink()
-    assert [version for version in "abcd" if cache.get(version)] == ["c", "d"]
+
+
+def test_many_who_find_the_disk_full_at_once_take_half_of_it_once(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 1000 * KB)
+    for age, version in enumerate("abcd", 2):
+        put(cache, tmp_path, version, age * IN_USE_S)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: cache.shrink(), range(8)))
+    assert len([version for version in "abcd" if cache.get(version)]) == 2
 
 
 def test_a_read_only_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from app.adapters.files import ADAPTER_FILES
 from app.catalog import bucket
-from app.catalog.disk_cache import cache_errors
+from app.catalog.disk_cache import DiskCache, cache_errors
 from app.catalog.object_names import ObjectNames
 from app.catalog.object_versions import ObjectVersions
 from app.catalog.open_store import open_store
@@ -146,6 +146,20 @@ def test_where_the_caches_disk_is_full_room_is_made_and_else_that_is_said(
     else:
         with pytest.raises(CacheUnusable, match=r"cache \(CACHE_DIR\) takes no more"):
             another.folder(version)
+
+
+def test_a_cache_that_may_not_be_entered_is_told_as_such(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = commit(store, b"one")
+
+    def refused(*_: object, **__: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(DiskCache, "get", refused)
+    monkeypatch.setattr(DiskCache, "put", refused)
+    with pytest.raises(CacheUnusable, match=r"cache \(CACHE_DIR\) cannot be used"):
+        store.folder(version)
 
 
 def test_a_folder_in_the_place_of_a_cached_file_is_replaced(store: Store) -> None:

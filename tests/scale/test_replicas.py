@@ -236,6 +236,7 @@ def test_a_name_that_was_taken_out_of_the_bucket_and_put_again_is_the_same_at_bo
     obstore.delete(seaweed.raw(fleet.prefix), "names/again")
     put = adapters.put(here, "again", 3).json()
     assert put["revision"] == 1
+    assert check(ask(here, "again"), adapters) == put["version"]  # at once
     for client in (here, there):
         assert eventually(lambda c=client: check(ask(c, "again"), adapters) == put["version"], 5)
 
@@ -376,6 +377,16 @@ def told(url: str) -> str:
         return httpx.get(f"{url}/readyz").text
     except httpx.TransportError:
         return ""
+
+
+def test_a_name_that_was_taken_out_of_the_bucket_and_is_deleted_is_served_no_more(
+    seaweed: Seaweed, adapters: Adapters, fleet: Fleet, here: httpx.Client
+) -> None:
+    for i in range(3):
+        adapters.put(here, "out", i)
+    obstore.delete(seaweed.raw(fleet.prefix), "names/out")
+    assert here.delete("/adapters/out").status_code == 404
+    assert ask(here, "out").status_code == 404
 
 
 @pytest.mark.parametrize("odd", [b"1", b"{}", b"[" * 10_000, b"", b'{"moved": 3}'])
