@@ -18,8 +18,8 @@ from app.catalog import names as names_module
 from app.catalog.install import How, Installer
 from app.catalog.local_store import LocalStore
 from app.catalog.names import Names
-from app.catalog.pointer import Pointer
-from app.catalog.store import StoreUnavailable
+from app.catalog.pointer import Entry, Pointer, digest_of, moved, now
+from app.catalog.store import CacheUnusable, StoreUnavailable, content_version
 from app.catalog.stored_names import read_names
 from app.inference.metrics import Metrics
 from app.settings import Settings
@@ -127,3 +127,59 @@ def test_a_name_that_nobody_asks_for_is_known_no_more_where_there_are_many(
         ]
 
     assert asyncio.run(all_of_them(installer.names)) == [True, True, True, False]
+
+
+def test_where_the_cache_takes_no_new_version_the_old_one_is_not_served_in_its_place(
+    installer: Installer, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server moves a name whose version is in memory here."""
+    monkeypatch.setattr(names_module, "EVERY_S", 0.02)
+    newer = make_adapter(tiny_bert, tmp_path / "b", 1)
+    elsewhere = LocalStore(tmp_path / "store")
+    with elsewhere.receiving() as tmp:
+        copy_adapter(newer, tmp / "adapter")
+        version = content_version(tmp / "adapter", {})
+        report = elsewhere.report(elsewhere.look("x").version or "") or {}
+        fields = {k: v for k, v in report.items() if k != "sha256"}
+        fields["report"] = fields["report"] | {"version": version}
+        signed = fields | {"sha256": digest_of(fields)}
+        elsewhere.commit(tmp / "adapter", version, {}, signed)
+
+    def full(_: str) -> Path:
+        raise CacheUnusable("this server's cache takes no more")
+
+    async def followed(names: Names) -> str:
+        names.begin(read_names(installer.store))
+        old = (await names.get("x")).digest
+        await installer.fetcher.load_stored(old)
+        following = asyncio.create_task(names.follow())
+        monkeypatch.setattr(installer.store, "folder", full)
+        before = elsewhere.look("x")
+        elsewhere.move(before, moved(before, Entry(version, now()), 64))
+        for _ in range(250):
+            if (served := await names.get("x")).digest != old:
+                break
+            await asyncio.sleep(0.02)
+        with pytest.raises(CacheUnusable):
+            await installer.fetcher.ready(served)
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        return served.digest
+
+    assert asyncio.run(followed(installer.names)) == version
+
+
+def test_after_an_outage_longer_than_names_are_remembered_none_is_forgotten_at_once(
+    installer: Installer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def known_then(names: Names) -> bool:
+        names.begin(replace(read_names(installer.store), whole=False))
+        names._lost("it does not answer")
+        monkeypatch.setattr(names_module, "FORGOTTEN_S", 0.1)
+        await asyncio.sleep(0.2)
+        names._found()
+        names._forget_unused()
+        return "x" in installer.registry.names
+
+    assert asyncio.run(known_then(installer.names))
