@@ -225,9 +225,7 @@ class Installer:
         async with self.changing:
             revision = await until_it_wins(partial(self._bury, name, precondition, change))
             change.done = True
-            now = self.registry.names.get(name)
-            if now is None or now.pointer.revision <= revision:  # else it was put again elsewhere
-                self.registry.remove(name)
+            self.registry.remove(name)  # and read again, should it have been put elsewhere since
             return revision
 
     async def _bury(self, name: str, precondition: Precondition, change: Change) -> int:

@@ -183,3 +183,16 @@ def test_after_an_outage_longer_than_names_are_remembered_none_is_forgotten_at_o
         return "x" in installer.registry.names
 
     assert asyncio.run(known_then(installer.names))
+
+
+def test_an_own_move_that_is_answered_late_leaves_what_another_has_moved_since(
+    installer: Installer,
+) -> None:
+    fetcher, registry = installer.fetcher, installer.registry
+    name = registry.names["x"]
+    newer, older = (replace(name.pointer, revision=n) for n in (7, 6))
+    fetcher.point(newer, name.report)
+    fetcher.point(older, name.report, moved=True)
+    assert registry.names["x"].pointer == newer
+    fetcher.point(older, name.report)  # as the store has it: it has gone back
+    assert registry.names["x"].pointer == older

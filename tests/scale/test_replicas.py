@@ -305,23 +305,39 @@ def test_a_version_that_was_just_put_elsewhere_is_found_by_its_digits(
     assert (unknown.status_code, unknown.json()["error_type"]) == (404, "version_not_found")
 
 
+@pytest.mark.parametrize("how", ["compose", "files", "changes"])
 def test_what_is_composed_or_taken_is_of_the_revision_that_is_asked_for(
-    adapters: Adapters, here: httpx.Client, there: httpx.Client
+    how: str, adapters: Adapters, here: httpx.Client, there: httpx.Client
 ) -> None:
     adapters.put(here, "part", 0)
     check(ask(there, "part"), adapters)
     for i in (1, 2, 3):
         put = adapters.put(here, "part", i).json()
         at_least = {"X-Min-Revision": str(put["revision"])}
-        body = {"adapters": ["part"]}
-        made = there.post("/adapters/made/compose", json=body, headers=at_least)
-        assert f"part@{put['version'][:12]}" in str(made.json()["warnings"]), made.text
-        files = there.get("/adapters/part/files", headers=at_least)
-        assert put["version"] in files.headers["etag"]
-        assert (
-            there.get("/adapters/part/changes", headers=at_least).json()["version"]
-            == put["version"]
-        )
+        if how == "compose":
+            body = {"adapters": ["part"]}
+            made = there.post("/adapters/made/compose", json=body, headers=at_least)
+            assert f"part@{put['version'][:12]}" in str(made.json()["warnings"]), made.text
+        elif how == "files":
+            files = there.get("/adapters/part/files", headers=at_least)
+            assert put["version"] in files.headers["etag"]
+        else:
+            changes = there.get("/adapters/part/changes", headers=at_least).json()
+            assert changes["version"] == put["version"]
+
+
+def test_a_servers_own_late_answer_does_not_bring_a_deleted_name_back(
+    adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    adapters.put(here, "gone", 0)
+    check(ask(there, "gone"), adapters)
+    slow = Fault("slow", "PUT", "epoch", seconds=3.0)
+    with fleet.proxies[1].failing(slow), ThreadPoolExecutor(1) as pool:
+        put = pool.submit(adapters.put, there, "gone", 1)
+        assert eventually(lambda: adapters_revision(here, "gone") == 2, 3)
+        assert here.delete("/adapters/gone").status_code == 204
+        assert put.result().json()["revision"] == 2
+    assert eventually(lambda: ask(there, "gone").status_code == 404, 3)
 
 
 def test_labels_for_a_name_that_others_move_are_a_new_version_of_what_it_has_become(
