@@ -155,12 +155,12 @@ def put_move_delete(client: httpx.Client, contents: Adapters) -> None:
     at_least = {"X-Min-Revision": str(another["revision"])}
     assert versions(client, "gone", contents, **at_least) == {another["version"]}
     yet_another = contents.put(client, "gone", 2).json()["version"]
-    assert eventually(lambda: versions(client, "gone", contents) == {yet_another}, 10)
+    assert eventually(lambda: versions(client, "gone", contents) == {yet_another})
     deleted = client.delete("/adapters/gone")
     assert deleted.status_code == 204
     at_least = {"X-Min-Revision": deleted.headers["X-Revision"]}
     assert versions(client, "gone", contents, **at_least) == {"404"}
-    assert eventually(lambda: versions(client, "gone", contents) == {"404"}, 10)
+    assert eventually(lambda: versions(client, "gone", contents) == {"404"})
 
 
 @needs_ray
