@@ -329,15 +329,15 @@ def test_what_is_composed_or_taken_is_of_the_revision_that_is_asked_for(
 def test_a_servers_own_late_answer_does_not_bring_a_deleted_name_back(
     adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
 ) -> None:
-    adapters.put(here, "gone", 0)
-    check(ask(there, "gone"), adapters)
+    adapters.put(here, "gone-late", 0)
+    check(ask(there, "gone-late"), adapters)
     slow = Fault("slow", "PUT", "epoch", seconds=3.0)
     with fleet.proxies[1].failing(slow), ThreadPoolExecutor(1) as pool:
-        put = pool.submit(adapters.put, there, "gone", 1)
-        assert eventually(lambda: adapters_revision(here, "gone") == 2)
-        assert here.delete("/adapters/gone").status_code == 204
+        put = pool.submit(adapters.put, there, "gone-late", 1)
+        assert eventually(lambda: adapters_revision(here, "gone-late") == 2)
+        assert here.delete("/adapters/gone-late").status_code == 204
         assert put.result().json()["revision"] == 2
-    assert eventually(lambda: ask(there, "gone").status_code == 404)
+    assert eventually(lambda: ask(there, "gone-late").status_code == 404)
 
 
 def test_labels_for_a_name_that_others_move_are_a_new_version_of_what_it_has_become(
