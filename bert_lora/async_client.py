@@ -27,6 +27,7 @@ from bert_lora.options import (
     members,
     put_query,
 )
+from bert_lora.revisions import Revisions
 from bert_lora.splitting import Piece
 from bert_lora.uploads import upload_file
 
@@ -58,6 +59,7 @@ class AsyncClient(AsyncCalls):
     ) -> None:
         super().__init__(adapter, at_once, patience)
         self._server = Server(url, api_key, timeout)
+        self._revisions = Revisions()
         self._info: dict[str, Any] | None = None
 
     async def __aenter__(self) -> AsyncClient:
@@ -77,7 +79,8 @@ class AsyncClient(AsyncCalls):
 
     async def info(self) -> dict[str, Any]:
         """The base, its adapters and the server's limits: GET /info."""
-        return dict(await self._read("/info"))
+        answer = await self.pace.run(partial(self._server.send, "GET", "/info"))
+        return dict(orjson.loads(answer.content))
 
     async def list(self) -> Adapters:
         """All adapters that the key may use, by name."""
@@ -91,11 +94,11 @@ class AsyncClient(AsyncCalls):
 
     async def get(self, name: str) -> Adapter:
         """One adapter."""
-        return dict(await self._read(f"/adapters/{name}"))
+        return dict(await self._read(name))
 
     async def versions(self, name: str) -> Versions:
         """What the name has held, oldest first: `version`, `created`, `by`, `how`, `current`."""
-        versions: Versions = await self._read(f"/adapters/{name}/versions")
+        versions: Versions = await self._read(name, "/versions")
         return versions
 
     async def put(self, name: str, source: Any, **options: Unpack[PutOptions]) -> Adapter:
@@ -110,11 +113,14 @@ class AsyncClient(AsyncCalls):
             answer = await self.pace.run(  # twice is as once
                 lambda: self._server.send("PUT", f"/adapters/{name}", file=file, query=query)
             )
-        return dict(orjson.loads(answer.content))
+        return self._changed(name, answer)
 
     async def delete(self, name: str) -> None:
         """Stop serving the name."""
-        await self.pace.run(lambda: self._server.send("DELETE", f"/adapters/{name}"), was_not_done)
+        answer = await self.pace.run(
+            lambda: self._server.send("DELETE", f"/adapters/{name}"), was_not_done
+        )
+        self._revisions.note(name, answer.headers.get("X-Revision"))
 
     async def rollback(self, name: str, version: str | None = None) -> Adapter:
         """Point the name at an earlier version; none: the one before."""
@@ -208,17 +214,25 @@ class AsyncClient(AsyncCalls):
         elif adapter is not None:
             query["adapter"] = adapter
         headers = {"Accept": accept, "X-Request-Timeout": f"{self._server.timeout_s:g}"}
+        headers |= self._revisions.at_least(query.get("adapter"))
         return await self._server.send("POST", path, json=body, query=query, headers=headers)
 
-    async def _read(self, path: str, **query: Any) -> Any:
-        answer = await self.pace.run(lambda: self._server.send("GET", path, query=query))
+    async def _read(self, name: str, what: str = "") -> Any:
+        """What the server says of an adapter."""
+        path, headers = f"/adapters/{name}{what}", self._revisions.at_least(name)
+        answer = await self.pace.run(lambda: self._server.send("GET", path, headers=headers))
         return orjson.loads(answer.content)
 
     async def _change(self, name: str, verb: str, body: Any = None) -> Adapter:
         answer = await self.pace.run(
             lambda: self._server.send("POST", f"/adapters/{name}/{verb}", json=body), was_not_done
         )
-        return dict(orjson.loads(answer.content))
+        return self._changed(name, answer)
+
+    def _changed(self, name: str, answer: httpx2.Response) -> Adapter:
+        adapter = dict(orjson.loads(answer.content))
+        self._revisions.note(name, adapter.get("revision"))
+        return adapter
 
 
 def was_not_done(error: BertLoraError) -> bool:

@@ -39,6 +39,7 @@ async def compose(
     """
     served = installer.registry.names.get(name)
     how.change.of(name, None if served is None else served.digest, None)
+    installer.names.refuse_unreachable()
     terms, parts = [], []
     for term in spelled:
         adapter, _, prefix = term.name.partition("@")

@@ -8,8 +8,8 @@ Knows the store, the registry and the engine; knows no HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,14 @@ class Installer:
     sources: Sources
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """To change a name. Raises StoreUnavailable at once where the store is known to be down."""
+        self.names.refuse_unreachable()
+        async with self.changing:
+            self.names.refuse_unreachable()
+            yield
+
     async def install_body(
         self, name: str, tmp: Path, upload: Path | Received | str, how: How
     ) -> Installed:
@@ -151,7 +159,7 @@ class Installer:
         """
         options = options_to_json(how.options)
         digest = await asyncio.to_thread(content_version, folder, options)
-        async with self.changing:
+        async with self.turn():
             current = (await self.fetcher.ask(self.store.look, name)).version
             how.change.of(name, current, digest)
             how.precondition(current)
@@ -222,7 +230,7 @@ class Installer:
 
         Raises UnknownAdapter, PreconditionFailed, StoreFull, StoreUnavailable.
         """
-        async with self.changing:
+        async with self.turn():
             revision = await until_it_wins(partial(self._bury, name, precondition, change))
             change.done = True
             self.registry.remove(name)  # and read again, should it have been put elsewhere since
@@ -266,7 +274,7 @@ class Installer:
         Raises UnknownAdapter, UnknownVersion, PreconditionFailed, AdapterRejected, StoreFull,
         StoreUnavailable.
         """
-        async with self.changing:
+        async with self.turn():
             return await until_it_wins(partial(self._roll_back, name, prefix, precondition, change))
 
     async def _roll_back(

@@ -92,9 +92,13 @@ class Names:
                 return
             if not valid_name(name):
                 return
-            if self.unreachable is not None:
-                raise StoreUnavailable(self.unreachable)
+            self.refuse_unreachable()
             await asyncio.shield(self._begin(name))
+
+    def refuse_unreachable(self) -> None:
+        """Raises StoreUnavailable while the store is known not to answer."""
+        if self.unreachable is not None:
+            raise StoreUnavailable(self.unreachable)
 
     async def _look_for(self, name: str, prefix: str) -> None:
         """Once for some time, as for a name that is not there."""

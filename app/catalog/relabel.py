@@ -39,6 +39,7 @@ async def relabel(
     """
 
     async def attempt() -> Installed:
+        installer.names.refuse_unreachable()
         served = (await installer.fetcher.pointer(name)).version
 
         def unmoved(current: str | None) -> None:

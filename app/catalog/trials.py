@@ -26,7 +26,7 @@ async def begin_trial(installer: Installer, name: str, trial: Trial, change: Cha
 
     Raises UnknownAdapter, UnknownVersion, AdapterRejected, StoreFull, StoreUnavailable.
     """
-    async with installer.changing:
+    async with installer.turn():
         return await until_it_wins(partial(_begin, installer, name, trial, change))
 
 
@@ -56,7 +56,7 @@ async def end_trial(installer: Installer, name: str, change: Change, *, promote:
 
     Raises UnknownAdapter, NoTrial, AdapterRejected, StoreFull, StoreUnavailable.
     """
-    async with installer.changing:
+    async with installer.turn():
         return await until_it_wins(partial(_end, installer, name, change, promote=promote))
 
 

@@ -10,17 +10,18 @@ from pathlib import Path
 from unittest.mock import patch
 
 import httpx
+import numpy as np
 import obstore
 import pytest
 
 from app.catalog.pointer import Entry, Pointer, moved, now
-from bert_lora import Client
+from bert_lora import AsyncClient, Client, NotFound
 from tests.catalog.seaweed import Seaweed
 from tests.catalog.unreliable import Fault
 from tests.live import eventually
-from tests.oracles import files_of, make_adapter
+from tests.oracles import FP32, files_of, make_adapter
 from tests.process import start
-from tests.scale.fleet import Adapters, Fleet, ask, check, made_adapters, running
+from tests.scale.fleet import TEXTS, Adapters, Fleet, ask, check, made_adapters, running
 
 HUNG = Fault("hung")
 MANY = 1_050
@@ -206,6 +207,31 @@ def test_while_the_bucket_hangs_what_is_known_is_served_and_nothing_else(
     assert ask(there, "never-seen").status_code == 404
 
 
+def test_while_the_bucket_fails_changes_are_refused_before_they_stand_in_line(
+    adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    put = adapters.put(here, "inline", 0).json()
+    adapters.put(here, "inline", 1, params={"stage": "true"})
+    check(ask(there, "inline"), adapters)
+    with fleet.proxies[1].failing(Fault("error", status=500)):
+        assert eventually(lambda: store_up(there) == 0)
+        fleet.proxies[1].counts.clear()
+        refused = [
+            adapters.put(there, "inline", 2),
+            there.delete("/adapters/inline"),
+            there.put("/adapters/inline/labels", json={"labels": ["no", "yes"]}),
+            there.post("/adapters/inline/rollback"),
+            there.post("/adapters/inline/compose", json={"adapters": ["inline"]}),
+            there.post("/adapters/inline/canary", json={"version": put["version"], "percent": 5}),
+            there.post("/adapters/inline/promote"),
+        ]
+        told = {(answer.status_code, answer.json()["error_type"]) for answer in refused}
+        assert told == {(503, "store_unavailable")}, [answer.text for answer in refused]
+        assert not [key for key in fleet.proxies[1].counts if key[1] == "names"]
+    assert eventually(lambda: store_up(there) == 1)
+    assert check(ask(there, "inline"), adapters) == put["version"]
+
+
 def store_up(client: httpx.Client) -> float:
     lines = client.get("/metrics").text.splitlines()
     return float(next(x for x in lines if x.startswith("bert_lora_store_up ")).split()[1])
@@ -324,6 +350,27 @@ def test_what_is_composed_or_taken_is_of_the_revision_that_is_asked_for(
         else:
             changes = there.get("/adapters/part/changes", headers=at_least).json()
             assert changes["version"] == put["version"]
+
+
+def test_a_client_that_has_changed_a_name_gets_it_so_whichever_server_answers(
+    adapters: Adapters, fleet: Fleet
+) -> None:
+    with Client(fleet.servers[0].url) as client:
+        assert isinstance(client.core, AsyncClient)
+        balanced = client.core._server._client
+        versions = [client.put("mine", adapters.folders[i])["version"] for i in (0, 1)]
+        check_version = dict(zip(versions, adapters.vectors, strict=False))
+        for turn in range(6):
+            balanced.base_url = fleet.servers[turn % 2].url  # as a balancer may
+            put = client.put("mine", adapters.folders[turn % 2])["version"]
+            balanced.base_url = fleet.servers[1 - turn % 2].url
+            vectors = client.embed(TEXTS, adapter="mine")
+            np.testing.assert_allclose(vectors, check_version[put], **FP32)
+            assert client.get("mine")["version"] == put
+        client.delete("mine")
+        balanced.base_url = fleet.servers[0].url
+        with pytest.raises(NotFound):
+            client.embed(TEXTS, adapter="mine")
 
 
 def test_a_servers_own_late_answer_does_not_bring_a_deleted_name_back(
