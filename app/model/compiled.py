@@ -55,6 +55,14 @@ def variables_of(level: str) -> dict[str, str]:
     return {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": f"+{feature}" if feature else ""}
 
 
+def lanes() -> int:
+    """How many float32 a vector register of the processor that is compiled for has.
+
+    At least 8: where it has fewer, LLVM takes several.
+    """
+    return 16 if os.environ.get("NUMBA_CPU_NAME", "").startswith("x86-64-v4") else 8
+
+
 def _compile_for_a_level() -> None:
     """Unless the environment says for which processor; on others than x86-64-v3 numba decides."""
     if "NUMBA_CPU_NAME" in os.environ:

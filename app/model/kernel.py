@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, float32, int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -18,10 +19,24 @@ from numba.extending import intrinsic
 from app.adapters.values import LoRALayer
 from app.model.compiled import compiled
 from app.model.machine import first_line
+from app.model.vectors import (
+    FLOATS,
+    LANES,
+    added_up,
+    at,
+    least,
+    load,
+    multiply_add,
+    splat,
+    store,
+)
 
 ROWS = 4  # at a time
+RANKS = LANES // ROWS  # so that a tile's sums are as many as a vector holds
+WIDE = RANKS * LANES  # columns
 TOLERANCE = 1e-5  # of the largest value
 TORCH_SERVES = "torch multiplies adapter by adapter"
+FLOAT = ir.FloatType()
 FIELDS = 5  # addresses of A and B, the rank, addresses of gain and shift (0: none)
 
 
@@ -47,65 +62,143 @@ def _pointer(_typing: Any, _address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"})
-def _shrink(x: Any, a: Any, first: int, last: int, rank: int, sums: Any) -> None:
-    """sums[i, j] = x[first + i] · a[j] for four rows; rows past `last` are the last one again.
+@intrinsic  # type: ignore[untyped-decorator]
+def _dots(
+    _typing: Any,
+    _x: Any,
+    _first: Any,
+    _last: Any,
+    _a: Any,
+    _rank: Any,
+    _most: Any,
+    _stride: Any,
+    _vectors: Any,
+    _sums: Any,
+) -> Any:
+    """sums[i, j] = x[first + i] · a[rank + j], ROWS by RANKS, over whole vectors.
 
-    Two ranks at a time: with four the sums alone fill the vector registers of AVX2, and a third of
-    the time goes into moving them.
+    By address; _stride: of x and of a in bytes. What is past _last or _most is that one again.
     """
-    x0, x1 = x[first], x[min(first + 1, last)]
-    x2, x3 = x[min(first + 2, last)], x[min(first + 3, last)]
-    for j in range(0, rank, 2):
-        a0, a1 = a[j], a[min(j + 1, rank - 1)]
-        s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = np.float32(0)
-        for k in range(len(x0)):
-            u0, u1, u2, u3 = x0[k], x1[k], x2[k], x3[k]
-            v0, v1 = a0[k], a1[k]
-            s00 += u0 * v0
-            s01 += u0 * v1
-            s10 += u1 * v0
-            s11 += u1 * v1
-            s20 += u2 * v0
-            s21 += u2 * v1
-            s30 += u3 * v0
-            s31 += u3 * v1
-        sums[0, j], sums[0, j + 1] = s00, s01
-        sums[1, j], sums[1, j + 1] = s10, s11
-        sums[2, j], sums[2, j + 1] = s20, s21
-        sums[3, j], sums[3, j + 1] = s30, s31
-    sums[:, rank:] = 0
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        x, first, last, a, rank, most, stride, vectors, sums = args
+        rows = _starts(builder, x, first, last, stride, ROWS)
+        matrix = _starts(builder, a, rank, most, stride, RANKS)
+        zero = ir.Constant(FLOATS, None)
+        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(ROWS * RANKS)]
+        with cgutils.for_range(builder, vectors) as loop:
+            u, v = (
+                [load(builder, at(builder, start, 0, loop.index, 4 * LANES), FLOATS) for start in s]
+                for s in (rows, matrix)
+            )
+            for n, total in enumerate(totals):
+                more = multiply_add(builder, builder.load(total), u[n // RANKS], v[n % RANKS])
+                builder.store(more, total)
+        store(builder, sums, added_up(builder, [builder.load(total) for total in totals]))
+
+    return types.void(*[types.int64] * 9), generate
 
 
-@compiled(fastmath={"contract", "nsz"})
-def expand(
-    y: Any, b: Any, first: int, last: int, left: int, rank: int, sums: Any, spare: Any
-) -> None:
-    """y[first + i] += sums[i] @ b for four rows, in b's columns from `left` on; what would be past
-    `last` goes into `spare`."""
-    right = left + b.shape[1]
-    y0 = y[first, left:right]
-    y1 = y[first + 1, left:right] if first + 1 <= last else spare
-    y2 = y[first + 2, left:right] if first + 2 <= last else spare
-    y3 = y[first + 3, left:right] if first + 3 <= last else spare
-    for j in range(0, rank, ROWS):
-        b0, b1 = b[j], b[min(j + 1, rank - 1)]
-        b2, b3 = b[min(j + 2, rank - 1)], b[min(j + 3, rank - 1)]
-        s00, s01, s02, s03 = sums[0, j], sums[0, j + 1], sums[0, j + 2], sums[0, j + 3]
-        s10, s11, s12, s13 = sums[1, j], sums[1, j + 1], sums[1, j + 2], sums[1, j + 3]
-        s20, s21, s22, s23 = sums[2, j], sums[2, j + 1], sums[2, j + 2], sums[2, j + 3]
-        s30, s31, s32, s33 = sums[3, j], sums[3, j + 1], sums[3, j + 2], sums[3, j + 3]
-        for n in range(len(y0)):
-            v0, v1, v2, v3 = b0[n], b1[n], b2[n], b3[n]
-            y0[n] += s00 * v0 + s01 * v1 + s02 * v2 + s03 * v3
-            y1[n] += s10 * v0 + s11 * v1 + s12 * v2 + s13 * v3
-            y2[n] += s20 * v0 + s21 * v1 + s22 * v2 + s23 * v3
-            y3[n] += s30 * v0 + s31 * v1 + s32 * v2 + s33 * v3
+def _expander(vectors: int) -> Any:
+    """What adds to so many vectors of columns of ROWS rows."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def expand(
+        _typing: Any,
+        _y: Any,
+        _first: Any,
+        _last: Any,
+        _y_stride: Any,
+        _spare: Any,
+        _b: Any,
+        _rank: Any,
+        _b_stride: Any,
+        _sums: Any,
+    ) -> Any:
+        """y[first + i] += sums[i] @ b by address; rows past _last go into _spare instead."""
+
+        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            y, first, last, y_stride, spare, b, rank, b_stride, sums = args
+            rows = [
+                builder.select(builder.icmp_signed("<=", at(builder, first, i), last), row, spare)
+                for i, row in enumerate(_starts(builder, y, first, last, y_stride, ROWS))
+            ]
+            places = [at(builder, row, 4 * LANES * n) for row in rows for n in range(vectors)]
+            totals = [
+                cgutils.alloca_once_value(builder, load(builder, place, FLOATS)) for place in places
+            ]
+            with cgutils.for_range(builder, rank) as loop:
+                own = builder.add(b, builder.mul(loop.index, b_stride))
+                v = [load(builder, at(builder, own, 4 * LANES * n), FLOATS) for n in range(vectors)]
+                for i in range(ROWS):
+                    one = load(builder, at(builder, sums, 4 * i, loop.index, 4 * ROWS), FLOAT)
+                    every = splat(builder, one, LANES)
+                    for total, column in zip(totals[i * vectors :], v, strict=False):
+                        more = multiply_add(builder, builder.load(total), every, column)
+                        builder.store(more, total)
+            for place, total in zip(places, totals, strict=True):
+                store(builder, place, builder.load(total))
+
+        return types.void(*[types.int64] * 9), generate
+
+    return expand
+
+
+_wide, _narrow = _expander(RANKS), _expander(1)
+
+
+def _starts(builder: Any, address: Any, first: Any, last: Any, stride: Any, count: int) -> Any:
+    """Where `count` rows from the first on begin; past the last one it is that again."""
+    numbers = (least(builder, at(builder, first, i), last) for i in range(count))
+    return [builder.add(address, builder.mul(number, stride)) for number in numbers]
+
+
+@compiled()
+def _shrink(x: Any, a: Any, first: int, last: int, sums: Any, tile: Any) -> None:
+    """sums[j, i] = x[first + i] · a[j] for ROWS rows; rows past `last` are the last one again."""
+    rank, inputs = a.shape
+    vectors, stride = inputs // LANES, a.strides[0]
+    xs, matrix, found = x.ctypes.data, a.ctypes.data, tile.ctypes.data
+    for j in range(0, rank, RANKS):
+        _dots(xs, first, last, matrix, j, rank - 1, stride, vectors, found)
+        for n in range(min(RANKS, rank - j)):
+            for i in range(ROWS):
+                row = x[min(first + i, last)]
+                sums[j + n, i] = tile[i, n] + _dot(row, a[j + n], vectors * LANES)
+
+
+@compiled()
+def _dot(row: Any, column: Any, start: int) -> Any:
+    """row · column from `start` on: what fills no vector."""
+    total = np.float32(0)
+    for k in range(start, len(row)):
+        total += row[k] * column[k]
+    return total
+
+
+@compiled()
+def _expand(y: Any, b: Any, first: int, last: int, left: int, sums: Any, spare: Any) -> None:
+    """y[first + i] += sums[:, i] @ b for ROWS rows, in b's columns from `left` on."""
+    rank, n = b.shape
+    ys, bs, totals = y.ctypes.data + 4 * left, b.ctypes.data, sums.ctypes.data
+    aside = spare.ctypes.data
+    y_stride, b_stride, column = y.strides[0], b.strides[0], 0
+    while column + WIDE <= n:
+        here = 4 * column
+        _wide(ys + here, first, last, y_stride, aside, bs + here, rank, b_stride, totals)
+        column += WIDE
+    while column + LANES <= n:
+        here = 4 * column
+        _narrow(ys + here, first, last, y_stride, aside, bs + here, rank, b_stride, totals)
+        column += LANES
+    for k in range(column, n):  # what fills no vector
+        for i in range(min(ROWS, last - first + 1)):
+            y[first + i, left + k] += _dot(sums[:rank, i], b[:, k], 0)
 
 
 @compiled()
 def _add_update(
-    y: Any, x: Any, rows: Any, entry: Any, left: int, right: int, sums: Any, spare: Any
+    y: Any, x: Any, rows: Any, entry: Any, left: int, right: int, sums: Any, tile: Any, spare: Any
 ) -> None:
     """One segment's, in y's columns from left to right."""
     start, stop, n, rank = rows[0], rows[1], right - left, entry[2]
@@ -117,8 +210,8 @@ def _add_update(
         a = carray(_pointer(entry[0]), (rank, x.shape[1]), np.float32)
         b = carray(_pointer(entry[1]), (rank, n), np.float32)
         for first in range(start, stop, ROWS):
-            _shrink(x, a, first, stop - 1, rank, sums)
-            expand(y, b, first, stop - 1, left, rank, sums, spare)
+            _shrink(x, a, first, stop - 1, sums, tile)
+            _expand(y, b, first, stop - 1, left, sums, spare)
 
 
 @compiled(nogil=True)
@@ -133,12 +226,12 @@ def add_updates(y: Any, x: Any, rows: Any, updates: Any, ends: Any) -> None:
     for m in range(len(updates)):
         for i in range(len(rows)):
             width = max(width, updates[m, i, 2])
-    sums = np.empty((ROWS, width + ROWS), np.float32)
+    sums, tile = np.empty((width, ROWS), np.float32), np.empty((ROWS, RANKS), np.float32)
+    spare = np.zeros(WIDE, np.float32)
     for m in range(len(updates)):
         left, right = ends[m], ends[m + 1]
-        spare = np.zeros(right - left, np.float32)
         for i in range(len(rows)):
-            _add_update(y, x, rows[i], updates[m, i], left, right, sums, spare)
+            _add_update(y, x, rows[i], updates[m, i], left, right, sums, tile, spare)
 
 
 def compile_only() -> None:

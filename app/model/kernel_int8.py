@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from app.model.compiled import compiled
 from app.model.machine import first_line
+from app.model.vectors import at, load, splat, store
 
 ROWS, OUTPUTS = 6, 16  # of one tile: its sums fill 12 of AVX2's 16 vector registers
 BLOCK_ROWS = 96  # quantised at a time: they stay in the second cache, as this many weights do
@@ -75,15 +76,14 @@ def _tile(
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         x, x_stride, weights, pairs, scales, scale, shift, y, y_stride = args
         sums = _sums(builder, x, x_stride, weights, pairs)
-        factor, constant = (_load(builder, address, FLOATS) for address in (scale, shift))
+        factor, constant = (load(builder, address, FLOATS) for address in (scale, shift))
         for i, total in enumerate(sums):
-            own = _splat(builder, _load(builder, _at(builder, scales, 4 * i), ir.FloatType()))
+            own = splat(builder, load(builder, at(builder, scales, 4 * i), ir.FloatType()), OUTPUTS)
             product = builder.fmul(
                 builder.sitofp(builder.load(total), FLOATS), builder.fmul(own, factor)
             )
             row = builder.add(y, builder.mul(y_stride, ir.Constant(ir.IntType(64), i)))
-            place = builder.inttoptr(row, FLOATS.as_pointer())
-            builder.store(builder.fadd(product, constant), place, align=4)
+            store(builder, row, builder.fadd(product, constant))
 
     return types.void(*[types.int64] * 9), generate
 
@@ -103,33 +103,14 @@ def _sums(builder: Any, x: Any, x_stride: Any, weights: Any, pairs: Any) -> list
     ]
     even, odd = (ir.Constant(INTS, list(range(first, OUTPUTS * 2, 2))) for first in (0, 1))
     with cgutils.for_range(builder, pairs) as loop:
-        tile = builder.sext(_load(builder, _at(builder, weights, 0, loop.index, 32), BYTES), PAIRS)
+        tile = builder.sext(load(builder, at(builder, weights, 0, loop.index, 32), BYTES), PAIRS)
         for start, total in zip(starts, sums, strict=True):
-            pair = _load(builder, _at(builder, start, 0, loop.index, 4), ir.IntType(32))
-            numbers = builder.sext(builder.bitcast(_splat(builder, pair), SHORTS), PAIRS)
+            pair = load(builder, at(builder, start, 0, loop.index, 4), ir.IntType(32))
+            numbers = builder.sext(builder.bitcast(splat(builder, pair, OUTPUTS), SHORTS), PAIRS)
             products = builder.mul(tile, numbers)
             first, second = (builder.shuffle_vector(products, products, m) for m in (even, odd))
             builder.store(builder.add(builder.load(total), builder.add(first, second)), total)
     return sums
-
-
-def _at(builder: Any, address: Any, offset: int, index: Any = None, width: int = 0) -> Any:
-    """address + offset + index * width."""
-    integer = ir.IntType(64)
-    if index is not None:
-        address = builder.add(address, builder.mul(index, ir.Constant(integer, width)))
-    return builder.add(address, ir.Constant(integer, offset))
-
-
-def _load(builder: Any, address: Any, kind: Any) -> Any:
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    """OUTPUTS times the same."""
-    empty = ir.Constant(ir.VectorType(value.type, OUTPUTS), ir.Undefined)
-    one = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, empty, ir.Constant(INTS, None))
 
 
 @compiled()

@@ -119,3 +119,24 @@ def test_a_product_in_int8_sums_pairs_by_the_levels_own_instruction(
     )
     found = {name: assembly.count(name) for name in ("vpmaddwd", "vpdpwssd", "vpmulld")}
     assert found[instruction] >= 6 and sum(found.values()) == found[instruction], found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", list(LEVELS))
+def test_what_is_compiled_for_a_level_is_right(level: str, tmp_path: Path) -> None:
+    """Those that this processor has: the vectors of a level are as wide as its registers."""
+    here = level_of(binding.get_host_cpu_features())
+    if here is None or list(LEVELS).index(level) > list(LEVELS).index(here):
+        pytest.skip("this processor has not that level")
+    files = ["tests/model/test_delta.py", "tests/model/test_fast_paths.py"]
+    environ = {**os.environ, **variables_of(level), "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-o", "addopts=", *files]
+    done = subprocess.run(
+        [*command, "--import-mode=importlib"],
+        cwd=Path(app.__file__).parents[1],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -17,16 +18,22 @@ from app.model.delta import Members, add_delta, gather, unmerged_layers
 from app.model.linear import FrozenLinear
 
 PATHS = ["l.0.self.query", "l.0.self.key", "l.0.self.value", "l.0.output.dense"]
+Shape = tuple[int, int]  # inputs and outputs of a Linear
+# What fills vectors of 8 or 16 and tiles of them, what fills none, and what has something left over.
+SHAPES: list[Shape] = [(24, 20), (5, 3), (64, 192), (33, 150)]
 
 
-def member(*numbers: int) -> Members:
-    """Of Linears with 20 columns each."""
+def member(*numbers: int, out: int = 20) -> Members:
+    """Of Linears with so many columns each."""
     paths = tuple(PATHS[number] for number in numbers)
-    return Members(paths, np.array(numbers), 20 * np.arange(len(numbers) + 1))
+    return Members(paths, np.array(numbers), out * np.arange(len(numbers) + 1))
 
 
-def random_adapter(seed: int, ranks: dict[str, int], extras: bool) -> Adapter:
-    """Every layer 24 -> 20; extras: a gain and a shift as well."""
+def random_adapter(
+    seed: int, ranks: dict[str, int], extras: bool, shape: Shape = SHAPES[0]
+) -> Adapter:
+    """extras: a gain and a shift as well."""
+    inputs, out = shape
     rng = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -34,10 +41,10 @@ def random_adapter(seed: int, ranks: dict[str, int], extras: bool) -> Adapter:
 
     layers = {
         path: LoRALayer(
-            draw(rank, 24),
-            draw(20, rank),
-            draw(20) if extras else None,
-            draw(20) if extras else None,
+            draw(rank, inputs),
+            draw(out, rank),
+            draw(out) if extras else None,
+            draw(out) if extras else None,
         )
         for path, rank in ranks.items()
     }
@@ -63,28 +70,36 @@ def by_hand(y: Tensor, x: Tensor, rows: slice, lora: LoRALayer) -> Tensor:
     plain=st.integers(0, 4),
     extras=st.booleans(),
     compiled=st.booleans(),
+    shape=st.sampled_from(SHAPES),
 )
 def test_each_segment_gets_its_own_update_and_the_others_none(
-    counts: list[int], ranks: list[int], which: set[str], plain: int, extras: bool, compiled: bool
+    counts: list[int],
+    ranks: list[int],
+    which: set[str],
+    plain: int,
+    extras: bool,
+    compiled: bool,
+    shape: Shape,
 ) -> None:
     """Through the compiled kernel and through its twin in torch."""
     chosen = {p: r for p, r in zip(PATHS, ranks, strict=True) if p in which}
-    adapters = [random_adapter(i, chosen, extras) for i in range(len(counts))]
+    adapters = [random_adapter(i, chosen, extras, shape) for i in range(len(counts))]
+    inputs, out = shape
     layers = [unmerged_layers(a, PATHS) for a in adapters]
     assert all(one.table is not None for one in layers)
     if not compiled:
         layers = [replace(one, table=None) for one in layers]
-    x = torch.randn(sum(counts), 24, generator=torch.Generator().manual_seed(1))
-    y = torch.randn(sum(counts), 20, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(sum(counts), inputs, generator=torch.Generator().manual_seed(1))
+    y = torch.randn(sum(counts), out, generator=torch.Generator().manual_seed(2))
     starts = [sum(counts[:i]) for i in range(len(counts))]
     rows = [slice(s, s + n) for s, n in zip(starts, counts, strict=True)]
     updates = gather([(rows[i], layers[i]) for i in range(len(counts)) if i != plain])
-    together = add_delta(y.repeat(1, 3), x, updates, member(0, 1, 3))
+    together = add_delta(y.repeat(1, 3), x, updates, member(0, 1, 3, out=out))
     for number, path in enumerate(PATHS):
-        got = add_delta(y.clone(), x, updates, member(number))
+        got = add_delta(y.clone(), x, updates, member(number, out=out))
         if number != 2:
             place = [0, 1, 3].index(number)
-            assert torch.equal(together[:, 20 * place :][:, :20], got)
+            assert torch.equal(together[:, out * place :][:, :out], got)
         wanted = y
         for i, adapter in enumerate(adapters):
             if i != plain and path in chosen:
@@ -109,14 +124,16 @@ def test_half_precision_is_computed_in_float32_and_leaves_other_rows_their_bits(
     assert_close(got, wanted.bfloat16(), rtol=2**-8, atol=1e-3)
 
 
-def test_an_updated_rows_bits_do_not_depend_on_the_rows_beside_it() -> None:
-    layers = unmerged_layers(random_adapter(0, {PATHS[0]: 7}, extras=True), PATHS)
-    x, y = torch.randn(50, 24), torch.randn(50, 20)
-    whole = add_delta(y.clone(), x, gather([(slice(0, 50), layers)]), member(0))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_updated_rows_bits_do_not_depend_on_the_rows_beside_it(shape: Shape) -> None:
+    layers = unmerged_layers(random_adapter(0, {PATHS[0]: 7}, extras=True, shape=shape), PATHS)
+    x, y = torch.randn(50, shape[0]), torch.randn(50, shape[1])
+    members = member(0, out=shape[1])
+    whole = add_delta(y.clone(), x, gather([(slice(0, 50), layers)]), members)
     for start, stop in ((0, 1), (3, 5), (7, 50), (49, 50), (10, 13)):
         rows = slice(start, stop)
         alone = gather([(slice(0, stop - start), layers)])
-        part = add_delta(y[rows].clone(), x[rows].clone(), alone, member(0))
+        part = add_delta(y[rows].clone(), x[rows].clone(), alone, members)
         assert torch.equal(part, whole[rows]), rows
 
 
