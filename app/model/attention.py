@@ -9,14 +9,16 @@ import math
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.model import placeholders
+from app.model import kernel_attention, placeholders
 from app.model.batch import Run, runs_of
 from app.model.forward_pass import Pass
 from app.model.machine import first_line
+from app.model.vectors import LANES
 
 efficient_attention = torch.ops.aten._efficient_attention_forward
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of values near 1
@@ -57,6 +59,33 @@ def attend(
         return _varlen(query, key, value, inputs.ends, inputs.longest, scale, window)
     outs = [_of_run(run, query, key, value, scale, window) for run in inputs.runs]
     return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+
+def attend_compiled(
+    running: Pass,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """As attend, in float32 on a CPU: one call for all texts that the kernel is for."""
+    inputs, width = running.inputs, query.shape[-1]
+    local = window is not None and window < kernel_attention.LONGEST
+    if width % LANES or local or inputs.ends is not None:
+        return attend(running, query, key, value, scale, window)
+    tokens, heads = inputs.runs[-1].rows.stop, query.shape[1]
+    out = query.new_empty(1, tokens, heads, width)
+    if len(inputs.short):
+        parts = [t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value)]
+        places = np.array([t.data_ptr() for t in parts])
+        strides = np.array([(4 * t.stride(1), 4 * t.stride(2)) for t in parts])
+        factor = np.float32(width**-0.5 if scale is None else scale)
+        rows = out.view(tokens, -1).numpy()
+        kernel_attention.attend(places, strides, rows, inputs.short, heads, factor)
+    for run in inputs.long:
+        out[:, run.rows] = _of_run(run, query, key, value, scale, window)
+    return out
 
 
 def _of_run(

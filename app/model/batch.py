@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from app.model.delta import BASE_LAYERS, Layers
+from app.model.kernel_attention import LONGEST
 from app.model.machine import to_device
 from app.model.sequence import Sequence
 
@@ -73,6 +75,24 @@ class Inputs:
     ends: Tensor | None
     longest: int
     runs: list[Run]
+
+    @cached_property
+    def short(self) -> np.ndarray:
+        """First row and past the last [S, 2], int64, of each sequence that one call attends to on a
+        CPU, whatever its length; long has the runs of the others.
+        """
+        short = [run for run in self.runs if run.length <= LONGEST]
+        rows = [
+            (start, start + run.length)
+            for run in short
+            for start in range(run.rows.start, run.rows.stop, run.length)
+        ]
+        return np.array(rows, np.int64).reshape(-1, 2)
+
+    @cached_property
+    def long(self) -> list[Run]:
+        """See short."""
+        return [run for run in self.runs if run.length > LONGEST]
 
 
 _none = torch.empty(1, 0, dtype=torch.int64)

@@ -32,6 +32,7 @@ LEVELS = {
 }
 MODULES = (
     "app.model.kernel",
+    "app.model.kernel_attention",
     "app.model.kernel_int8",
     "app.api.json_text",
 )  # that have something to compile

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from app.model import attention, kernel, kernel_int8, linear
+from app.model import attention, kernel, kernel_attention, kernel_int8, linear
+from app.model.flat import Attention
 from app.model.int8 import Int8Linear
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class FastPaths:
-    """kernels_on: see delta.gather. varlen: whether one attention call serves all lengths.
+    """kernels_on: see delta.gather. varlen: whether one attention call serves all lengths, on a
+    GPU. attention: what computes it.
 
     slow: which part goes a slower way, and why; empty where all is well. fused: (out, in) of the
     Linears whose product and updates are one launch.
@@ -31,6 +33,7 @@ class FastPaths:
     kernels_on: torch.device | None
     varlen: bool
     slow: Mapping[str, str]
+    attention: Attention
     fused: frozenset[tuple[int, int]] = frozenset()
 
     def joins(self, linear: nn.Linear | Int8Linear) -> bool:
@@ -58,13 +61,18 @@ def try_paths(
 
         one_launch, whys["products"] = fused.chosen(device, dtype, shapes)
     varlen = device.type == "cuda"
+    compiled = device.type == "cpu" and dtype in (torch.float32, torch.int8)
     if varlen:
         whys["attention"] = attention.varlen_why_not(heads, device, dtype)
+    elif compiled:
+        whys["attention"] = kernel_attention.why_not()
     slow = {part: why for part, why in whys.items() if why is not None}
     for part, why in slow.items():
         warn(part, why)
     kernels_on = None if "updates" in slow else device
-    return FastPaths(kernels_on, varlen and "attention" not in slow, slow, one_launch)
+    varlen, compiled = (path and "attention" not in slow for path in (varlen, compiled))
+    attend = attention.attend_compiled if compiled else attention.attend
+    return FastPaths(kernels_on, varlen, slow, attend, one_launch)
 
 
 def warn(part: str, why: str) -> None:

@@ -11,32 +11,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, float32, int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from app.adapters.values import LoRALayer
+from app.model import vector_tiles
 from app.model.compiled import compiled
 from app.model.machine import first_line
-from app.model.vectors import (
-    FLOATS,
-    LANES,
-    added_up,
-    at,
-    least,
-    load,
-    multiply_add,
-    splat,
-    store,
-)
+from app.model.vectors import LANES
 
 ROWS = 4  # at a time
 RANKS = LANES // ROWS  # so that a tile's sums are as many as a vector holds
 WIDE = RANKS * LANES  # columns
 TOLERANCE = 1e-5  # of the largest value
 TORCH_SERVES = "torch multiplies adapter by adapter"
-FLOAT = ir.FloatType()
 FIELDS = 5  # addresses of A and B, the rank, addresses of gain and shift (0: none)
 
 
@@ -62,100 +51,13 @@ def _pointer(_typing: Any, _address: Any) -> Any:
     return types.voidptr(types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _dots(
-    _typing: Any,
-    _x: Any,
-    _first: Any,
-    _last: Any,
-    _a: Any,
-    _rank: Any,
-    _most: Any,
-    _stride: Any,
-    _vectors: Any,
-    _sums: Any,
-) -> Any:
-    """sums[i, j] = x[first + i] · a[rank + j], ROWS by RANKS, over whole vectors.
-
-    By address; _stride: of x and of a in bytes. What is past _last or _most is that one again.
-    """
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        x, first, last, a, rank, most, stride, vectors, sums = args
-        rows = _starts(builder, x, first, last, stride, ROWS)
-        matrix = _starts(builder, a, rank, most, stride, RANKS)
-        zero = ir.Constant(FLOATS, None)
-        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(ROWS * RANKS)]
-        with cgutils.for_range(builder, vectors) as loop:
-            u, v = (
-                [load(builder, at(builder, start, 0, loop.index, 4 * LANES), FLOATS) for start in s]
-                for s in (rows, matrix)
-            )
-            for n, total in enumerate(totals):
-                more = multiply_add(builder, builder.load(total), u[n // RANKS], v[n % RANKS])
-                builder.store(more, total)
-        store(builder, sums, added_up(builder, [builder.load(total) for total in totals]))
-
-    return types.void(*[types.int64] * 9), generate
-
-
-def _expander(vectors: int) -> Any:
-    """What adds to so many vectors of columns of ROWS rows."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def expand(
-        _typing: Any,
-        _y: Any,
-        _first: Any,
-        _last: Any,
-        _y_stride: Any,
-        _spare: Any,
-        _b: Any,
-        _rank: Any,
-        _b_stride: Any,
-        _sums: Any,
-    ) -> Any:
-        """y[first + i] += sums[i] @ b by address; rows past _last go into _spare instead."""
-
-        def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            y, first, last, y_stride, spare, b, rank, b_stride, sums = args
-            rows = [
-                builder.select(builder.icmp_signed("<=", at(builder, first, i), last), row, spare)
-                for i, row in enumerate(_starts(builder, y, first, last, y_stride, ROWS))
-            ]
-            places = [at(builder, row, 4 * LANES * n) for row in rows for n in range(vectors)]
-            totals = [
-                cgutils.alloca_once_value(builder, load(builder, place, FLOATS)) for place in places
-            ]
-            with cgutils.for_range(builder, rank) as loop:
-                own = builder.add(b, builder.mul(loop.index, b_stride))
-                v = [load(builder, at(builder, own, 4 * LANES * n), FLOATS) for n in range(vectors)]
-                for i in range(ROWS):
-                    one = load(builder, at(builder, sums, 4 * i, loop.index, 4 * ROWS), FLOAT)
-                    every = splat(builder, one, LANES)
-                    for total, column in zip(totals[i * vectors :], v, strict=False):
-                        more = multiply_add(builder, builder.load(total), every, column)
-                        builder.store(more, total)
-            for place, total in zip(places, totals, strict=True):
-                store(builder, place, builder.load(total))
-
-        return types.void(*[types.int64] * 9), generate
-
-    return expand
-
-
-_wide, _narrow = _expander(RANKS), _expander(1)
-
-
-def _starts(builder: Any, address: Any, first: Any, last: Any, stride: Any, count: int) -> Any:
-    """Where `count` rows from the first on begin; past the last one it is that again."""
-    numbers = (least(builder, at(builder, first, i), last) for i in range(count))
-    return [builder.add(address, builder.mul(number, stride)) for number in numbers]
+_dots = vector_tiles.dots(ROWS, RANKS)
+_wide, _narrow = (vector_tiles.products(ROWS, n, added=True) for n in (RANKS, 1))
 
 
 @compiled()
 def _shrink(x: Any, a: Any, first: int, last: int, sums: Any, tile: Any) -> None:
-    """sums[j, i] = x[first + i] · a[j] for ROWS rows; rows past `last` are the last one again."""
+    """sums[i, j] = x[first + i] · a[j] for ROWS rows; rows past `last` are the last one again."""
     rank, inputs = a.shape
     vectors, stride = inputs // LANES, a.strides[0]
     xs, matrix, found = x.ctypes.data, a.ctypes.data, tile.ctypes.data
@@ -164,7 +66,7 @@ def _shrink(x: Any, a: Any, first: int, last: int, sums: Any, tile: Any) -> None
         for n in range(min(RANKS, rank - j)):
             for i in range(ROWS):
                 row = x[min(first + i, last)]
-                sums[j + n, i] = tile[i, n] + _dot(row, a[j + n], vectors * LANES)
+                sums[i, j + n] = tile[i, n] + _dot(row, a[j + n], vectors * LANES)
 
 
 @compiled()
@@ -178,22 +80,20 @@ def _dot(row: Any, column: Any, start: int) -> Any:
 
 @compiled()
 def _expand(y: Any, b: Any, first: int, last: int, left: int, sums: Any, spare: Any) -> None:
-    """y[first + i] += sums[:, i] @ b for ROWS rows, in b's columns from `left` on."""
+    """y[first + i] += sums[i] @ b for ROWS rows, in b's columns from `left` on."""
     rank, n = b.shape
-    ys, bs, totals = y.ctypes.data + 4 * left, b.ctypes.data, sums.ctypes.data
-    aside = spare.ctypes.data
-    y_stride, b_stride, column = y.strides[0], b.strides[0], 0
+    own = (sums.ctypes.data, 0, ROWS - 1, sums.strides[0], rank)
+    ys, bs, b_stride = y.ctypes.data + 4 * left, b.ctypes.data, b.strides[0]
+    rows, column = (first, last, y.strides[0], spare.ctypes.data), 0
     while column + WIDE <= n:
-        here = 4 * column
-        _wide(ys + here, first, last, y_stride, aside, bs + here, rank, b_stride, totals)
+        _wide(*own, bs + 4 * column, b_stride, ys + 4 * column, *rows)
         column += WIDE
     while column + LANES <= n:
-        here = 4 * column
-        _narrow(ys + here, first, last, y_stride, aside, bs + here, rank, b_stride, totals)
+        _narrow(*own, bs + 4 * column, b_stride, ys + 4 * column, *rows)
         column += LANES
     for k in range(column, n):  # what fills no vector
         for i in range(min(ROWS, last - first + 1)):
-            y[first + i, left + k] += _dot(sums[:rank, i], b[:, k], 0)
+            y[first + i, left + k] += _dot(sums[i, :rank], b[:, k], 0)
 
 
 @compiled()
@@ -226,7 +126,7 @@ def add_updates(y: Any, x: Any, rows: Any, updates: Any, ends: Any) -> None:
     for m in range(len(updates)):
         for i in range(len(rows)):
             width = max(width, updates[m, i, 2])
-    sums, tile = np.empty((width, ROWS), np.float32), np.empty((ROWS, RANKS), np.float32)
+    sums, tile = np.empty((ROWS, width), np.float32), np.empty((ROWS, RANKS), np.float32)
     spare = np.zeros(WIDE, np.float32)
     for m in range(len(updates)):
         left, right = ends[m], ends[m + 1]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from app.adapters.values import Adapter
-from app.model import attention
 from app.model.base_files import BaseFiles, BaseRefused
 from app.model.delta import BASE_LAYERS
 from app.model.encoder import Encoder, digest_of
@@ -55,7 +54,7 @@ def load_encoder(files: BaseFiles, device: torch.device, dtype: torch.dtype) -> 
         model.pooler = None  # type: ignore[assignment]  # run over first tokens, in _pool
     first = _first_position(facts)
     positions = facts.positions - first
-    flat = flatten(plain.forward(positions, device), model, wrappers, attention.attend, paths.joins)
+    flat = flatten(plain.forward(positions, device), model, wrappers, paths.attention, paths.joins)
     pool = None if pooler is None else Linears([pooler])
     _fuse([*flat.products, *([pool] if pool else [])], paths.fused)
     encoder = Encoder(

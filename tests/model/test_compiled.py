@@ -20,16 +20,18 @@ V4 = V3 | dict.fromkeys(LEVELS["x86-64-v4"], True)
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24  # linux/capability.h, linux/prctl.h
 START = """
 from app.api import json_text
-from app.model import kernel, kernel_int8
+from app.model import kernel, kernel_attention, kernel_int8
 for module in (kernel, json_text):
     module.prepare()
 assert kernel.why_not() is None
+assert kernel_attention.why_not() is None
 assert kernel_int8.why_not() is None
-stats = [kernel.add_updates.stats, kernel_int8.multiply.stats, json_text._scan.stats]
+stats = [kernel.add_updates.stats, kernel_attention.attend.stats]
+stats += [kernel_int8.multiply.stats, json_text._scan.stats]
 print(sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats))
 """
 LOAD = "".join(line for line in START.splitlines(True) if not line.startswith("assert"))
-LOAD = LOAD.replace("(kernel, json_text)", "(kernel, kernel_int8, json_text)")
+LOAD = LOAD.replace("(kernel, json_text)", "(kernel, kernel_attention, kernel_int8, json_text)")
 LOAD = LOAD.replace("prepare()", "compile_only()")
 
 
@@ -88,10 +90,10 @@ def test_a_read_only_installation_compiles_nothing_at_its_start(
     for folder in shipped:
         folder.chmod(0o555)
     try:
-        assert run(installation, "-c", START, TMPDIR=str(tmp_path)) == "3 0\n"
+        assert run(installation, "-c", START, TMPDIR=str(tmp_path)) == "4 0\n"
         for level in LEVELS:
             asked = {**variables_of(level), "TMPDIR": str(tmp_path)}
-            assert run(installation, "-c", LOAD, **asked) == "3 0\n", level
+            assert run(installation, "-c", LOAD, **asked) == "4 0\n", level
         assert list(tmp_path.iterdir()) == []  # and leaves nothing behind
     finally:
         for folder in shipped:
@@ -128,7 +130,7 @@ def test_what_is_compiled_for_a_level_is_right(level: str, tmp_path: Path) -> No
     here = level_of(binding.get_host_cpu_features())
     if here is None or list(LEVELS).index(level) > list(LEVELS).index(here):
         pytest.skip("this processor has not that level")
-    files = ["tests/model/test_delta.py", "tests/model/test_fast_paths.py"]
+    files = [f"tests/model/test_{name}.py" for name in ("delta", "attention", "fast_paths")]
     environ = {**os.environ, **variables_of(level), "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-o", "addopts=", *files]
     done = subprocess.run(
