@@ -88,9 +88,7 @@ def _multiply(left: Any, inner: int, right: Any, columns: int, out: Any, spare: 
 
 
 @compiled()
-def _attend_one(
-    places: Any, strides: Any, out: Any, rows: Any, width: int, scale: Any, room: Any
-) -> None:
+def _attend_one(places: Any, strides: Any, rows: Any, width: int, scale: Any, room: Any) -> None:
     """One head of one text. places: where q, k, v and out of the head begin, by address; rows: of
     the text, first and last. room: see attend."""
     turned, scores, spare = room
@@ -137,7 +135,7 @@ def attend(places: Any, strides: Any, out: Any, texts: Any, heads: int, scale: A
                 places[2] + h * strides[2, 0],
                 out.ctypes.data + 4 * h * width,
             )
-            _attend_one(own, by_row, out, rows, width, scale, room)
+            _attend_one(own, by_row, rows, width, scale, room)
 
 
 def compile_only() -> None:

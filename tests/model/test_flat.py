@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import AutoModel
 
+from app.model import kernel_attention
 from app.model.base_files import BaseRefused, find_base
 from app.model.base_model import SERVED
 from app.model.flat import flatten
@@ -24,13 +25,20 @@ from tests.tiny import save_tiny_base
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("heads", [2, 4], ids=["compiled attention", "torch's"])
 @pytest.mark.parametrize("kind", SERVED)
 def test_texts_of_every_length_get_transformers_own_states(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, heads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of one token, of two, and of as many as the base takes: past ModernBERT's windows."""
     monkeypatch.setattr("app.model.kept_files.places", list)
-    folder = save_tiny_base(kind, tmp_path)
+    width = {"head_dim": 32 // heads} if kind == "nomic_bert" else {}
+    folder = save_tiny_base(kind, tmp_path, num_attention_heads=heads, **width)
+    attended = []
+    served = kernel_attention.attend
+    monkeypatch.setattr(
+        kernel_attention, "attend", lambda *args: (attended.append(1), served(*args))
+    )
     encoder = load_encoder(find_base(str(folder), None), CPU, torch.float32)
     plain = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     rng = torch.Generator().manual_seed(0)
@@ -40,6 +48,7 @@ def test_texts_of_every_length_get_transformers_own_states(
         with torch.inference_mode():
             wanted = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
         assert_close(encoder.run([text])[0], wanted, rtol=1e-4, atol=1e-5)
+    assert bool(attended) == (heads == 2)  # 16 numbers a head: as many as a vector has
 
 
 def test_linears_that_read_the_same_rows_are_one_product_with_the_weights_of_all(
