@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, groupby
 
 import numpy as np
 import torch
@@ -200,13 +200,10 @@ def segments(sequences: Iterable[Sequence], widths: Iterable[int]) -> list[Segme
     """Neighbours of the same layers joined; the i-th sequence takes widths[i] rows."""
     joined: list[Segment] = []
     end = 0
-    for sequence, width in zip(sequences, widths, strict=True):
-        start, end = end, end + width
-        last = joined[-1] if joined else None
-        if last is not None and last.layers is sequence.layers:
-            start = last.rows.start
-            joined.pop()
-        joined.append(Segment(slice(start, end), sequence.layers))
+    pairs = zip(sequences, widths, strict=True)
+    for layers, neighbours in groupby(pairs, lambda pair: pair[0].layers):
+        start, end = end, end + sum(width for _, width in neighbours)
+        joined.append(Segment(slice(start, end), layers))
     return joined
 
 
@@ -214,11 +211,8 @@ def runs_of(lengths: Iterable[int]) -> list[Run]:
     """Neighbours of equal length joined."""
     runs: list[Run] = []
     end = 0
-    for length in lengths:
-        start, end = end, end + length
-        if runs and runs[-1].length == length:
-            last = runs.pop()
-            runs.append(Run(slice(last.rows.start, end), last.count + 1, length))
-        else:
-            runs.append(Run(slice(start, end), 1, length))
+    for length, neighbours in groupby(lengths):
+        count = len(list(neighbours))
+        start, end = end, end + count * length
+        runs.append(Run(slice(start, end), count, length))
     return runs
