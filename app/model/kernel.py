@@ -155,13 +155,13 @@ def why_not() -> str | None:
     rank, rows = 9, np.array([(1, 6)], np.int64)
     x, y, a, b, gain, shift = (
         rng.standard_normal(shape, np.float32)
-        for shape in ((7, 40), (7, 24), (rank, 40), (rank, 24), (24,), (24,))
+        for shape in ((7, 40), (7, 88), (rank, 40), (rank, 88), (88,), (88,))
     )
     exact = y.astype(np.float64)
     exact[1:6] = exact[1:6] * gain + shift + x[1:6].astype(np.float64) @ a.T @ b
     entry = [a.ctypes.data, b.ctypes.data, rank, gain.ctypes.data, shift.ctypes.data]
     try:
-        add_updates(y, x, rows, np.array([[entry]], np.int64), np.array([0, 24]))
+        add_updates(y, x, rows, np.array([[entry]], np.int64), np.array([0, 88]))
     except Exception as error:  # whatever numba or LLVM raises
         return f"numba does not run here ({first_line(error)}), {TORCH_SERVES}"
     off = float(abs(y - exact).max() / abs(exact).max())

@@ -134,7 +134,8 @@ def exp(builder: Any, x: Any) -> Any:
     def constant(value: float) -> Any:
         return ir.Constant(FLOATS, [value] * LANES)
 
-    x = builder.select(builder.fcmp_ordered("<", x, constant(LEAST)), constant(LEAST), x)
+    nothing = builder.fcmp_ordered("<", x, constant(LEAST))  # e**x is below a normal float32
+    x = builder.select(nothing, constant(LEAST), x)
     whole = multiply_add(builder, constant(WHOLE), x, constant(1 / math.log(2)))
     n = builder.fsub(whole, constant(WHOLE))
     r = multiply_add(builder, x, n, constant(-LN2_HIGH))
@@ -145,4 +146,5 @@ def exp(builder: Any, x: Any) -> Any:
     integers = ir.VectorType(ir.IntType(32), LANES)
     bits = builder.shl(builder.bitcast(whole, integers), ir.Constant(integers, [23] * LANES))
     scaled = builder.add(builder.bitcast(power, integers), bits)  # n more in the exponent
-    return builder.select(builder.fcmp_unordered("uno", x, x), x, builder.bitcast(scaled, FLOATS))
+    found = builder.select(nothing, constant(0.0), builder.bitcast(scaled, FLOATS))
+    return builder.select(builder.fcmp_unordered("uno", x, x), x, found)

@@ -216,7 +216,7 @@ def test_a_run_that_is_taken_up_again_ends_in_the_same_bytes(
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(served: Served, tmp_path: Path) -> None:
-    texts = [f"{text[:40]} {i}" for i, text in enumerate(sentences(1800))]
+    texts = [f"{text[:40]} {i}" for i, text in enumerate(sentences(9000))]
     source, out = tmp_path / "a.txt", tmp_path / "out.npy"
     source.write_text("\n".join(texts))
     command = [sys.executable, "-m", "bert_lora", "embed", str(source), "-o", str(out), "--resume"]
@@ -229,12 +229,12 @@ def test_a_run_that_is_killed_goes_on_where_it_was(served: Served, tmp_path: Pat
     child.kill()
     child.communicate()
     assert not out.exists()
-    assert 0 < json.loads(note.read_bytes())["rows"] < 1800
+    assert 0 < json.loads(note.read_bytes())["rows"] < 9000
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "from before" in done.stderr
     vectors = np.load(out)
-    assert vectors.shape == (1800, 32)
+    assert vectors.shape == (9000, 32)
     assert np.array_equal(vectors, served.client.embed(texts))
 
 
