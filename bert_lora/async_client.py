@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -13,7 +13,7 @@ import httpx2
 import orjson
 
 from bert_lora.async_calls import Answer, AskPiece, AsyncCalls
-from bert_lora.errors import BertLoraError, Unavailable
+from bert_lora.errors import BertLoraError, Conflict, Unavailable
 from bert_lora.http import NotConnected, Server
 from bert_lora.options import (
     Adapter,
@@ -214,14 +214,30 @@ class AsyncClient(AsyncCalls):
         elif adapter is not None:
             query["adapter"] = adapter
         headers = {"Accept": accept, "X-Request-Timeout": f"{self._server.timeout_s:g}"}
-        headers |= self._revisions.at_least(query.get("adapter"))
-        return await self._server.send("POST", path, json=body, query=query, headers=headers)
+        send = partial(self._server.send, "POST", path, json=body, query=query)
+        return await self._as_left(query.get("adapter"), send, headers)
 
     async def _read(self, name: str, what: str = "") -> Any:
         """What the server says of an adapter."""
-        path, headers = f"/adapters/{name}{what}", self._revisions.at_least(name)
-        answer = await self.pace.run(lambda: self._server.send("GET", path, headers=headers))
+        send = partial(self._server.send, "GET", f"/adapters/{name}{what}")
+        answer = await self.pace.run(lambda: self._as_left(name, send, {}))
         return orjson.loads(answer.content)
+
+    async def _as_left(
+        self,
+        name: str | None,
+        send: Callable[..., Awaitable[httpx2.Response]],
+        headers: dict[str, str],
+    ) -> httpx2.Response:
+        """The answer of a server that knows the name as this client has left it, or later."""
+        at_least = self._revisions.at_least(name)
+        try:
+            return await send(headers=headers | at_least)
+        except Conflict as error:
+            if name is None or not at_least or error.status != 412:
+                raise
+            self._revisions.forget(name)  # the store itself has gone back
+        return await send(headers=headers)
 
     async def _change(self, name: str, verb: str, body: Any = None) -> Adapter:
         answer = await self.pace.run(
@@ -237,8 +253,9 @@ class AsyncClient(AsyncCalls):
 
 def was_not_done(error: BertLoraError) -> bool:
     """Whether a change that ended so was certainly not made, so that it may be asked for again."""
-    refused = isinstance(error, Unavailable) and error.status in (429, 503)
-    return refused or isinstance(error, NotConnected)
+    if isinstance(error, Unavailable):
+        return error.status in (429, 503) and error.code != "change_unsure"
+    return isinstance(error, NotConnected)
 
 
 def _vectors(content: bytes, shape: str) -> NDArray[np.float32]:

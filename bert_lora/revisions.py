@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-KEPT_S = 60.0  # long after every server has learned of it; a store that goes back is met again then
+KEPT_S = 60.0  # long after every server has learned of it
 MOST = 1_000  # names
 
 
@@ -25,6 +25,10 @@ class Revisions:
         if len(self._of) >= MOST:
             self._of = {n: r for n, r in self._of.items() if r[1] > now}
         self._of[name] = int(str(revision)), now + KEPT_S
+
+    def forget(self, name: str) -> None:
+        """Whatever state of it will do."""
+        self._of.pop(name, None)
 
     def at_least(self, name: str | None) -> dict[str, str]:
         """The header that asks for the name as this client has left it, or a later state."""

@@ -26,7 +26,7 @@ from app.catalog.install import PreconditionFailed
 from app.catalog.merging import MergeMemoryFull, MergeNotShared
 from app.catalog.names import OlderThanAsked
 from app.catalog.registry import UnknownAdapter, UnknownVersion
-from app.catalog.store import StoreFull, StoreUnavailable
+from app.catalog.store import ChangeUnsure, StoreFull, StoreUnavailable
 from app.catalog.trials import NoTrial
 from app.engine.admission import QueueFull
 from app.engine.failures import DeviceLost, ForwardFailed, NotFinite, OutOfMemory
@@ -66,6 +66,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     QueueClosed: (503, "draining"),
     DeviceLost: (503, "device_lost"),
     StoreUnavailable: (503, "store_unavailable"),
+    ChangeUnsure: (503, "change_unsure"),
     MergeMemoryFull: (507, "merge_memory_full"),
     StoreFull: (507, "store_full"),
 }

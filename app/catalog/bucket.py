@@ -149,7 +149,7 @@ class Bucket:
 
     def overwrite(self, path: str, body: bytes) -> None:
         """Write the object, whatever is there."""
-        with self._errors():
+        with self._errors(silences=False):
             obstore.put(self._write, path, body)
 
     def delete(self, paths: list[str]) -> None:
@@ -210,10 +210,11 @@ class Bucket:
             obstore.put(self._large, path, file, chunk_size=PART_BYTES, max_concurrency=PARTS)
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, *, silences: bool = True) -> Iterator[None]:
         """Raises StoreUnavailable for whatever obstore raises and nobody has expected.
 
-        What it says is for the log: it has addresses in it.
+        What it says is for the log: it has addresses in it. silences: whether a call that hangs
+        stands for the others.
         """
         self._refuse_while_silent()
         started = time.monotonic()
@@ -223,7 +224,7 @@ class Bucket:
             self._silent_until = 0.0
             raise
         except (refused.BaseError, TimeoutError, ConnectionError, PermissionError) as error:
-            self._failed(error, time.monotonic() - started)
+            self._failed(error, hung=silences and time.monotonic() - started >= READ_S)
             raise StoreUnavailable(self._in_words(error)) from None
         self._silent_until = 0.0
 
@@ -241,10 +242,10 @@ class Bucket:
             if self._silent_until:
                 self._silent_until = now + READ_S + PAUSE_S  # this call asks for all
 
-    def _failed(self, error: Exception, after_s: float) -> None:
+    def _failed(self, error: Exception, *, hung: bool) -> None:
         with self._lock:
             now = time.monotonic()
-            self._silent_until = now + PAUSE_S if after_s >= READ_S else 0.0
+            self._silent_until = now + PAUSE_S if hung else 0.0
             if now - self._said_at < SAID_AGAIN_S:
                 return
             self._said_at = now

@@ -72,7 +72,8 @@ class DiskCache:
             folder.rename(place)
         except OSError:
             if not place.is_dir():
-                raise
+                self.drop(version)  # something else is there
+                folder.rename(place)
         with self._making_room:
             self._room -= size
             if self._room < 0:  # there may be thousands to be looked at

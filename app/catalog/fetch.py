@@ -37,6 +37,7 @@ from app.catalog.stored_version import StoredVersion
 P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+MOVED = 8  # versions that come at the same time for names that are in use and have moved
 EAGER_S = 1.5  # before the port opens; the rest is loaded while serving
 
 
@@ -51,9 +52,12 @@ class Fetcher:
     store: Store
     registry: Registry
     loader: Loader
+    # Threads apart: versions that take long to come hold up nothing else, and moved ones no others.
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(READERS, "store")
     )
+    _files: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READERS, "files"))
+    _moved: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(MOVED, "moved"))
     _loading: dict[str, asyncio.Task[StoredVersion]] = field(default_factory=dict)
     _certified: set[str] = field(default_factory=set)
 
@@ -186,23 +190,24 @@ class Fetcher:
         if self.registry.names.get(pointer.name) is before:
             self.serve(pointer, version)
 
-    async def load_stored(self, digest: str) -> StoredVersion:
+    async def load_stored(self, digest: str, *, moved: bool = False) -> StoredVersion:
         """A stored version, from memory where it is resident.
 
-        It is loaded once for all who ask meanwhile. Raises AdapterRejected, StoreUnavailable.
+        It is loaded once for all who ask meanwhile. moved: for a name whose old version is served
+        until it has come. Raises AdapterRejected, StoreUnavailable.
         """
         resident = self.registry.residents.get(digest)
         if resident is not None:
             return resident
         loading = self._loading.get(digest)
         if loading is None:
-            loading = asyncio.create_task(self._load_stored(digest))
+            loading = asyncio.create_task(self._load_stored(digest, moved))
             self._loading[digest] = loading
             loading.add_done_callback(lambda _: self._loading.pop(digest, None))
         return await asyncio.shield(loading)
 
-    async def _load_stored(self, digest: str) -> StoredVersion:
-        folder, options = await self.files(digest)
+    async def _load_stored(self, digest: str, moved: bool) -> StoredVersion:
+        folder, options = await self.files(digest, moved=moved)
         report = await self.ask(self.stored_report, digest)
         certify = digest not in self._certified
         load = partial(
@@ -240,14 +245,15 @@ class Fetcher:
         task = report.get("task") if isinstance(report, dict) else None
         return task if task in ("classify", "tokens") else None
 
-    async def files(self, digest: str) -> tuple[Path, Json]:
-        """The folder of the version's files, verified, and its query's options.
+    async def files(self, digest: str, *, moved: bool = False) -> tuple[Path, Json]:
+        """The folder of the version's files, verified, and its query's options. moved: load_stored.
 
         Files that are not those of the upload are set aside.
         Raises AdapterRejected for those; StoreUnavailable.
         """
+        threads, loop = self._moved if moved else self._files, asyncio.get_running_loop()
         try:
-            folder = await self.ask(self.store.folder, digest)
+            folder = await loop.run_in_executor(threads, self.store.folder, digest)
             return folder, await self.ask(self.store.options, digest)
         except VersionDamaged:
             aside = None

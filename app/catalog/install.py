@@ -291,7 +291,7 @@ class Installer:
             else find_version(name, history, prefix)
         )
         change.of(name, pointer.version, digest)
-        version = await self.fetcher.load_stored(digest)
+        version = await self.fetcher.load_stored(digest, moved=True)
         after = moved(pointer, Entry(digest, now(), change.by, "rollback"), self.keep_versions)
         if digest == pointer.version:
             after = replace(after, history=pointer.history)

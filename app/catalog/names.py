@@ -30,6 +30,7 @@ TTL_S = 300.0  # then a name in use is read again: a server may end before it te
 FORGOTTEN_S = 3_600.0  # after which a name that nobody asks for is known no more
 ASKERS = 16  # unknown names that are looked up at the same time
 MOST_ASKING = 128  # and that wait: somebody tries them out
+NEVER_READ = "-"  # no log's: all may have moved
 GONE = "what was stored about it is gone or damaged: PUT it again"
 MOST_ABSENT = 1_000  # names that are remembered for not being there
 
@@ -177,7 +178,7 @@ class Names:
         if before is not None and before.digest in self.registry.residents:
             # Told to who asks for it: else the old version would be served, and nobody told.
             with contextlib.suppress(AdapterRejected, OSError, CacheUnusable):
-                await self.fetcher.load_stored(pointer.version)
+                await self.fetcher.load_stored(pointer.version, moved=True)
         if self.registry.names.get(name) is not before:
             return False
         if report is None:
@@ -194,7 +195,8 @@ class Names:
 
     def begin(self, stored: StoredNames) -> None:
         """From what a start has read of a shared store."""
-        self._epoch, self.whole = stored.epoch, stored.whole
+        met = stored.unreachable is None
+        self._epoch, self.whole = stored.epoch if met else NEVER_READ, stored.whole
         self._read_at = dict.fromkeys(self.registry.names, time.monotonic())
         if stored.unreachable is not None:
             self.met = False

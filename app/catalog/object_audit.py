@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import orjson
@@ -36,9 +36,11 @@ class ObjectAudit:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
         self._waiting: deque[tuple[str, bytes]] = deque(maxlen=WAITING)  # paths and records
+        self._flusher = ThreadPoolExecutor(1, "audit")
+        self._flushing: Future[None] | None = None
 
     def append(self, record: Json) -> None:
-        """As store.Store.append_audit. What cannot be written is written later, by flush()."""
+        """As store.Store.append_audit. flush_aside() writes later what cannot be now."""
         id_ = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
         path, body = _path(id_), json.dumps({"id": id_, **record}).encode()
         try:
@@ -47,20 +49,22 @@ class ObjectAudit:
             self._waiting.append((path, body))
             raise
 
-    def flush(self, most: int) -> None:
-        """Write some of what waits, again where it may have been written. One thread at a time may
-        ask.
-
-        Raises StoreUnavailable.
+    def flush_aside(self, most: int) -> None:
+        """Write some of what waits, again where it may have been written, and wait for none of it.
+        One thread at a time may ask.
         """
+        if self._waiting and (self._flushing is None or self._flushing.done()):
+            self._flushing = self._flusher.submit(self._flush, most)
+
+    def _flush(self, most: int) -> None:
         for _ in range(min(most, len(self._waiting))):
             path, body = self._waiting.popleft()
             try:
                 self._bucket.overwrite(path, body)
-            except StoreUnavailable:
+            except StoreUnavailable:  # the next time
                 if len(self._waiting) < WAITING:
                     self._waiting.appendleft((path, body))
-                raise
+                return
 
     def read(self, before: str, most: int, wanted: Callable[[Json], bool]) -> list[Json]:
         """As store.Store.read_audit."""

@@ -22,10 +22,11 @@ import orjson
 
 from app.catalog.bucket import Bucket, Conflict, Listed, Tag
 from app.catalog.pointer import NewerPointer, Pointer, deleted, from_json, to_json, valid_name
-from app.catalog.store import NameUnreadable, StaleRevision, StoreUnavailable
+from app.catalog.store import ChangeUnsure, NameUnreadable, StaleRevision, StoreUnavailable
 
 log = logging.getLogger(__name__)
 FOLDER, ASIDE = "names/", "damaged/names/"
+UNSURE = "the store did not answer: it may have done what was asked; look before you repeat it"
 LIVE_BYTES = 1_024
 PAGE = 2_000  # names: two answers of the bucket
 KEPT = 10_000  # names that were read, some 3 KB each
@@ -143,22 +144,27 @@ class ObjectNames:
         )
 
     def _replace(self, current: _Found, after: _Found) -> bool:
-        """Whether it was written, as far as can be told. Raises StoreUnavailable where it cannot
-        be, and where it was not.
-        """
+        """Whether it was written. Raises ChangeUnsure where that cannot be told."""
         name, body = after.pointer.name, to_bytes(after.pointer, after.writer)
         try:
             tag = self._bucket.put(FOLDER + name, body, current.tag)
         except (Conflict, StoreUnavailable) as error:
             self._known.pop(name, None)
-            current = self._read(name)
+            current = self._read_again(name, error)
             if current.writer != after.writer and isinstance(error, StoreUnavailable):
                 if current.pointer.revision == after.pointer.revision:  # it is another's
                     raise StaleRevision(name) from None
-                raise
+                raise ChangeUnsure(UNSURE) from None
             return current.writer == after.writer
         self._known[name] = replace(after, tag=tag)
         return True
+
+    def _read_again(self, name: str, error: Exception) -> _Found:
+        """After a write that ended so."""
+        try:
+            return self._read(name)
+        except StoreUnavailable as unread:
+            raise (unread if isinstance(error, Conflict) else ChangeUnsure(UNSURE)) from None
 
     def held_versions(self) -> set[str] | None:
         """All that any name holds; None where a name cannot be read, which may hold any of them.

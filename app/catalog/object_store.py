@@ -13,7 +13,6 @@ compare-and-swap. Versions come through a cache on this machine's disk, checked 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -31,6 +30,7 @@ from app.catalog.object_versions import ObjectVersions
 from app.catalog.pointer import Pointer
 from app.catalog.store import (
     CacheUnusable,
+    ChangeUnsure,
     Json,
     Moves,
     Store,
@@ -197,7 +197,10 @@ class ObjectStore(Store):
             pointer = self._names.move(seen, after)
         finally:
             self._log.write(after.name)  # also of a move that may have been made
-        self._renew(after.versions - seen.versions)  # where the move has taken long
+        try:
+            self._renew(after.versions - seen.versions)  # where the move has taken long
+        except StoreUnavailable as error:
+            raise ChangeUnsure(str(error)) from None
         return pointer
 
     def _renew(self, versions: set[str]) -> None:
@@ -216,8 +219,7 @@ class ObjectStore(Store):
     def moves(self, since: str) -> Moves:
         """As Store.moves. It answers: what waits for that is written."""
         moves = self._log.since(since)
-        with contextlib.suppress(StoreUnavailable):  # the next time
-            self._audit.flush(FLUSHED)
+        self._audit.flush_aside(FLUSHED)
         return moves
 
     def tombstones(self) -> int:

@@ -34,6 +34,10 @@ class StoreUnavailable(Exception):
     """The store cannot be changed or read now; what is in memory goes on being served."""
 
 
+class ChangeUnsure(StoreUnavailable):
+    """The store was asked to change something, and has not said whether it did."""
+
+
 class CacheUnusable(StoreUnavailable):
     """This machine's cache takes nothing, whether the store answers or not."""
 

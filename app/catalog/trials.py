@@ -74,7 +74,7 @@ async def _end(installer: Installer, name: str, change: Change, *, promote: bool
         pointer = await installer.move(pointer, replace(pointer, trial=None), change)
         return fetcher.point(pointer, served.report, moved=True)
     change.of(name, pointer.version, trial.version)
-    version = await fetcher.load_stored(trial.version)
+    version = await fetcher.load_stored(trial.version, moved=True)
     entry = Entry(version.digest, now(), change.by, "promote")
     after = moved(pointer, entry, installer.keep_versions)
     return fetcher.serve(await installer.move(pointer, after, change), version, moved=True)

@@ -78,6 +78,7 @@ class Workspace:
 
     def _fresh_folder(self) -> tuple[Path, int]:
         """A folder in tmp/ and the descriptor whose lock keeps another's start from emptying it."""
+        self._tmp.mkdir(exist_ok=True)  # a cache may be emptied by hand
         while True:
             folder = Path(tempfile.mkdtemp(dir=self._tmp))
             with contextlib.suppress(FileNotFoundError):  # emptied before it was locked

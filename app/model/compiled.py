@@ -10,6 +10,7 @@ folders; knows no mathematics.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -37,6 +38,11 @@ MODULES = (
     "app.api.json_text",
 )  # that have something to compile
 PACKAGE = Path(__file__).parents[1]
+# What writes machine code into functions of other files.
+TILES = [
+    hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
+    for name in ("vectors.py", "vector_tiles.py")
+]
 NAMES = "__pycache__/*.nb?"  # beside the sources: an index for each function, and what it points to
 
 
@@ -113,11 +119,19 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         try:
-            return njit(cache=True, error_model="numpy", **options)(function)
+            return _stamped(njit(cache=True, error_model="numpy", **options)(function))
         except RuntimeError:  # a read-only installation without a home
             return njit(error_model="numpy", **options)(function)
 
     return decorate
+
+
+def _stamped(function: Any) -> Any:
+    """Whose code on disk is of these tiles: numba asks for the function's own file alone."""
+    cached = getattr(getattr(function, "_cache", None), "_cache_file", None)  # none without JIT
+    if cached is not None:
+        cached._source_stamp = (cached._source_stamp, TILES)
+    return function
 
 
 def main() -> None:

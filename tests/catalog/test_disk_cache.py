@@ -55,6 +55,15 @@ def test_of_two_that_bring_the_same_version_the_first_stays(tmp_path: Path) -> N
         cache.put("b", tmp_path / "not-there")
 
 
+def test_what_stands_in_a_versions_place_and_is_no_folder_goes(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", 100 * KB)
+    (tmp_path / "cache" / "versions" / "a").write_bytes(b"a file")
+    (tmp_path / "cache" / "versions" / "b").symlink_to(tmp_path / "nowhere")
+    for version in "ab":
+        put(cache, tmp_path, version, 0)
+        assert cache.get(version) is not None
+
+
 def test_what_is_dropped_is_not_there(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache", 100 * KB)
     put(cache, tmp_path, "a", 0)

@@ -1,8 +1,8 @@
 """The store in a bucket that fails: slow, silent, refusing, cut, corrupt, or doing it unanswered.
 
 What must hold whatever happens: a move that was acknowledged is in its name's history exactly once,
-at its revision; one that was told as stale is not there; one that was refused with StoreUnavailable
-may be there or not. What a name points at is there. Every call ends. And once the fault is over all
+at its revision; one that was told as stale, or refused with StoreUnavailable, is not there; one
+that ends with ChangeUnsure may be there or not. What a name points at is there. Every call ends. And once the fault is over all
 works again, with the same stores.
 """
 
@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.catalog.object_store import ObjectStore
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now
 from app.catalog.store import (
+    ChangeUnsure,
     StaleRevision,
     Store,
     StoreUnavailable,
@@ -30,6 +34,7 @@ from app.catalog.store import (
 from tests.catalog.seaweed import BUCKET, Seaweed
 from tests.catalog.store_contract import commit, is_there, point
 from tests.catalog.unreliable import Fault, Unreliable
+from tests.live import eventually
 
 WRITERS = 16
 RACE_S = 1.5
@@ -71,7 +76,7 @@ class Outcomes:
     """Of moves, by the mark that each leaves in the history. slowest: of all calls, in s."""
 
     acknowledged: dict[str, int] = field(default_factory=dict)  # mark -> revision
-    stale: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
     slowest: float = 0.0
 
@@ -81,11 +86,11 @@ class Outcomes:
             seen = store.look("x")
             self.unknown.add(mark)
             after = store.move(seen, moved(seen, Entry(version, now(), by=mark), KEEP))
-        except StoreUnavailable:
+        except ChangeUnsure:
             pass
-        except StaleRevision:
+        except (StaleRevision, StoreUnavailable):
             self.unknown.discard(mark)
-            self.stale.add(mark)
+            self.refused.add(mark)
         else:
             self.unknown.discard(mark)
             self.acknowledged[mark] = after.revision
@@ -113,7 +118,7 @@ def check(pointer: Pointer, outcomes: Outcomes) -> None:
     assert [mark for mark, n in Counter(marks).items() if n > 1] == []
     for mark, revision in outcomes.acknowledged.items():
         assert marks[revision - 1] == mark, "an acknowledged move was overwritten unseen"
-    assert outcomes.stale & set(marks) == set(), "told as stale, and made"
+    assert outcomes.refused & set(marks) == set(), "told as refused, and made"
     assert set(marks) <= outcomes.acknowledged.keys() | outcomes.unknown
 
 
@@ -396,8 +401,66 @@ def test_a_record_that_the_bucket_did_not_take_is_in_the_audit_once_it_answers(
     store.append_audit({"n": 3})
     for _ in range(2):
         store.moves("")
-        records = failing.straight.read_audit("", 9, lambda _: True)
-        assert [record["n"] for record in records] == [3, 2, 1, 0]
+        assert eventually(lambda: audited(failing.straight) == [3, 2, 1, 0])
+
+
+def test_a_cache_that_was_emptied_by_hand_goes_on(failing: Failing) -> None:
+    store = failing.stores[0]
+    commit_two_files(failing.straight)
+    assert isinstance(store, ObjectStore)
+    root = store._workspace._tmp.parent
+    shutil.rmtree(root)
+    root.mkdir()
+    assert read_two_files(store) == TWO_FILES
+    commit(store, b"x")
+
+
+def test_a_move_that_may_have_been_made_is_told_as_such(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket does it, its answer is lost, and then it cannot be asked: it was made."""
+    store, version = failing.stores[0], commit(failing.straight, b"x")
+    assert isinstance(store, ObjectStore)
+    before, names, put = point(store, "x", version), store._names, store._names._bucket.put
+
+    def down(*_: object) -> Any:
+        raise StoreUnavailable("down")
+
+    def lost(*args: Any) -> None:
+        put(*args)
+        monkeypatch.setattr(names, "_read", down)
+        down()
+
+    monkeypatch.setattr(names._bucket, "put", lost)
+    with pytest.raises(ChangeUnsure):
+        store.move(before, moved(before, Entry(version, now()), KEEP))
+    assert failing.straight.look("x").revision == before.revision + 1
+    with pytest.raises(StoreUnavailable) as refused:  # nothing was asked
+        store.move(before, moved(before, Entry(version, now()), KEEP))
+    assert not isinstance(refused.value, ChangeUnsure)
+
+
+def audited(store: Store) -> list[int]:
+    return [record["n"] for record in store.read_audit("", 9, lambda _: True)]
+
+
+def test_while_the_audit_hangs_what_has_moved_is_told(failing: Failing) -> None:
+    """Neither does the write that hangs stand for the bucket, nor is it waited for."""
+    store = failing.stores[0]
+    version = commit(store, b"x")
+    point(store, "z", version)
+    began = store.moves("").epoch
+    with failing.proxy.failing(Fault("hung", "PUT", "audit/")), ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(store.append_audit, {"n": 1})
+        assert eventually(lambda: failing.proxy.counts["PUT", "audit"] > 0)
+        point(failing.straight, "x", version)
+        assert store.moves(began).names == {"x"} and not hanging.done()
+        assert isinstance(hanging.exception(), StoreUnavailable)
+        again = store.moves(began).names
+        assert again == {"x"}
+        point(failing.straight, "y", version)
+        assert store.moves(began).names == {"x", "y"}
+    assert eventually(lambda: (store.moves(""), audited(failing.straight))[1] == [1])
 
 
 def test_a_move_that_could_not_be_told_is_told_once_the_bucket_answers(failing: Failing) -> None:

@@ -12,7 +12,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from bert_lora import Client, Conflict, NotFound, Unreadable
+from bert_lora import AsyncClient, Client, Conflict, NotFound, Unreadable
 from tests.api.test_tutorial import trained
 from tests.client.conftest import Served
 from tests.oracles import (
@@ -164,3 +164,17 @@ def test_a_rankers_logits_are_pefts(served: Served, client: Client, tiny_bert: P
     for place in ranking:
         scores[place["index"]] = place["score"]
     assert_close(torch.from_numpy(scores), wanted, **FP32)
+
+
+def test_a_store_that_has_gone_back_is_not_held_against_the_server(
+    served: Served, client: Client
+) -> None:
+    """Where it was restored, the name is at an earlier revision than this client has left it at."""
+    client.put("back", served.folders["tuned"])
+    wanted = client.embed(TEXTS, adapter="back")
+    assert isinstance(client.core, AsyncClient)
+    for ask in (lambda: client.get("back"), lambda: client.embed(TEXTS, adapter="back")):
+        client.core._revisions.note("back", 99)
+        ask()
+        assert client.core._revisions.at_least("back") == {}
+    assert np.array_equal(client.embed(TEXTS, adapter="back"), wanted)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from bert_lora import Client, Unavailable, Unreachable
-from bert_lora.errors import refused
+from bert_lora.async_client import was_not_done
+from bert_lora.errors import BertLoraError, refused
+from bert_lora.http import NotConnected
 from bert_lora.pacing import Pace
 from tests.conftest import Serve
 from tests.live import LiveServer
@@ -204,3 +206,15 @@ def test_no_more_are_under_way_than_the_window_lets() -> None:
         return highest
 
     assert asyncio.run(most()) == 3
+
+
+def test_a_change_is_asked_for_again_only_where_it_was_certainly_not_made() -> None:
+    def told(status: int, type_: str) -> BertLoraError:
+        return refused(status, {"error_type": type_, "error": "?"})
+
+    assert was_not_done(told(503, "store_unavailable"))
+    assert was_not_done(told(429, "overloaded"))
+    assert was_not_done(NotConnected("no server"))
+    assert not was_not_done(told(503, "change_unsure"))
+    assert not was_not_done(told(504, "deadline_exceeded"))
+    assert not was_not_done(Unreachable("the connection was lost"))

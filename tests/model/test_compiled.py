@@ -123,6 +123,24 @@ def test_a_product_in_int8_sums_pairs_by_the_levels_own_instruction(
     assert found[instruction] >= 6 and sum(found.values()) == found[instruction], found
 
 
+def test_code_that_is_of_other_tiles_is_compiled_anew(tmp_path: Path) -> None:
+    """numba looks at the file of a function alone."""
+    package = tmp_path / "app"
+    shutil.copytree(
+        Path(app.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    asked = "from app.model import kernel_attention as k\nassert k.why_not() is None\n"
+    asked += "print(sum(k.attend.stats.cache_hits.values()))"
+
+    def hits() -> str:
+        return run(tmp_path, "-c", asked, NUMBA_CACHE_DIR=str(tmp_path / "cache")).strip()
+
+    assert [hits(), hits()] == ["0", "1"]
+    for tiles in ("vectors.py", "vector_tiles.py"):
+        (package / "model" / tiles).write_text((package / "model" / tiles).read_text() + "# other")
+        assert hits() == "0"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("level", list(LEVELS))
 def test_what_is_compiled_for_a_level_is_right(level: str, tmp_path: Path) -> None:

@@ -387,6 +387,37 @@ def test_a_servers_own_late_answer_does_not_bring_a_deleted_name_back(
     assert eventually(lambda: ask(there, "gone-late").status_code == 404)
 
 
+def test_what_others_move_is_seen_while_many_versions_are_on_their_way(
+    tiny_bert: Path,
+    adapters: Adapters,
+    fleet: Fleet,
+    here: httpx.Client,
+    there: httpx.Client,
+    tmp_path: Path,
+) -> None:
+    """More than come at the same time: their names wait, and no other."""
+    for name in ("goes", "changes"):
+        adapters.put(here, name, 0)
+        check(ask(there, name), adapters)
+    cold = [f"cold{i}" for i in range(40)]
+    for i, name in enumerate(cold):
+        folder = make_adapter(tiny_bert, tmp_path / name, 100 + i)
+        here.put(f"/adapters/{name}", files=files_of(folder)).raise_for_status()
+    with (
+        fleet.proxies[1].failing(Fault("slow", "GET", "files/", seconds=7)),
+        ThreadPoolExecutor(len(cold)) as pool,
+    ):
+        fleet.proxies[1].counts.clear()
+        coming = [pool.submit(ask, there, name) for name in cold]
+        time.sleep(1)
+        assert here.delete("/adapters/goes").status_code == 204
+        assert eventually(lambda: ask(there, "goes").status_code == 404)
+        assert there.delete("/adapters/changes").status_code == 204
+        asked = fleet.proxies[1].counts["GET", "files"]
+        assert 0 < asked <= len(cold)  # so that none has its second file yet
+        assert {one.result().status_code for one in coming} == {200}
+
+
 def test_labels_for_a_name_that_others_move_are_a_new_version_of_what_it_has_become(
     tiny_bert: Path, adapters: Adapters, here: httpx.Client, there: httpx.Client, tmp_path: Path
 ) -> None:
@@ -477,18 +508,21 @@ def test_what_stands_in_the_log_of_moves_keeps_nobody_from_following(
         assert eventually(lambda v=version: check(ask(there, "followed"), adapters) == v)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("log", ["of moves", "without"])
 def test_a_server_that_cannot_reach_its_bucket_is_not_ready_before_it_has(
-    adapters: Adapters, fleet: Fleet
+    log: str, seaweed: Seaweed, adapters: Adapters, fleet: Fleet
 ) -> None:
     version = adapters.put(fleet.client(0), "before", 0).json()["version"]
     ends = fleet.servers[1]
     ends.kill()
+    if log == "without":  # as a bucket is that was restored
+        obstore.delete(seaweed.raw(fleet.prefix), "epoch")
     with fleet.proxies[1].failing(Fault("error", status=503)):
         fleet.servers[1] = again = fleet.start(1, wait=False)
         assert eventually(lambda: status(again.client, "/livez") == 200, 60)
         assert status(again.client, "/readyz") == 503
     assert eventually(lambda: status(again.client, "/readyz") == 200)
+    assert eventually(lambda: '"before"' in again.client.get("/v1/models").text)
     assert check(ask(again.client, "before"), adapters) == version
 
 
