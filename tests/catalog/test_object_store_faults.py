@@ -460,6 +460,9 @@ def test_while_the_audit_hangs_what_has_moved_is_told(failing: Failing) -> None:
         assert again == {"x"}
         point(failing.straight, "y", version)
         assert store.moves(began).names == {"x", "y"}
+        assert isinstance(store, ObjectStore)
+        flushing = store._audit._flushing
+        assert flushing is not None and not flushing.done()
     assert eventually(lambda: (store.moves(""), audited(failing.straight))[1] == [1])
 
 

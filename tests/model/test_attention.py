@@ -61,6 +61,15 @@ def test_scores_of_any_size_are_weighed_as_torch_weighs_them(times: float) -> No
     assert off <= 2 * torchs + 1e-6
 
 
+@pytest.mark.parametrize("score", [-120.0, -1000.0, -math.inf])
+def test_what_is_far_below_the_largest_score_weighs_nothing(score: float) -> None:
+    q, k, v = (torch.zeros(1, 1, 2, LANES) for _ in range(3))
+    q[..., 0], k[0, 0, 1, 0], v[0, 0, 0], v[0, 0, 1] = 1, score, 1, 1e38
+    assert torch.equal(
+        attention.attend_compiled(passing([2]), q, k, v, 1.0), v[:, :, :1].repeat(1, 2, 1, 1)
+    )
+
+
 def test_a_texts_bits_do_not_depend_on_the_texts_beside_it() -> None:
     lengths = [7, 20, 64, 33]
     parts = drawn(lengths, 2, 2 * LANES)
