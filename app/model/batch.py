@@ -41,15 +41,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A shape that small batches are padded to, so that one captured forward serves them all.
+    """A shape that batches are padded to, so that one captured forward serves them all.
 
     tokens: how many rows it has. A batch of at most so many tokens fits where it has at most
-    `sequences` sequences, none of more tokens than `longest`.
+    `sequences` sequences, none of more tokens than `longest`. spare: sequences that the padding is
+    cut into; attention takes the square of a sequence's length.
     """
 
     tokens: int
     sequences: int
     longest: int
+    spare: int = 1
 
     def holds(self, lengths: list[int]) -> bool:
         """Whether sequences of these lengths fit."""
@@ -105,8 +107,8 @@ class Batch:
     place in what pack() was given. segments: over all rows. runs: the T rows by length.
 
     numbers: int64 [3, T or bucket.tokens]: ids, types, and positions, in each sequence from `first`
-    on. bucket: what it is padded to. The rows after T are zeros: one more sequence and one more
-    segment, of the base. Nothing reads what becomes of them.
+    on. bucket: what it is padded to. The rows after T are zeros: sequences of their own and one
+    more segment, of the base. Nothing reads what becomes of them.
     """
 
     sequences: list[Sequence]
@@ -124,10 +126,14 @@ class Batch:
         return self.starts[-1] + self.lengths[-1]
 
     def ends(self) -> list[int]:
-        """0, then where each sequence ends; in a bucket as many as fit in it, and the padding."""
-        ends = [*self.starts, self.tokens]
-        if self.bucket is not None:
-            ends += [self.bucket.tokens] * (self.bucket.sequences + 2 - len(ends))
+        """0, then where each sequence ends; in a bucket as many as fit in it, and the padding's."""
+        ends, bucket = [*self.starts, self.tokens], self.bucket
+        if bucket is not None:
+            left, padding = (
+                bucket.sequences + bucket.spare - len(self.starts),
+                bucket.tokens - self.tokens,
+            )
+            ends += [self.tokens + padding * (i + 1) // left for i in range(left)]
         return ends
 
     def inputs(self, device: torch.device, at_once: bool) -> Inputs:
@@ -180,7 +186,10 @@ def pack(
     rows[2] += first
     joined = segments(packed, lengths)
     if total < numbers.shape[1]:
-        joined.append(Segment(slice(total, numbers.shape[1]), BASE_LAYERS))
+        own = joined[-1].layers.own  # then the base need not compute these rows either
+        joined.append(
+            Segment(slice(total, numbers.shape[1]), joined[-1].layers if own else BASE_LAYERS)
+        )
     return Batch(packed, order, starts, lengths, joined, runs_of(lengths), numbers, bucket)
 
 

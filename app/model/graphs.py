@@ -1,4 +1,4 @@
-"""The forward of few texts as CUDA graphs: one launch in place of hundreds that starve the card.
+"""A forward as CUDA graphs: one launch in place of hundreds that starve the card.
 
 One graph for each bucket without low-rank updates, and one with them. A graph reads its batch from
 one table that never moves: tokens, where each sequence ends, and each adapter's matrices by
@@ -12,8 +12,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -24,26 +22,30 @@ from app.adapters.values import Adapter, LoRALayer, laid_out
 from app.model import kernel_cuda
 from app.model.batch import Batch, Bucket, Inputs
 from app.model.delta import Updates, stack, unmerged_layers
-from app.model.kernel import FIELDS
-from app.model.kernel_cuda import RANKS, ROWS, Plan
+from app.model.graph_table import Stacked, table_of
+from app.model.kernel_cuda import RANKS, Plan
 from app.model.lora import LinearWithLoRA
-from app.model.machine import first_line
-from app.model.product_cuda import BLOCK
+from app.model.machine import first_line, free_memory
 from app.model.sequence import Sequence, Want
 from app.model.tiles import APART
 from app.model.version import Version
 
-TOKENS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
-PADDING = 256  # between two of them at most; it is a sequence too
-SEQUENCES = 64  # at most, of one bucket
+# The last is what a batch has at most by default: where the card has much to do, batches are full.
+TOKENS = (
+    *(32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048),
+    *(2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192, 10240, 12288, 14336, 16384),
+)
+SEQUENCES, MEAN = 64, 32  # a bucket holds so many, and one more for each MEAN tokens
+PADDING = 256  # tokens of a sequence of padding at most
+MEASURED = 2048  # tokens of the forward whose memory is measured
+SHARE = 0.5  # of the free memory, for all graphs
 RANK = 256  # an adapter of a larger one is launched one by one
 TRIED_RANK = 20
 CROWD = 16.0  # Plan.crowd's, guessed: two adapters of rank 8 on 128 rows
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest value
-ONE_BY_ONE = "few texts are launched kernel by kernel"
+ONE_BY_ONE = "batches are launched kernel by kernel"
 
 Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-Stacked = tuple[np.ndarray, np.ndarray]  # see delta.stack
 Forward = Callable[[Inputs, Updates], Tensor]  # hidden states [rows, H], launched one by one
 
 
@@ -78,62 +80,10 @@ class Launcher(Protocol):
 def buckets(longest: int) -> list[Bucket]:
     """The smallest first. longest: tokens that a sequence may have."""
     longest = max(longest, PADDING)
-    return [Bucket(n, min(SEQUENCES, max(4, n // 8)), min(n, longest)) for n in TOKENS]
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """What differs between two batches of a bucket: views of one int64 tensor, copied at once.
-
-    rows [3, tokens] and ends [sequences + 2]: as batch.Inputs has them. tiles [n, 3],
-    entries [linears, sequences + 1, FIELDS], edges [n, 2] and spans [sequences + 1, 2]: as
-    kernel_cuda.Plan has them; the last sequence's entries are zeros, which change nothing, and what
-    tiles are left over are its own. Edges that are left over have no segment between them.
-    """
-
-    flat: Tensor
-    rows: Tensor
-    ends: Tensor
-    tiles: Tensor
-    entries: Tensor
-    edges: Tensor
-    spans: Tensor
-
-    def fill(self, batch: Batch, updates: Stacked | None) -> None:
-        """From a batch of this bucket; this table is new, and on the CPU."""
-        self.rows.numpy()[:] = batch.numbers
-        self.ends.numpy()[:] = batch.ends()
-        tiles, entries = self.tiles.numpy(), self.entries.numpy()
-        tiles[:, 0] = entries.shape[1] - 1
-        if updates is not None:
-            rows, table = updates
-            entries[:, : len(rows)] = table
-            self.edges[:] = len(rows)
-            for part, own in (
-                (tiles, kernel_cuda.tiles_of(rows)),
-                (self.edges.numpy(), kernel_cuda.edges_of(rows)),
-                (self.spans.numpy(), rows),
-            ):
-                part[: len(own)] = own
-
-
-def table_of(bucket: Bucket, linears: int, device: torch.device, pinned: bool = False) -> Table:
-    """Zeros: no sequences and no updates. linears: 0 for a table without updates."""
-    shapes = (
-        (3, bucket.tokens),
-        (bucket.sequences + 2,),
-        (bucket.sequences + bucket.tokens // ROWS, 3),
-        (linears, bucket.sequences + 1, FIELDS),
-        (-(-bucket.tokens // BLOCK), 2),
-        (bucket.sequences + 1, 2),
-    )
-    sizes = [-(-prod(shape) // 2) * 2 for shape in shapes]  # parts begin at multiples of 16 bytes
-    flat = torch.zeros(sum(sizes), dtype=torch.int64, device=device, pin_memory=pinned)
-    parts = [
-        part[: prod(shape)].view(shape)
-        for part, shape in zip(torch.split(flat, sizes), shapes, strict=True)
+    return [
+        Bucket(n, min(n // 8, SEQUENCES + n // MEAN), min(n, longest), -(-n // PADDING))
+        for n in TOKENS
     ]
-    return Table(flat, *parts)
 
 
 class Graph:
@@ -144,16 +94,16 @@ class Graph:
         bucket: Bucket,
         linears: int,
         forward: Forward,
-        device: torch.device,
+        sums: Tensor,
         capture: Capture,
         crowd: float = CROWD,
     ) -> None:
-        """linears: how many the base has; 0: this graph serves batches without updates. crowd:
-        Plan's, of the batches that it serves."""
+        """linears: how many the base has; 0: this graph serves batches without updates. sums: see
+        Plan; graphs that never run at the same time may share it. crowd: Plan's, of the batches
+        that it serves."""
         self.bucket = bucket
         self.linears = linears
-        self.table = table_of(bucket, linears, device)
-        sums = torch.empty(bucket.tokens * RANK if linears else 0, device=device)
+        self.table = table_of(bucket, linears, sums.device)
         blocks = (RANK // RANKS,) * linears
         table = self.table
         parts = table.tiles, table.entries, table.edges, table.spans
@@ -206,14 +156,12 @@ class Graphs:
 
     def __init__(self, encoder: Launcher) -> None:
         """Capture them, the largest first: the others find their memory in its."""
-        self.buckets = buckets(encoder.max_length)
+        self.buckets = _fitting(encoder, buckets(encoder.max_length))
         self._lock = threading.Lock()
         self._apart = encoder.one_launch
         self._graphs: dict[tuple[Bucket, bool, bool], Graph] = {}
-        of, count = (
-            (encoder.forward, encoder.device, capture_on(encoder.device)),
-            len(encoder.wrappers),
-        )
+        sums = torch.empty(self.buckets[-1].tokens * RANK, device=encoder.device)
+        of, count = (encoder.forward, sums, capture_on(encoder.device)), len(encoder.wrappers)
         for bucket in reversed(self.buckets):
             self._graphs[bucket, False, False] = Graph(bucket, 0, *of)
             self._graphs[bucket, True, False] = Graph(bucket, count, *of)
@@ -259,6 +207,31 @@ def graphs_of(encoder: Launcher) -> Graphs | str:
 
 def _off(encoder: Launcher, graphs: Graphs, bucket: Bucket, versions: list[Version]) -> float:
     """How far a graph is from the same forward launched kernel by kernel, over drawn sequences."""
+    batch = _drawn_batch(encoder, bucket, versions)
+    launched, replayed = encoder.launch(batch), graphs.run(batch)
+    if replayed is None:  # pragma: no cover - every drawn batch fits
+        return float("inf")
+    off = (replayed - launched).abs().max() / launched.abs().max()
+    return float(torch.nan_to_num(off.float(), nan=float("inf")))
+
+
+def _fitting(encoder: Launcher, buckets: list[Bucket]) -> list[Bucket]:
+    """Those whose forward takes at most its share of the free memory: all on a CPU."""
+    if encoder.device.type == "cpu":
+        return buckets
+    tried = next(bucket for bucket in buckets if bucket.tokens >= MEASURED)
+    batch = _drawn_batch(encoder, tried, [encoder.version])
+    encoder.launch(batch)  # what is allocated for good at a first run is no part of it
+    torch.cuda.reset_peak_memory_stats(encoder.device)
+    before = torch.cuda.memory_allocated(encoder.device)
+    encoder.launch(batch)
+    took = torch.cuda.max_memory_allocated(encoder.device) - before
+    most = SHARE * free_memory(encoder.device) * tried.tokens / took
+    return [bucket for bucket in buckets if bucket.tokens <= max(most, tried.tokens)]
+
+
+def _drawn_batch(encoder: Launcher, bucket: Bucket, versions: list[Version]) -> Batch:
+    """Of drawn sequences that nearly fill the bucket."""
     longest = min(bucket.longest, encoder.max_length)
     total = min(bucket.tokens - 1, bucket.sequences * longest)
     count = max(-(-total // longest), min(bucket.sequences, 5))
@@ -276,12 +249,7 @@ def _off(encoder: Launcher, graphs: Graphs, bucket: Bucket, versions: list[Versi
         )
         for i, length in enumerate(lengths)
     ]
-    batch = encoder.pack(sequences, [bucket])
-    launched, replayed = encoder.launch(batch), graphs.run(batch)
-    if replayed is None:  # pragma: no cover - every drawn batch fits
-        return float("inf")
-    off = (replayed - launched).abs().max() / launched.abs().max()
-    return float(torch.nan_to_num(off.float(), nan=float("inf")))
+    return encoder.pack(sequences, [bucket])
 
 
 def _drawn(encoder: Launcher, seed: int) -> Version:

@@ -70,16 +70,30 @@ class Linears:
             else:
                 stretches.append((s.rows, own))
         if self.frozen.packed is None and any(None in own for _, own in stretches):
-            # Here (CUDA) a row's bits depend on how many rows the product has: the base's rows
-            # get the product over all rows, as they would without the merged ones beside them.
-            y = self._updated(x, running)
-            for rows, own in stretches:
-                self._overwrite(y[:, rows], x[:, rows], own)
-            return y
+            return self._products_on_gpu(x, running, stretches)
         parts = [self._stretch(x[:, rows], own) for rows, own in stretches]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         running.update(y[0], x[0], self.members)
         return y
+
+    def _products_on_gpu(
+        self, x: Tensor, running: Pass, stretches: list[tuple[slice, list[FrozenLinear | None]]]
+    ) -> Tensor:
+        """The base's product over the rows up to the last that need any of it, which come first.
+
+        cuBLAS gives a row other bits where the product has other rows: then it is over all rows, as
+        it would be without the merged ones beside them.
+        """
+        last = max(rows.stop for rows, own in stretches if None in own)
+        x_base = x if self.fused is None else x[:, :last]
+        y = self._updated(x_base, running)
+        for rows, own in stretches:
+            if rows.stop <= y.shape[1]:
+                self._overwrite(y[:, rows], x[:, rows], own)
+        whole = [
+            self._stretch(x[:, rows], own) for rows, own in stretches if rows.start >= y.shape[1]
+        ]
+        return torch.cat([y, *whole], 1) if whole else y
 
     def _stretch(self, x: Tensor, own: list[FrozenLinear | None]) -> Tensor:
         """x [1, n, in] through the base's weights and these in the place of some, or of all."""

@@ -161,6 +161,23 @@ def test_adapters_come_and_go_between_replays_and_leave_nothing_behind(
         assert torch.equal(got, wanted)
 
 
+def through_one_launch(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Product and updates as one launch, on a CPU; how many rows each had, and whether updates."""
+    monkeypatch.setitem(tiles.TILES, 4, (tiles.Tile(64, 32, 32, 16, 4, 3),))
+    for product in encoder._flat.products:
+        one = fused.fused(product.frozen, len(product.members.paths))  # type: ignore[arg-type]
+        monkeypatch.setattr(product, "fused", one)
+    launched: list[tuple[int, bool]] = []
+    through = fused.Fused.through
+
+    def noted(self: Any, tile: Any, x: Tensor, plan: Any, number: int) -> Tensor:
+        launched.append((len(x), plan is not None))
+        return through(self, tile, x, plan, number)
+
+    monkeypatch.setattr(fused.Fused, "through", noted)
+    return launched
+
+
 @pytest.mark.skipif(ON_CARD, reason="a card's own products are one launch, or slower")
 @pytest.mark.parametrize("apart", [96, 0])
 def test_one_launch_for_product_and_updates_gives_what_three_give(
@@ -169,26 +186,41 @@ def test_one_launch_for_product_and_updates_gives_what_three_give(
     """apart 0: every batch is too crowded for it, and its updates are launched for themselves."""
     sequences = dealt([version(plain, 1), plain.version, version(plain, 2, rank=16)])
     wanted = plain.run(sequences)
-    monkeypatch.setitem(tiles.TILES, 4, (tiles.Tile(64, 32, 32, 16, 4, 3),))
     for module in (graphs, fused):
         monkeypatch.setattr(module, "APART", apart)
-    for product in plain._flat.products:
-        one = fused.fused(product.frozen, len(product.members.paths))
-        monkeypatch.setattr(product, "fused", one)
-    launched: list[bool] = []
-    through = fused.Fused.through
-
-    def noted(self: Any, tile: Any, x: Tensor, plan: Any, number: int) -> Tensor:
-        launched.append(plan is not None)
-        return through(self, tile, x, plan, number)
-
-    monkeypatch.setattr(fused.Fused, "through", noted)
+    launched = through_one_launch(plain, monkeypatch)
     graphed = with_graphs(plain)
     assert replayed(graphed, sequences)
     launched.clear()
     for got, three in zip(graphed.run(sequences), wanted, strict=True):
         assert_close(got, three, rtol=1e-4, atol=1e-5)
-    assert launched and set(launched) == {apart > 0}
+    assert launched and {updated for _, updated in launched} == {apart > 0}
+
+
+@pytest.mark.skipif(ON_CARD, reason="a card's own products are one launch, or slower")
+def test_merged_rows_are_not_multiplied_by_the_bases_weights_too(
+    plain: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the padding, which stands behind them. The base's rows keep their bits."""
+    base, updated, whole = plain.version, version(plain, 2), merged(plain)
+    sequences = dealt([base, whole, updated])
+    wanted = plain.run(sequences)
+    launched = through_one_launch(plain, monkeypatch)
+    for product in plain._flat.products:  # a GPU's have no packed copy
+        monkeypatch.setattr(product.frozen, "packed", None)
+    graphed = with_graphs(plain)
+    alone = graphed.run(dealt([base, base, updated]))
+    launched.clear()
+    answers = graphed.run(sequences)
+    for got, exact in zip(answers, wanted, strict=True):
+        assert_close(got, exact, rtol=1e-4, atol=1e-5)
+    of_base = sum(LENGTHS) - LENGTHS[1]
+    assert [rows for rows, _ in launched] == [
+        of_base if set(product.members.paths) <= set(whole.layers.own) else 32
+        for product in plain._flat.products
+    ]
+    for i in (0, 3):
+        assert torch.equal(answers[i], alone[i])
 
 
 def own_norm(encoder: Encoder) -> Version:
@@ -216,16 +248,17 @@ def test_what_no_graph_holds_is_launched_and_changes_no_bit_of_the_bases_rows(
         return launch(batch, *between)
 
     monkeypatch.setattr(graphed, "launch", noting)
-    sequences = dealt([graphed.version, made(graphed)])
+    base, updated = graphed.version, version(graphed, 2)
+    sequences = dealt([base, made(graphed), updated])
     assert not replayed(graphed, sequences)
     assert_same(graphed, plain, sequences)
     (batch,) = launched
     assert (
         batch.numbers.shape[1] == 32
     )  # a graph's: on a card a row's bits go by how many there are
-    alone = dealt([graphed.version, graphed.version])
+    alone = dealt([base, base, updated])
     assert replayed(graphed, alone)
-    for got, wanted in list(zip(graphed.run(sequences), graphed.run(alone), strict=True))[::2]:
+    for got, wanted in list(zip(graphed.run(sequences), graphed.run(alone), strict=True))[::3]:
         assert torch.equal(got, wanted)
 
 
@@ -297,7 +330,7 @@ def test_what_a_replay_reads_lives_as_long_as_the_graph() -> None:
         out = forward()
         return lambda: out
 
-    graph = Graph(Bucket(16, 4, 16), 3, forward, torch.device("cpu"), capture)
+    graph = Graph(Bucket(16, 4, 16), 3, forward, torch.empty(16 * 16), capture)
     gc.collect()
     assert len(read) == 3 and all(tensor() is not None for tensor in read)
     del graph
