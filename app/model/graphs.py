@@ -1,6 +1,6 @@
 """A forward as CUDA graphs: one launch in place of hundreds that starve the card.
 
-One graph for each bucket without low-rank updates, and one with them. A graph reads its batch from
+One graph for each bucket without low-rank updates, and some with them. A graph reads its batch from
 one table that never moves: tokens, where each sequence ends, and each adapter's matrices by
 address. So it serves adapters that came after it, and any batch that fits. All are captured at
 start, and each is compared with the same forward launched one by one. Import it only where Triton
@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from app.adapters.base import Base
 from app.adapters.values import Adapter, LoRALayer, laid_out
 from app.model import kernel_cuda
 from app.model.batch import Batch, Bucket, Inputs
@@ -30,18 +32,18 @@ from app.model.sequence import Sequence, Want
 from app.model.tiles import APART
 from app.model.version import Version
 
+TOKENS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048)
 # The last is what a batch has at most by default: where the card has much to do, batches are full.
-TOKENS = (
-    *(32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 1792, 2048),
-    *(2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192, 10240, 12288, 14336, 16384),
-)
+MANY_TOKENS = (3072, 4096, 6144, 8192, 12288, 16384)
+SHORT = 128  # tokens; attention of many tokens is captured for such sequences, and for any
 SEQUENCES, MEAN = 64, 32  # a bucket holds so many, and one more for each MEAN tokens
-PADDING = 256  # tokens of a sequence of padding at most
+PADDING = 128  # tokens of a sequence of padding at most
 MEASURED = 2048  # tokens of the forward whose memory is measured
 SHARE = 0.5  # of the free memory, for all graphs
 RANK = 256  # an adapter of a larger one is launched one by one
 TRIED_RANK = 20
-CROWD = 16.0  # Plan.crowd's, guessed: two adapters of rank 8 on 128 rows
+# Plan.crowd's, each for a graph of its own: how many columns of A go along at once, or apart.
+CROWDS = (16.0, float(APART), math.inf)
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # of the largest value
 ONE_BY_ONE = "batches are launched kernel by kernel"
 
@@ -52,6 +54,7 @@ Forward = Callable[[Inputs, Updates], Tensor]  # hidden states [rows, H], launch
 class Launcher(Protocol):
     """What is captured: encoder.Encoder, whose words these are."""
 
+    base: Base
     device: torch.device
     dtype: torch.dtype
     max_length: int
@@ -80,10 +83,20 @@ class Launcher(Protocol):
 def buckets(longest: int) -> list[Bucket]:
     """The smallest first. longest: tokens that a sequence may have."""
     longest = max(longest, PADDING)
+    shapes = [(n, longest) for n in TOKENS]
+    shapes += [(n, most) for n in MANY_TOKENS for most in sorted({SHORT, longest})]
     return [
-        Bucket(n, min(n // 8, SEQUENCES + n // MEAN), min(n, longest), -(-n // PADDING))
-        for n in TOKENS
+        Bucket(n, min(n // 8, SEQUENCES + n // MEAN), min(n, most), -(-n // PADDING))
+        for n, most in shapes
     ]
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What all graphs write to, since one runs at a time. sums: see Plan. states [T, H]."""
+
+    sums: Tensor
+    states: Tensor
 
 
 class Graph:
@@ -94,23 +107,23 @@ class Graph:
         bucket: Bucket,
         linears: int,
         forward: Forward,
-        sums: Tensor,
+        shared: Shared,
         capture: Capture,
-        crowd: float = CROWD,
+        crowd: float = 0.0,
     ) -> None:
-        """linears: how many the base has; 0: this graph serves batches without updates. sums: see
-        Plan; graphs that never run at the same time may share it. crowd: Plan's, of the batches
-        that it serves."""
+        """linears: how many the base has; 0: this graph serves batches without updates. crowd:
+        Plan's, of the batches that it serves."""
         self.bucket = bucket
         self.linears = linears
-        self.table = table_of(bucket, linears, sums.device)
+        self.table = table_of(bucket, linears, shared.sums.device)
         blocks = (RANK // RANKS,) * linears
         table = self.table
         parts = table.tiles, table.entries, table.edges, table.spans
-        plan = Plan(*parts, blocks, (crowd,) * linears, sums)
+        plan = Plan(*parts, blocks, (crowd,) * linears, shared.sums)
         touched = np.ones(linears, bool) if linears else None
         self._updates = Updates(plan=plan, touched=touched)  # a replay reads its memory
-        self._replay = capture(lambda: forward(self._inputs(), self._updates))
+        states = shared.states[: bucket.tokens]
+        self._replay = capture(lambda: states.copy_(forward(self._inputs(), self._updates)))
 
     def _inputs(self) -> Inputs:
         rows, ends = self.table.rows, self.table.ends.to(torch.int32)
@@ -158,15 +171,16 @@ class Graphs:
         """Capture them, the largest first: the others find their memory in its."""
         self.buckets = _fitting(encoder, buckets(encoder.max_length))
         self._lock = threading.Lock()
-        self._apart = encoder.one_launch
-        self._graphs: dict[tuple[Bucket, bool, bool], Graph] = {}
-        sums = torch.empty(self.buckets[-1].tokens * RANK, device=encoder.device)
-        of, count = (encoder.forward, sums, capture_on(encoder.device)), len(encoder.wrappers)
+        self._crowds = CROWDS if encoder.one_launch else CROWDS[-1:]
+        self._graphs: dict[tuple[Bucket, float], Graph] = {}
+        most, on = self.buckets[-1].tokens, encoder.device
+        states = torch.empty(most, encoder.base.hidden, dtype=encoder.dtype, device=on)
+        shared = Shared(torch.empty(most * RANK, device=on), states)
+        of, count = (encoder.forward, shared, capture_on(on)), len(encoder.wrappers)
         for bucket in reversed(self.buckets):
-            self._graphs[bucket, False, False] = Graph(bucket, 0, *of)
-            self._graphs[bucket, True, False] = Graph(bucket, count, *of)
-            if self._apart:
-                self._graphs[bucket, True, True] = Graph(bucket, count, *of, math.inf)
+            self._graphs[bucket, 0.0] = Graph(bucket, 0, *of)
+            for crowd in self._crowds:
+                self._graphs[bucket, crowd] = Graph(bucket, count, *of, crowd)
 
     def run(self, batch: Batch, between: Callable[[], None] = lambda: None) -> Tensor | None:
         """The batch's hidden states [T, H]; None where no graph gives them.
@@ -179,14 +193,14 @@ class Graphs:
             return None
         updates = stack([(s.rows, s.layers) for s in batch.segments if s.layers.updates])
         between()
+        crowd = 0.0 if updates is None else self._crowd(*updates)
         with self._lock:
-            kind = updates is not None, self._apart and updates is not None and _crowded(*updates)
-            return self._graphs[batch.bucket, *kind].run(batch, updates)
+            return self._graphs[batch.bucket, crowd].run(batch, updates)
 
-
-def _crowded(rows: np.ndarray, table: np.ndarray) -> bool:
-    """Whether the updates go apart from the products (fused.py)."""
-    return max(kernel_cuda.crowd_of(kernel_cuda.edges_of(rows), table)) > APART
+    def _crowd(self, rows: np.ndarray, table: np.ndarray) -> float:
+        """Which of the graphs with updates serves these."""
+        crowd = max(kernel_cuda.crowd_of(kernel_cuda.edges_of(rows), table))
+        return next(most for most in self._crowds if crowd <= most)
 
 
 def graphs_of(encoder: Launcher) -> Graphs | str:

@@ -7,9 +7,11 @@ attention's stand-ins are test_varlen's, and the kernels run in Triton's interpr
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ pytest.importorskip("triton")
 from app.adapters.values import Adapter, LoRALayer, Norm, laid_out
 from app.model import attention, fused, graphs, tiles
 from app.model.base_files import find_base
-from app.model.batch import Batch, Bucket, Inputs
+from app.model.batch import Batch, Bucket, Inputs, pack
 from app.model.delta import Updates, unmerged_layers
 from app.model.encoder import Encoder
 from app.model.graphs import Graph, Graphs, graphs_of
@@ -40,7 +42,9 @@ LENGTHS = (7, 3, 12, 5)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(graphs, "TOKENS", (16, 32))
+    monkeypatch.setattr(graphs, "TOKENS", (16,))
+    monkeypatch.setattr(graphs, "MANY_TOKENS", (32,))
+    monkeypatch.setattr(graphs, "SHORT", 8)
     monkeypatch.setattr(graphs, "RANK", 16)
     monkeypatch.setattr(graphs, "TRIED_RANK", 6)
     if not ON_CARD:
@@ -120,7 +124,7 @@ def assert_same(encoder: Encoder, plain: Encoder, sequences: list[Sequence]) -> 
 
 
 @pytest.mark.parametrize("want", ["embedding", "states"])
-@pytest.mark.parametrize("lengths", [(1,), (16,), LENGTHS])
+@pytest.mark.parametrize("lengths", [(1,), (16,), LENGTHS, (8, 8, 7)])
 def test_a_graph_gives_what_the_same_texts_get_without_one(
     graphed: Encoder, plain: Encoder, lengths: tuple[int, ...], want: str
 ) -> None:
@@ -186,8 +190,7 @@ def test_one_launch_for_product_and_updates_gives_what_three_give(
     """apart 0: every batch is too crowded for it, and its updates are launched for themselves."""
     sequences = dealt([version(plain, 1), plain.version, version(plain, 2, rank=16)])
     wanted = plain.run(sequences)
-    for module in (graphs, fused):
-        monkeypatch.setattr(module, "APART", apart)
+    monkeypatch.setattr(fused, "APART", apart)
     launched = through_one_launch(plain, monkeypatch)
     graphed = with_graphs(plain)
     assert replayed(graphed, sequences)
@@ -195,6 +198,42 @@ def test_one_launch_for_product_and_updates_gives_what_three_give(
     for got, three in zip(graphed.run(sequences), wanted, strict=True):
         assert_close(got, three, rtol=1e-4, atol=1e-5)
     assert launched and {updated for _, updated in launched} == {apart > 0}
+
+
+@pytest.mark.skipif(ON_CARD, reason="a card's own products are one launch, or slower")
+@pytest.mark.parametrize(
+    ("ranks", "crowd"), [((0,), 0.0), ((5,), 8.0), ((5, 8), 16.0), ((16, 1), math.inf)]
+)
+def test_a_batch_goes_to_the_graph_that_takes_as_many_columns(
+    plain: Encoder, monkeypatch: pytest.MonkeyPatch, ranks: tuple[int, ...], crowd: float
+) -> None:
+    """A rank takes a multiple of 8 of them; all of these texts stand on the same 128 rows."""
+    monkeypatch.setattr(graphs, "CROWDS", (8.0, 16.0, math.inf))
+    monkeypatch.setattr(fused, "APART", 16)
+    through = [version(plain, 2, rank) if rank else plain.version for rank in ranks]
+    sequences = dealt([plain.version, *through])
+    wanted = plain.run(sequences)
+    through_one_launch(plain, monkeypatch)
+    graphed, served = with_graphs(plain), []
+    assert graphed.graphs is not None
+    crowds = {graph: crowd for (_, crowd), graph in graphed.graphs._graphs.items()}
+    run = Graph.run
+    monkeypatch.setattr(Graph, "run", lambda self, *of: served.append(self) or run(self, *of))
+    for got, exact in zip(graphed.run(sequences), wanted, strict=True):
+        assert_close(got, exact, rtol=1e-4, atol=1e-5)
+    assert [crowds[graph] for graph in served] == [crowd]
+
+
+def test_padding_is_cut_into_short_sequences(graphed: Encoder) -> None:
+    """Attention takes the square of a sequence's length; none may be longer than was captured."""
+    for total, count in ((1, 1), (300, 1), (3000, 40), (12289, 447)):
+        lengths = [total // count] * count
+        lengths[0] += total - sum(lengths)
+        sequences = dealt([graphed.version], tuple(lengths))
+        bucket = Bucket(16384, 576, 512, 128)
+        ends = pack(sequences, None, [bucket]).ends()
+        assert len(ends) == 576 + 128 + 1 and ends[count] == total and ends[-1] == 16384
+        assert max(b - a for a, b in pairwise(ends[count:])) <= graphs.PADDING
 
 
 @pytest.mark.skipif(ON_CARD, reason="a card's own products are one launch, or slower")
@@ -330,7 +369,9 @@ def test_what_a_replay_reads_lives_as_long_as_the_graph() -> None:
         out = forward()
         return lambda: out
 
-    graph = Graph(Bucket(16, 4, 16), 3, forward, torch.empty(16 * 16), capture)
+    shared = graphs.Shared(torch.empty(16 * 16), torch.empty(16, 32))
+    graph = Graph(Bucket(16, 4, 16), 3, forward, shared, capture)
+    del shared
     gc.collect()
     assert len(read) == 3 and all(tensor() is not None for tensor in read)
     del graph
