@@ -1,9 +1,8 @@
 """What the machine gives this process: memory that it keeps, memory that is free, cores, a GPU.
 
-With keep_memory activations are allocated without page faults. Otherwise glibc gives each thread a
-heap of its own and returns large blocks to the system as soon as they are free, and the kernel
-zeroes every layer's output anew (docs/decisions/0006). Adapters do not live there
-(adapters/values.py). Knows no models.
+With keep_memory activations are allocated without page faults. Otherwise glibc returns large blocks
+to the system as soon as they are free, and the kernel zeroes every layer's output anew
+(docs/decisions/0006, 0031). Adapters do not live there (adapters/values.py). Knows no models.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2
 GPUS = (Path("/dev/nvidia0"), Path("/dev/dxg"))  # what a driver shows of the first; WSL's
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 SLACK_BYTES = 1 << 30  # free at the top of the heap before any of it is given back
 PRIMITIVES = "256"  # oneDNN keeps 0.6 MB for each row count of each layer, 1,024 of them by default
 LARGEST_BYTES = 32 << 20  # glibc's own limit for blocks that come from the heap
@@ -32,7 +31,6 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(M_ARENA_MAX, 1)
     mallopt(M_MMAP_THRESHOLD, LARGEST_BYTES)
     mallopt(M_TRIM_THRESHOLD, SLACK_BYTES)
 
