@@ -40,6 +40,7 @@ from app.settings import Settings, listed
 CPU_BATCH_TOKENS = 1024  # docs/decisions/0003: more gains nothing and costs latency
 CPU_BATCHES = 4  # at the same time, where there are as many cores (docs/decisions/0006)
 GPU_BATCH_TOKENS = 16_384
+GPU_BATCHES = 2  # the next is packed and launched while the card computes (docs/decisions/0031)
 SUMS_SHARE = 8  # weighted sums may take this part of what adapters may, beside them
 
 
@@ -144,12 +145,14 @@ def _compile() -> None:
 
 def _engine(settings: Settings, encoder: Encoder) -> Engine:
     on_cpu, cores = encoder.device.type == "cpu", machine.cores()
+    batches = _batches(encoder.dtype, cores) if on_cpu else GPU_BATCHES
     return Engine(
         encoder,
         settings.max_batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS),
         settings.max_queue_tokens,
-        threads=_batches(encoder.dtype, cores) if on_cpu else 1,
+        threads=batches,
         cores=cores,
+        parts=batches if on_cpu else 1,
     )
 
 

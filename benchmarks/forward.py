@@ -104,7 +104,8 @@ def measure(base: str, args: argparse.Namespace, folder: str) -> dict[str, Any]:
     copies = merge_lora(encoder.wrappers, versions[0].adapter, versions[0].layers)
     merged = replace(versions[0], layers=copies)
     cores = torch.get_num_threads()
-    engine = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, cores), cores)
+    batches = min(CPU_BATCHES, cores)
+    engine = Engine(encoder, CPU_BATCH_TOKENS, None, batches, cores, batches)
     engine.start()
     variants = {
         "padded": padded(plain, texts),

@@ -59,8 +59,8 @@ class Engine:
     long; the watchdog alone sets it. lost: the error that ended the device's context.
     budget: shrinks where the device is short of memory.
 
-    The threads share these without a lock: each is set whole, and only a GPU, which has one thread,
-    is ever lost or short of memory.
+    The threads share these without a lock: each is set whole, and a late look costs a batch that
+    fails as the other's did.
     """
 
     def __init__(
@@ -70,15 +70,17 @@ class Engine:
         max_queue_tokens: int | None,
         threads: int = 1,
         cores: int = 1,
+        parts: int = 1,
     ) -> None:
         """The budget is never under one sequence: every admissible input fits a batch.
 
-        threads: batches that run at the same time, each on its share of the cores.
+        threads: batches that run at the same time, each on its share of the cores. parts: see
+        Queue.
         """
         self.encoder = encoder
         self.budget = Budget(max_batch_tokens, encoder.max_length)
         self.admission = Admission(max_queue_tokens, floor_tokens=4 * self.max_batch_tokens)
-        self.queue = Queue(self.admission, takers=threads)
+        self.queue = Queue(self.admission, parts)
         self.on_forward: Callable[[Forward], None] = lambda _: None
         self.requests: dict[Request, list[Sequence]] = {}  # changed on the event loop only
         self.hung = False

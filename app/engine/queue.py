@@ -31,10 +31,10 @@ class QueueClosed(Exception):
 class Queue:
     """Any thread puts, the model's threads take. One lock (a condition) is around all of it."""
 
-    def __init__(self, admission: Admission, takers: int = 1) -> None:
-        """takers: how many threads take."""
+    def __init__(self, admission: Admission, parts: int = 1) -> None:
+        """parts: what waits is cut into so many batches at least."""
         self._admission = admission
-        self._takers = takers
+        self._parts = parts
         self._turns: Turns[Sequence] = Turns({True: BULK_COST})
         self._calls: deque[Call] = deque()
         self._ready = threading.Condition()
@@ -129,7 +129,7 @@ class Queue:
             self._running += 1
             self._ready.notify_all()
             return self._calls.popleft()
-        share = max(SMALLEST_SHARE, math.ceil(self._admission.tokens / self._takers))
+        share = max(SMALLEST_SHARE, math.ceil(self._admission.tokens / self._parts))
         batch = self._take(min(budget, share))
         if not batch:
             return None

@@ -255,7 +255,8 @@ def engine(job: Job, dtype: str = "float32") -> Run:
     encoder = load_encoder(files, torch.device("cpu"), DTYPES[dtype])
     tokenizer = load_tokenizer(files.folder, encoder.vocabulary, encoder.type_vocabulary)
     cores = job["threads"]
-    served = Engine(encoder, CPU_BATCH_TOKENS, None, min(CPU_BATCHES, cores), cores)
+    batches = min(CPU_BATCHES, cores)
+    served = Engine(encoder, CPU_BATCH_TOKENS, None, batches, cores, batches)
     served.start()
     loader, cut, want = make_loader(served, tokenizer), Cut(encoder.max_length), Want("embedding")
 

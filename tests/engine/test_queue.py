@@ -13,8 +13,8 @@ from app.model.sequence import Sequence
 from tests.engine.sequences import request_of, sized
 
 
-def queue_of(max_tokens: int = 10_000, takers: int = 1) -> Queue:
-    return Queue(Admission(max_tokens), takers)
+def queue_of(max_tokens: int = 10_000, parts: int = 1) -> Queue:
+    return Queue(Admission(max_tokens), parts)
 
 
 def put(queue: Queue, *sequences: Sequence, source: str | None = None) -> Request:
@@ -46,7 +46,7 @@ def test_a_batch_keeps_to_the_budget_and_takes_one_at_least() -> None:
 
 
 def test_a_backlog_is_shared_by_the_threads_that_take() -> None:
-    queue = queue_of(takers=2)
+    queue = queue_of(parts=2)
     put(queue, *[sized(50) for _ in range(40)])
     assert [sum(sizes(batch_of(queue, 5000))) for _ in range(3)] == [1000, 500, 250]
 
@@ -108,7 +108,7 @@ def taking(queue: Queue) -> tuple[threading.Thread, list[object]]:
 
 
 def test_a_spare_thread_takes_only_beside_another() -> None:
-    queue = queue_of(takers=2)
+    queue = queue_of(parts=2)
     spare, got = taking(queue)
     put(queue, sized(5))
     spare.join(0.2)
@@ -124,7 +124,7 @@ def test_a_spare_thread_takes_only_beside_another() -> None:
 
 
 def test_a_spare_thread_that_woke_too_early_takes_what_the_first_one_leaves() -> None:
-    queue = queue_of(takers=2)
+    queue = queue_of(parts=2)
     spare, got = taking(queue)
     put(queue, sized(500), sized(400))
     spare.join(0.2)  # it has seen that nothing runs, and waits again

@@ -10,6 +10,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -222,6 +223,21 @@ def test_a_batch_goes_to_the_graph_that_takes_as_many_columns(
     for got, exact in zip(graphed.run(sequences), wanted, strict=True):
         assert_close(got, exact, rtol=1e-4, atol=1e-5)
     assert [crowds[graph] for graph in served] == [crowd]
+
+
+def test_two_threads_may_run_graphs_though_these_share_their_memory(graphed: Encoder) -> None:
+    def ask(seed: int) -> list[Sequence]:
+        return dealt([graphed.version, version(graphed, seed)], LENGTHS[: seed % 4 + 1])
+
+    alone = {seed: graphed.run(ask(seed)) for seed in range(8)}
+
+    def again(seed: int) -> list[Tensor]:
+        with torch.inference_mode():
+            return graphed.run(ask(seed))
+
+    with ThreadPoolExecutor(4) as threads:
+        for i, rows in enumerate(threads.map(again, list(range(8)) * 6)):
+            assert all(map(torch.equal, rows, alone[i % 8]))
 
 
 def test_padding_is_cut_into_short_sequences(graphed: Encoder) -> None:
