@@ -1,7 +1,7 @@
 """What the machine gives this process: memory that it keeps, memory that is free, cores, a GPU.
 
 With keep_memory activations are allocated without page faults. Otherwise glibc returns large blocks
-to the system as soon as they are free, and the kernel zeroes every layer's output anew
+and heaps to the system as soon as they are free, and the kernel zeroes every layer's output anew
 (docs/decisions/0006, 0031). Adapters do not live there (adapters/values.py). Knows no models.
 """
 
@@ -17,10 +17,13 @@ import torch
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2
 GPUS = (Path("/dev/nvidia0"), Path("/dev/dxg"))  # what a driver shows of the first; WSL's
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 SLACK_BYTES = 1 << 30  # free at the top of the heap before any of it is given back
 PRIMITIVES = "256"  # oneDNN keeps 0.6 MB for each row count of each layer, 1,024 of them by default
 LARGEST_BYTES = 32 << 20  # glibc's own limit for blocks that come from the heap
+HEAP_BYTES = (
+    64 << 20
+)  # of a thread's heap: with so much to spare none is given back once it is free
 TORCHS_CORES = torch.get_num_threads()  # as imported: whoever sets it later means a thread
 
 
@@ -33,6 +36,7 @@ def keep_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, LARGEST_BYTES)
     mallopt(M_TRIM_THRESHOLD, SLACK_BYTES)
+    mallopt(M_TOP_PAD, HEAP_BYTES)
 
 
 def give_back_memory() -> None:
