@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -27,7 +27,7 @@ from bert_lora.options import (
     members,
     put_query,
 )
-from bert_lora.revisions import Revisions
+from bert_lora.revisions import Revisions, header
 from bert_lora.splitting import Piece
 from bert_lora.uploads import upload_file
 
@@ -138,7 +138,8 @@ class AsyncClient(AsyncCalls):
         self, name: str, adapters: Sequence[str], **options: Unpack[ComposeOptions]
     ) -> Adapter:
         """Keep a combination of adapters, each a name or name@version, under a name."""
-        return await self._change(name, "compose", {"adapters": list(adapters), **options})
+        body = {"adapters": list(adapters), **options}
+        return await self._change(name, "compose", body, adapters)
 
     async def canary(
         self, name: str, version: str, percent: float, *, sticky_by: str | None = None
@@ -215,34 +216,36 @@ class AsyncClient(AsyncCalls):
             query["adapter"] = adapter
         headers = {"Accept": accept, "X-Request-Timeout": f"{self._server.timeout_s:g}"}
         send = partial(self._server.send, "POST", path, json=body, query=query)
-        return await self._as_left(query.get("adapter"), send, headers)
+        return await self._as_left(body.get("adapters") or query.values(), send, headers)
 
     async def _read(self, name: str, what: str = "") -> Any:
         """What the server says of an adapter."""
         send = partial(self._server.send, "GET", f"/adapters/{name}{what}")
-        answer = await self.pace.run(lambda: self._as_left(name, send, {}))
+        answer = await self.pace.run(lambda: self._as_left([name], send, {}))
         return orjson.loads(answer.content)
 
     async def _as_left(
         self,
-        name: str | None,
+        adapters: Iterable[str],
         send: Callable[..., Awaitable[httpx2.Response]],
         headers: dict[str, str],
     ) -> httpx2.Response:
-        """The answer of a server that knows the name as this client has left it, or later."""
-        at_least = self._revisions.at_least(name)
+        """The answer of a server that knows these as this client has left them, or later."""
+        at_least = self._revisions.within(adapters)
         try:
-            return await send(headers=headers | at_least)
+            return await send(headers=headers | header(at_least))
         except Conflict as error:
-            if name is None or not at_least or error.status != 412:
+            if not at_least or error.status != 412:
                 raise
-            self._revisions.forget(name)  # the store itself has gone back
+            self._revisions.forget(at_least)  # the store itself has gone back
         return await send(headers=headers)
 
-    async def _change(self, name: str, verb: str, body: Any = None) -> Adapter:
-        answer = await self.pace.run(
-            lambda: self._server.send("POST", f"/adapters/{name}/{verb}", json=body), was_not_done
-        )
+    async def _change(
+        self, name: str, verb: str, body: Any = None, of: Iterable[str] = ()
+    ) -> Adapter:
+        """of: the adapters that the change is made of."""
+        send = partial(self._server.send, "POST", f"/adapters/{name}/{verb}", json=body)
+        answer = await self.pace.run(lambda: self._as_left(of, send, {}), was_not_done)
         return self._changed(name, answer)
 
     def _changed(self, name: str, answer: httpx2.Response) -> Adapter:

@@ -5,10 +5,13 @@ Several servers on one store learn of each other's changes within a second or so
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable, Mapping
 
 KEPT_S = 60.0  # long after every server has learned of it
 MOST = 1_000  # names
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 class Revisions:
@@ -26,11 +29,20 @@ class Revisions:
             self._of = {n: r for n, r in self._of.items() if r[1] > now}
         self._of[name] = int(str(revision)), now + KEPT_S
 
-    def forget(self, name: str) -> None:
-        """Whatever state of it will do."""
-        self._of.pop(name, None)
+    def forget(self, names: Iterable[str]) -> None:
+        """Whatever state of them will do."""
+        for name in names:
+            self._of.pop(name, None)
 
-    def at_least(self, name: str | None) -> dict[str, str]:
-        """The header that asks for the name as this client has left it, or a later state."""
-        revision, until = self._of.get(name or "", (0, 0.0))
-        return {"X-Min-Revision": str(revision)} if until > time.monotonic() else {}
+    def within(self, spelled: Iterable[str]) -> dict[str, int]:
+        """Of names in these, each a name, name@version, or a weighted sum of such."""
+        now = time.monotonic()
+        names = dict.fromkeys(name for text in spelled for name in NAME.findall(text))
+        noted = {name: self._of[name] for name in names if name in self._of}
+        return {name: revision for name, (revision, until) in noted.items() if until > now}
+
+
+def header(revisions: Mapping[str, int]) -> dict[str, str]:
+    """What asks for these names as they were left, or for a later state of them."""
+    listed = ", ".join(f"{name}={revision}" for name, revision in revisions.items())
+    return {"X-Min-Revision": listed} if listed else {}

@@ -50,16 +50,23 @@ async def caller_of(request: Request) -> Caller:
         asker=asker,
         address=request.client.host if request.client else "",
         labels=request.headers,
-        min_revision=_min_revision(request.headers.get(MIN_REVISION, "0")),
+        revisions=dict(map(_revision, _listed(request.headers.getlist(MIN_REVISION)))),
         trace=state["trace"],
         change=change,
     )
 
 
-def _min_revision(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= LARGEST:
-        return int(text)
-    raise invalid(MIN_REVISION, "is no revision, which is a whole number")
+def _listed(values: list[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",")]
+
+
+def _revision(text: str) -> tuple[str | None, int]:
+    """A name and its revision; None: of all names that are not listed."""
+    name, equals, number = text.rpartition("=")
+    whole = number.isascii() and number.isdigit() and len(number) <= 16
+    if whole and int(number) <= LARGEST and bool(name) == bool(equals):
+        return name or None, int(number)
+    raise invalid(MIN_REVISION, "is no revision, which is a whole number, and no list of name=7")
 
 
 Called = Annotated[Caller, Depends(caller_of)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -30,10 +30,10 @@ async def compose(
     spelled: Sequence[Spelled],
     way: Way,
     how: How,
-    at_least: int = 0,
+    at_least: Callable[[str], int] = lambda _: 0,
 ) -> Installed:
     """As a PUT of the files of the composed adapter; of what it was made stands in its warnings.
-    at_least: of each that is composed, as of Names.get.
+    at_least: of a name that is composed, as of Names.get.
 
     Raises UnknownAdapter, UnknownVersion, CannotCompose, and what Installer.install raises.
     """
@@ -43,7 +43,7 @@ async def compose(
     terms, parts = [], []
     for term in spelled:
         adapter, _, prefix = term.name.partition("@")
-        entry = await installer.names.get(adapter, at_least, prefix or None)
+        entry = await installer.names.get(adapter, at_least(adapter), prefix or None)
         version = await installer.fetcher.version(entry, prefix or None)
         terms.append(Term(term.name, version.adapter, term.weight))
         parts.append(f"{adapter}@{version.digest[:12]}:{term.weight:g}")

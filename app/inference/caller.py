@@ -61,7 +61,7 @@ class Caller:
     """key: None where none was needed. asker: as the engine knows it, for its turn in the queue.
 
     labels: what it says of itself by name (over HTTP its headers), which a canary may stick by.
-    min_revision: of each name that it asks for, at least; 0: any. trace, and change where it asks
+    revisions: what it asks of names, at least; None: of all others. trace, and change where it asks
     for one: filled on the way.
     """
 
@@ -69,7 +69,7 @@ class Caller:
     asker: Asker = field(default_factory=Asker)
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    min_revision: int = 0
+    revisions: Mapping[str | None, int] = field(default_factory=dict)
     trace: Trace = field(default_factory=Trace)
     change: Change = field(default_factory=Change)
 
@@ -77,6 +77,10 @@ class Caller:
     def name(self) -> str | None:
         """The key's, for a history."""
         return self.key.name if self.key else None
+
+    def at_least(self, adapter: str) -> int:
+        """The revision that it asks of the adapter; 0: any will do."""
+        return self.revisions.get(adapter, self.revisions.get(None, 0))
 
     def may_use(self, adapter: str) -> bool:
         """Whether it may use, and know of, the adapter."""

@@ -186,7 +186,7 @@ async def resolve(runtime: Runtime, caller: Caller, spelled: str) -> Chosen:
     name, prefix = _split(runtime, caller, spelled)
     if name == BASE:
         return _base(runtime, spelled, prefix)
-    entry = await runtime.names.get(name, caller.min_revision, prefix)
+    entry = await runtime.names.get(name, caller.at_least(name), prefix)
     if prefix is None:
         return await _current(runtime, caller, entry)
     return await _pinned(runtime, entry, spelled, prefix)
@@ -215,7 +215,7 @@ async def _sum(runtime: Runtime, caller: Caller, spelled: str, terms: list[Spell
         if name == BASE:
             chosen = _base(runtime, BASE, prefix)
         else:
-            entry = await runtime.names.get(name, caller.min_revision, prefix)
+            entry = await runtime.names.get(name, caller.at_least(name), prefix)
             chosen = await _pinned(runtime, entry, name, prefix)
         parts.append((chosen, term.weight))
     if len(parts) == 1 and parts[0][1] == 1:

@@ -73,6 +73,22 @@ def test_another_version_is_served_there_soon_and_at_once_to_who_asks_for_its_re
     assert (beyond.status_code, beyond.json()["error_type"]) == (412, "precondition_failed")
 
 
+@pytest.mark.parametrize(
+    ("wish", "status"),
+    [("1", 200), ("99", 412), ("listed=1", 200), ("listed=99", 412), ("other=99", 200)]
+    + [("99, listed=1", 200), ("other=1,listed=99", 412), ("listed=1, 99", 200)]
+    + [(wrong, 422) for wrong in ("one", "=1", "listed=", "listed=1,", "a=b", "-1", "1" * 17)],
+)
+def test_a_name_is_asked_for_at_its_own_revision_or_at_that_of_all_others(
+    adapters: Adapters, here: httpx.Client, wish: str, status: int
+) -> None:
+    adapters.put(here, "listed", 0)
+    asked = ask(here, "listed", **{"X-Min-Revision": wish})
+    assert asked.status_code == status, asked.text
+    if status == 422:
+        assert "x-min-revision" in asked.text.lower()
+
+
 def test_what_is_deleted_here_is_gone_there_and_its_revision_goes_on(
     adapters: Adapters, here: httpx.Client, there: httpx.Client
 ) -> None:
@@ -371,6 +387,38 @@ def test_a_client_that_has_changed_a_name_gets_it_so_whichever_server_answers(
         balanced.base_url = fleet.servers[0].url
         with pytest.raises(NotFound):
             client.embed(TEXTS, adapter="mine")
+
+
+@pytest.mark.parametrize("how", ["sum", "texts", "compose"])
+def test_a_client_that_has_changed_several_names_gets_all_of_them_so(
+    how: str, adapters: Adapters, fleet: Fleet
+) -> None:
+    """Each name has a revision of its own, and the other server has to read both again."""
+    a, b, made = (f"{how}-{x}" for x in ("a", "b", "made"))
+    with Client(fleet.servers[0].url) as client:
+        assert isinstance(client.core, AsyncClient)
+        balanced = client.core._server._client
+
+        def ask() -> np.ndarray:
+            if how == "texts":
+                return client.embed(TEXTS[:2], adapter=[a, b])
+            return client.embed(TEXTS[:2], adapter=f"{a}:0.5+{b}:0.5" if how == "sum" else made)
+
+        for turn in range(4):
+            balanced.base_url = fleet.servers[turn % 2].url
+            for i in range(turn + 1):  # so that their revisions are far apart
+                put = client.put(a, adapters.folders[i % 2])
+            client.put(b, adapters.folders[2 + turn % 2])
+            if how != "compose":
+                wanted = ask()
+            balanced.base_url = fleet.servers[1 - turn % 2].url
+            if how == "compose":
+                done = client.compose(made, [a, b])
+                assert f"{a}@{put['version'][:12]}" in str(done["warnings"])
+            else:
+                np.testing.assert_allclose(ask(), wanted, **FP32)
+        for name in (a, b, *([made] if how == "compose" else [])):
+            client.delete(name)
 
 
 def test_a_servers_own_late_answer_does_not_bring_a_deleted_name_back(

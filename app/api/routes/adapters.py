@@ -149,7 +149,7 @@ async def _page_of_many(query: ListQuery, caller: Caller, runtime: Runtime) -> R
 @access("any key")
 async def get(request: Request, name: AdapterName, caller: Called, serving: Served) -> Response:
     """One adapter; 304 where If-None-Match holds its version."""
-    served = await serving.runtime.names.get(name, caller.min_revision)
+    served = await serving.runtime.names.get(name, caller.at_least(name))
     tag = etag(served.digest)
     if tags_match(request.headers.get("if-none-match", "").replace("W/", ""), served.digest):
         return Response(status_code=304, headers={"ETag": tag})
@@ -174,7 +174,7 @@ async def delete(request: Request, name: AdapterName, caller: Called, serving: S
 @access("admin key")
 async def files(name: AdapterName, caller: Called, serving: Served) -> Response:
     """The adapter as the folder that PEFT loads, in a tar; it can be uploaded again as it is."""
-    digest, body = await serving.installer.files(name, caller.min_revision)
+    digest, body = await serving.installer.files(name, caller.at_least(name))
     headers = {
         "ETag": etag(digest),
         "Content-Disposition": f'attachment; filename="{name}-{digest[:12]}.tar"',
@@ -187,7 +187,7 @@ async def files(name: AdapterName, caller: Called, serving: Served) -> Response:
 async def changes(name: AdapterName, caller: Called, serving: Served) -> Response:
     """How much the adapter changes the weight of each module of the base."""
     version = await serving.runtime.fetcher.ready(
-        await serving.runtime.names.get(name, caller.min_revision)
+        await serving.runtime.names.get(name, caller.at_least(name))
     )
     base = serving.runtime.engine.encoder.base
     loop = asyncio.get_running_loop()

@@ -112,6 +112,6 @@ async def compose(
     # Whether it changes anything is asked of the sum, with words for who composed it.
     how = How(allow_noop=True, precondition=precondition(request), change=caller.change)
     done = await compose_adapters(
-        serving.installer, name, body.terms(), body.way(), how, caller.min_revision
+        serving.installer, name, body.terms(), body.way(), how, caller.at_least
     )
     return installed_answer(done, serving.runtime.registry)

@@ -234,7 +234,7 @@ async def _model(runtime: Runtime, caller: Caller, spelled: str) -> dict[str, An
             raise Forbidden(name)
     if alike(runtime, spelled) not in names:  # a weighted sum: as new as its newest part
         entries = [
-            await runtime.names.get(name, caller.min_revision) for name in names if name != BASE
+            await runtime.names.get(name, caller.at_least(name)) for name in names if name != BASE
         ]
         parts = [_adapter(runtime, entry) for entry in entries]
         newest = max(parts, key=itemgetter("created"), default=_base(runtime))
@@ -242,7 +242,7 @@ async def _model(runtime: Runtime, caller: Caller, spelled: str) -> dict[str, An
     name, (_, at, version) = names[0], spelled.partition("@")
     if name == BASE:
         return {**_base(runtime), "id": spelled}
-    served = await runtime.names.get(name, caller.min_revision)
+    served = await runtime.names.get(name, caller.at_least(name))
     if at:
         find_version(name, served.pointer.history, version)
     return {**_adapter(runtime, served), "id": spelled}
