@@ -233,7 +233,7 @@ def _fitting(encoder: Launcher, buckets: list[Bucket]) -> list[Bucket]:
     """Those whose forward takes at most its share of the free memory: all on a CPU."""
     if encoder.device.type == "cpu":
         return buckets
-    tried = next(bucket for bucket in buckets if bucket.tokens >= MEASURED)
+    tried = next((bucket for bucket in buckets if bucket.tokens >= MEASURED), buckets[-1])
     batch = _drawn_batch(encoder, tried, [encoder.version])
     encoder.launch(batch)  # what is allocated for good at a first run is no part of it
     torch.cuda.reset_peak_memory_stats(encoder.device)

@@ -225,6 +225,22 @@ def test_a_batch_goes_to_the_graph_that_takes_as_many_columns(
     assert [crowds[graph] for graph in served] == [crowd]
 
 
+@pytest.mark.parametrize(("free", "most"), [(10**9, 64), (3_999, 16), (4_000, 32), (0, 16)])
+def test_graphs_take_half_of_the_free_memory_at_most(
+    graphed: Encoder, monkeypatch: pytest.MonkeyPatch, free: int, most: int
+) -> None:
+    """A forward of 16 tokens takes 1,000 bytes here; the bucket that is measured always stays."""
+    monkeypatch.setattr(graphs, "MEASURED", 16)
+    monkeypatch.setattr(graphs, "free_memory", lambda _: free)
+    for name, gives in (("memory_allocated", 500), ("max_memory_allocated", 1_500)):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda _, gives=gives: gives)
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(graphed, "launch", lambda _: None)
+    monkeypatch.setattr(graphed, "device", torch.device("cuda"))
+    offered = [Bucket(n, 2, n) for n in (8, 16, 32, 64)]
+    assert max(bucket.tokens for bucket in graphs._fitting(graphed, offered)) == most
+
+
 def test_two_threads_may_run_graphs_though_these_share_their_memory(graphed: Encoder) -> None:
     def ask(seed: int) -> list[Sequence]:
         return dealt([graphed.version, version(graphed, seed)], LENGTHS[: seed % 4 + 1])
