@@ -226,7 +226,7 @@ class AsyncClient(AsyncCalls):
 
     async def _as_left(
         self,
-        adapters: Iterable[str],
+        adapters: Iterable[str | None],
         send: Callable[..., Awaitable[httpx2.Response]],
         headers: dict[str, str],
     ) -> httpx2.Response:

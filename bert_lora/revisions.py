@@ -34,10 +34,10 @@ class Revisions:
         for name in names:
             self._of.pop(name, None)
 
-    def within(self, spelled: Iterable[str]) -> dict[str, int]:
-        """Of names in these, each a name, name@version, or a weighted sum of such."""
+    def within(self, spelled: Iterable[str | None]) -> dict[str, int]:
+        """Of names in these: each a name, name@version, a sum of such, or None for the base."""
         now = time.monotonic()
-        names = dict.fromkeys(name for text in spelled for name in NAME.findall(text))
+        names = dict.fromkeys(name for text in spelled for name in NAME.findall(text or ""))
         noted = {name: self._of[name] for name in names if name in self._of}
         return {name: revision for name, (revision, until) in noted.items() if until > now}
 
