@@ -110,9 +110,9 @@ class AsyncClient(AsyncCalls):
         query = put_query(options)
         with ExitStack() as made:
             file = await asyncio.to_thread(made.enter_context, upload_file(source))
-            answer = await self.pace.run(  # twice is as once
-                lambda: self._server.send("PUT", f"/adapters/{name}", file=file, query=query)
-            )
+            send = partial(self._server.send, "PUT", f"/adapters/{name}", file=file, query=query)
+            # Twice is as once, unless others change the name in between.
+            answer = await self.pace.run(send, lambda error: not is_unsure(error))
         return self._changed(name, answer)
 
     async def delete(self, name: str) -> None:
@@ -254,10 +254,16 @@ class AsyncClient(AsyncCalls):
         return adapter
 
 
+def is_unsure(error: BertLoraError) -> bool:
+    """Whether the server itself does not know if it made a change."""
+    return isinstance(error, Unavailable) and error.code == "change_unsure"
+
+
 def was_not_done(error: BertLoraError) -> bool:
     """Whether a change that ended so was certainly not made, so that it may be asked for again."""
-    if isinstance(error, Unavailable):
-        return error.status in (429, 503) and error.code != "change_unsure"
+    if isinstance(error, Unavailable):  # a proxy's own 503 may come after the server has made it
+        told = "error_type" in error.details and not is_unsure(error)
+        return error.status == 429 or (error.status == 503 and told)
     return isinstance(error, NotConnected)
 
 

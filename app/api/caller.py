@@ -50,21 +50,26 @@ async def caller_of(request: Request) -> Caller:
         asker=asker,
         address=request.client.host if request.client else "",
         labels=request.headers,
-        revisions=dict(map(_revision, _listed(request.headers.getlist(MIN_REVISION)))),
+        revisions=_revisions(request.headers.getlist(MIN_REVISION)),
         trace=state["trace"],
         change=change,
     )
 
 
-def _listed(values: list[str]) -> list[str]:
-    return [part.strip() for value in values for part in value.split(",")]
+def _revisions(values: list[str]) -> dict[str | None, int]:
+    """Of a name that is listed twice the later one."""
+    revisions: dict[str | None, int] = {}
+    for part in (part.strip() for value in values for part in value.split(",")):
+        name, revision = _revision(part)
+        revisions[name] = max(revision, revisions.get(name, 0))
+    return revisions
 
 
 def _revision(text: str) -> tuple[str | None, int]:
     """A name and its revision; None: of all names that are not listed."""
     name, equals, number = text.rpartition("=")
     whole = number.isascii() and number.isdigit() and len(number) <= 16
-    if whole and int(number) <= LARGEST and bool(name) == bool(equals):
+    if whole and int(number) <= LARGEST and (valid_name(name) if equals else not name):
         return name or None, int(number)
     raise invalid(MIN_REVISION, "is no revision, which is a whole number, and no list of name=7")
 

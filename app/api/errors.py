@@ -24,7 +24,7 @@ from app.api.upload_body import SourceMalformed, UnsupportedMedia
 from app.catalog.compositions import CompositionsFull
 from app.catalog.install import PreconditionFailed
 from app.catalog.merging import MergeMemoryFull, MergeNotShared
-from app.catalog.names import OlderThanAsked
+from app.catalog.pointer import OlderThanAsked
 from app.catalog.registry import UnknownAdapter, UnknownVersion
 from app.catalog.store import ChangeUnsure, StoreFull, StoreUnavailable
 from app.catalog.trials import NoTrial

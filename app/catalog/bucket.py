@@ -149,8 +149,11 @@ class Bucket:
 
     def overwrite(self, path: str, body: bytes) -> None:
         """Write the object, whatever is there."""
-        with self._errors(silences=False):
-            obstore.put(self._write, path, body)
+        with self._errors(asks=False):
+            try:
+                obstore.put(self._write, path, body)
+            except FileNotFoundError as error:  # no bucket
+                raise StoreUnavailable(self._in_words(error)) from None
 
     def delete(self, paths: list[str]) -> None:
         """Those that are not there are no error."""
@@ -187,7 +190,7 @@ class Bucket:
             to.write_bytes(b"")
         start, size = 0, 1
         while start < size:
-            with self._errors():
+            with self._errors(asks=False):
                 part, size = self._part(path, start)
             with cache_errors(), to.open("ab") as file:
                 file.write(part)
@@ -206,17 +209,17 @@ class Bucket:
 
     def upload(self, path: str, file: Path) -> None:
         """All or nothing."""
-        with self._errors():
+        with self._errors(asks=False):
             obstore.put(self._large, path, file, chunk_size=PART_BYTES, max_concurrency=PARTS)
 
     @contextmanager
-    def _errors(self, *, silences: bool = True) -> Iterator[None]:
+    def _errors(self, *, asks: bool = True) -> Iterator[None]:
         """Raises StoreUnavailable for whatever obstore raises and nobody has expected.
 
-        What it says is for the log: it has addresses in it. silences: whether a call that hangs
-        stands for the others.
+        What it says is for the log: it has addresses in it. asks: whether the call stands for all:
+        one that hangs silences the others. What is large, or written aside, stands for itself.
         """
-        self._refuse_while_silent()
+        self._refuse_while_silent(asks)
         started = time.monotonic()
         try:
             yield
@@ -224,7 +227,10 @@ class Bucket:
             self._silent_until = 0.0
             raise
         except (refused.BaseError, TimeoutError, ConnectionError, PermissionError) as error:
-            self._failed(error, hung=silences and time.monotonic() - started >= READ_S)
+            if asks:
+                hung = time.monotonic() - started >= READ_S
+                self._silent_until = time.monotonic() + PAUSE_S if hung else 0.0
+            self._say(error)
             raise StoreUnavailable(self._in_words(error)) from None
         self._silent_until = 0.0
 
@@ -234,18 +240,17 @@ class Bucket:
         missing = any(code in str(error) for code in NO_BUCKET)
         return f"no bucket is at {self.url}: make it, or mend STORE" if missing else SILENT
 
-    def _refuse_while_silent(self) -> None:
+    def _refuse_while_silent(self, asks: bool) -> None:
         with self._lock:
             now = time.monotonic()
             if now < self._silent_until:
                 raise StoreUnavailable(SILENT)
-            if self._silent_until:
+            if self._silent_until and asks:
                 self._silent_until = now + READ_S + PAUSE_S  # this call asks for all
 
-    def _failed(self, error: Exception, *, hung: bool) -> None:
+    def _say(self, error: Exception) -> None:
         with self._lock:
             now = time.monotonic()
-            self._silent_until = now + PAUSE_S if hung else 0.0
             if now - self._said_at < SAID_AGAIN_S:
                 return
             self._said_at = now

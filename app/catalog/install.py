@@ -29,9 +29,9 @@ from app.catalog.export import export
 from app.catalog.fetch import Fetcher, reason_of
 from app.catalog.fitting import with_fitting_trial
 from app.catalog.load import Loader, load_version, options_to_json, to_store
-from app.catalog.names import Names, OlderThanAsked
+from app.catalog.names import Names
 from app.catalog.open_store import receiving
-from app.catalog.pointer import Entry, Pointer, deleted, moved, now, staged
+from app.catalog.pointer import Entry, OlderThanAsked, Pointer, deleted, moved, now, staged
 from app.catalog.registry import Name, Registry, UnknownAdapter, find_version, version_before
 from app.catalog.store import Store, StoreUnavailable, content_version
 from app.catalog.stored_version import Changes, StoredVersion
@@ -220,9 +220,8 @@ class Installer:
 
     async def move(self, before: Pointer, after: Pointer, change: Change) -> Pointer:
         """As Store.move, off the event loop; the change has been made then."""
-        pointer = await self.fetcher.ask(self.store.move, before, after)
+        pointer = await self.names.move(before, after)
         change.done = True
-        self.names.moved_here(pointer.name)
         return pointer
 
     async def remove(self, name: str, precondition: Precondition, change: Change) -> int:

@@ -16,27 +16,22 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from app.adapters.refusals import AdapterRejected
+from app.catalog.absent import Absent
 from app.catalog.fetch import Fetcher
 from app.catalog.nearest import LONGEST
 from app.catalog.pointer import Pointer, valid_name
 from app.catalog.registry import Name, Registry
 from app.catalog.store import CacheUnusable, Moves, NameUnreadable, Store, StoreUnavailable
-from app.catalog.stored_names import READERS, WHOLE, StoredNames
+from app.catalog.stored_names import WHOLE, StoredNames
 
 log = logging.getLogger(__name__)
 EVERY_S = 1.0  # between two looks at what has moved
-ABSENT_S = 0.5  # for which a name that was not there is not looked for again
 TTL_S = 300.0  # then a name in use is read again: a server may end before it tells a move
 FORGOTTEN_S = 3_600.0  # after which a name that nobody asks for is known no more
 ASKERS = 16  # unknown names that are looked up at the same time
 MOST_ASKING = 128  # and that wait: somebody tries them out
 NEVER_READ = "-"  # no log's: all may have moved
 GONE = "what was stored about it is gone or damaged: PUT it again"
-MOST_ABSENT = 1_000  # names that are remembered for not being there
-
-
-class OlderThanAsked(Exception):
-    """The name has not reached the revision that a caller wants at least."""
 
 
 @dataclass(eq=False)
@@ -55,7 +50,7 @@ class Names:
     always: frozenset[str] = frozenset()  # learned whether they are there or not
     _epoch: str = ""
     _asking: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    _absent_until: dict[str, float] = field(default_factory=dict)
+    _absent: Absent = field(default_factory=Absent)
     _read_at: dict[str, float] = field(default_factory=dict)
     _moved: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     _waiting: set[str] = field(default_factory=set)  # what is in that queue
@@ -74,18 +69,13 @@ class Names:
             await self._look_if_needed(name, at_least)
             if holding is not None and self.unreachable is None:
                 await self._look_for(name, holding)
-        served = self.registry.get(name)
-        if served.pointer.revision < at_least:
-            raise OlderThanAsked(
-                f"{name} is at revision {served.pointer.revision}, and {at_least} is asked for"
-            )
-        return served
+        return self.registry.get(name, at_least)
 
     async def _look_if_needed(self, name: str, at_least: int) -> None:
         now = time.monotonic()
         for _ in range(2):  # a look that is under way may have begun too early
             served = self.registry.names.get(name)
-            if served is None and self._absent_until.get(name, 0.0) > now and not at_least:
+            if served is None and name in self._absent and not at_least:
                 return
             if served is not None and served.pointer.revision >= at_least:
                 if now - self._read_at.setdefault(name, now) > TTL_S:
@@ -106,8 +96,8 @@ class Names:
         served, digits = self.registry.names.get(name), prefix[:LONGEST].lower()
         key = f"{name}@{digits}"
         known = served is None or any(e.version.startswith(digits) for e in served.pointer.history)
-        if not known and self._absent_until.get(key, 0.0) <= time.monotonic():
-            self._remember_absent(key)
+        if not known and key not in self._absent:
+            self._absent.add(key)
             await asyncio.shield(self._begin(name))
 
     async def look(self, name: str) -> Pointer:
@@ -123,10 +113,15 @@ class Names:
             self.registry.remove(name)
         return pointer
 
-    def moved_here(self, name: str) -> None:
-        """This server has moved it. Another may have since, which may have been seen before."""
-        if self.store.shared:
-            self._read_soon(name)
+    async def move(self, before: Pointer, after: Pointer) -> Pointer:
+        """As Store.move. Then it is read again: another server may have moved it since, which may
+        have been seen before; and of an unsure move it is not known whether it was made.
+        """
+        try:
+            return await self.fetcher.ask(self.store.move, before, after)
+        finally:
+            if self.store.shared:
+                self._read_soon(after.name)
 
     def _begin(self, name: str) -> asyncio.Task[None]:
         """One look for all who wait for it. Raises StoreUnavailable where there are too many."""
@@ -172,7 +167,7 @@ class Names:
             self.registry.remove(name)
             if before is not None and not pointer.revision:
                 self.registry.broken[name] = GONE
-            self._remember_absent(name)
+            self._absent.add(name)
             return True
         report = await self.fetcher.ask(self.fetcher.stored_report, pointer.version)
         if before is not None and before.digest in self.registry.residents:
@@ -186,12 +181,6 @@ class Names:
         else:
             self.fetcher.point(pointer, report)
         return True
-
-    def _remember_absent(self, name: str) -> None:
-        now = time.monotonic()
-        if len(self._absent_until) >= MOST_ABSENT:
-            self._absent_until = {n: t for n, t in self._absent_until.items() if t > now}
-        self._absent_until[name] = now + ABSENT_S
 
     def begin(self, stored: StoredNames) -> None:
         """From what a start has read of a shared store."""
@@ -208,8 +197,7 @@ class Names:
         A version that takes long to come holds up the names that wait for it, and no other.
         """
         async with asyncio.TaskGroup() as readers:
-            for _ in range(READERS):
-                readers.create_task(self._read_moved())
+            readers.create_task(self._read_moved(readers))
             while True:
                 await self._see_what_moved()
                 self._forget_unused()
@@ -240,10 +228,10 @@ class Names:
         if moves.names is None:
             page = await self.fetcher.ask(self.store.names)
             self.whole = len(page) <= WHOLE
-            self._absent_until.clear()
+            self._absent.clear()
             return known.union(page if self.whole else ())
         for name in moves.names:
-            self._absent_until.pop(name, None)
+            self._absent.forget(name)
         names = set(moves.names if self.whole else moves.names & known)
         self.whole = self.whole and len(known | names) <= WHOLE
         return names
@@ -265,20 +253,23 @@ class Names:
             self._waiting.add(name)
             self._moved.put_nowait(name)
 
-    async def _read_moved(self) -> None:
-        """One after the other, until cancelled."""
+    async def _read_moved(self, readers: asyncio.TaskGroup) -> None:
+        """Each by itself, until cancelled."""
         while True:
             name = await self._moved.get()
             self._waiting.discard(name)  # if it moves again from here on, it waits again
-            try:
-                await self._look(name)
-            except NameUnreadable as error:
-                self._leave(name, error)
-            except StoreUnavailable:
-                await asyncio.sleep(EVERY_S)
-                self._read_soon(name)
-            except Exception:  # one name must not keep the others from being followed
-                log.exception("the name %(name)s cannot be followed", {"name": name})
+            readers.create_task(self._read_again(name))
+
+    async def _read_again(self, name: str) -> None:
+        try:
+            await self._look(name)
+        except NameUnreadable as error:
+            self._leave(name, error)
+        except StoreUnavailable:
+            await asyncio.sleep(EVERY_S)
+            self._read_soon(name)
+        except Exception:  # one name must not keep the others from being followed
+            log.exception("the name %(name)s cannot be followed", {"name": name})
 
     def _leave(self, name: str, error: NameUnreadable) -> None:
         """What a newer server has moved is no more what is known; what is damaged may be."""

@@ -150,7 +150,7 @@ class ObjectNames:
             tag = self._bucket.put(FOLDER + name, body, current.tag)
         except (Conflict, StoreUnavailable) as error:
             self._known.pop(name, None)
-            current = self._read_again(name, error)
+            current = self._read_again(name)
             if current.writer != after.writer and isinstance(error, StoreUnavailable):
                 if current.pointer.revision == after.pointer.revision:  # it is another's
                     raise StaleRevision(name) from None
@@ -159,12 +159,12 @@ class ObjectNames:
         self._known[name] = replace(after, tag=tag)
         return True
 
-    def _read_again(self, name: str, error: Exception) -> _Found:
-        """After a write that ended so."""
+    def _read_again(self, name: str) -> _Found:
+        """After a write that failed; also a refused one may have met itself."""
         try:
             return self._read(name)
-        except StoreUnavailable as unread:
-            raise (unread if isinstance(error, Conflict) else ChangeUnsure(UNSURE)) from None
+        except StoreUnavailable:
+            raise ChangeUnsure(UNSURE) from None
 
     def held_versions(self) -> set[str] | None:
         """All that any name holds; None where a name cannot be read, which may hold any of them.

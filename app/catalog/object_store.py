@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ from app.catalog.workspace import Workspace
 log = logging.getLogger(__name__)
 OPTIONS, REPORT = "options.json", "report.json"
 FLUSHED = 8  # waiting records of the audit, each time: nobody waits for more
+LATE_S = (3.0, 10.0, 30.0)  # after which a move that may be made late is told again
 SAFE_S = 20.0  # a commit this old is renewed before a name moves to it: well within any grace
 
 
@@ -195,6 +197,12 @@ class ObjectStore(Store):
         self._renew(after.versions - seen.versions)
         try:
             pointer = self._names.move(seen, after)
+        except ChangeUnsure:
+            for seconds in LATE_S:
+                again = threading.Timer(seconds, self._log.write, [after.name])
+                again.daemon = True
+                again.start()
+            raise
         finally:
             self._log.write(after.name)  # also of a move that may have been made
         try:

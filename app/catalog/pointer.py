@@ -24,6 +24,10 @@ RETIRED = {"merge"}  # fields of format 1 that mean nothing any more
 How = Literal["put", "folder", "rollback", "promote", "stage"]
 
 
+class OlderThanAsked(Exception):
+    """The name has not reached the revision that a caller wants at least."""
+
+
 class NewerPointer(Exception):
     """The JSON is whole and holds what this server does not know: it must not be written over."""
 

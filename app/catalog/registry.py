@@ -14,7 +14,7 @@ from datetime import datetime
 
 from app.adapters.report import Report
 from app.catalog.nearest import LONGEST, Nearest
-from app.catalog.pointer import Entry, Pointer, current_index
+from app.catalog.pointer import Entry, OlderThanAsked, Pointer, current_index
 from app.catalog.residents import Residents
 from app.catalog.stored_version import StoredVersion
 
@@ -140,13 +140,17 @@ class Registry:
             while len(self._old) > OLD_VERSIONS:
                 self.residents.drop(self._old.popitem(last=False)[0])
 
-    def get(self, name: str) -> Name:
-        """Raises UnknownAdapter."""
+    def get(self, name: str, at_least: int = 0) -> Name:
+        """Raises UnknownAdapter; OlderThanAsked below revision `at_least`."""
         served = self.names.get(name)
         if served is None:
             why = self.not_served.get(name)
             nearest = self.nearest.to(name, self.names)
             raise UnknownAdapter(name, nearest, why and f"{name} is there but not served: {why}")
+        if served.pointer.revision < at_least:
+            raise OlderThanAsked(
+                f"{name} is at revision {served.pointer.revision}, and {at_least} is asked for"
+            )
         return served
 
     def holds(self, name: Name, prefix: str | None = None) -> bool:

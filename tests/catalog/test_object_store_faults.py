@@ -18,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from app.catalog.bucket import Conflict
 from app.catalog.object_store import ObjectStore
 from app.catalog.pointer import Entry, Pointer, deleted, moved, now
 from app.catalog.store import (
@@ -388,12 +390,13 @@ def test_what_was_cut_or_changed_on_its_way_is_not_served(
     assert read_two_files(failing.straight) == TWO_FILES
 
 
+@pytest.mark.parametrize("status", [503, 404])
 def test_a_record_that_the_bucket_did_not_take_is_in_the_audit_once_it_answers(
-    failing: Failing,
+    failing: Failing, status: int
 ) -> None:
     store = failing.stores[0]
     store.append_audit({"n": 0})
-    with failing.proxy.failing(Fault("error", "PUT", "audit/", status=503)):
+    with failing.proxy.failing(Fault("error", "PUT", "audit/", status=status)):
         for n in (1, 2):
             with pytest.raises(StoreUnavailable):
                 store.append_audit({"n": n})
@@ -415,10 +418,12 @@ def test_a_cache_that_was_emptied_by_hand_goes_on(failing: Failing) -> None:
     commit(store, b"x")
 
 
+@pytest.mark.parametrize("met_itself", [False, True])
 def test_a_move_that_may_have_been_made_is_told_as_such(
-    failing: Failing, monkeypatch: pytest.MonkeyPatch
+    failing: Failing, monkeypatch: pytest.MonkeyPatch, met_itself: bool
 ) -> None:
-    """The bucket does it, its answer is lost, and then it cannot be asked: it was made."""
+    """The bucket does it, its answer is lost, and then it cannot be asked: it was made. So it was
+    where the write came twice, and the second one is refused."""
     store, version = failing.stores[0], commit(failing.straight, b"x")
     assert isinstance(store, ObjectStore)
     before, names, put = point(store, "x", version), store._names, store._names._bucket.put
@@ -429,6 +434,8 @@ def test_a_move_that_may_have_been_made_is_told_as_such(
     def lost(*args: Any) -> None:
         put(*args)
         monkeypatch.setattr(names, "_read", down)
+        if met_itself:
+            raise Conflict("names/x")
         down()
 
     monkeypatch.setattr(names._bucket, "put", lost)
@@ -442,6 +449,24 @@ def test_a_move_that_may_have_been_made_is_told_as_such(
 
 def audited(store: Store) -> list[int]:
     return [record["n"] for record in store.read_audit("", 9, lambda _: True)]
+
+
+def test_downloads_that_hang_stand_for_themselves(failing: Failing) -> None:
+    """Each is given up, and meanwhile and afterwards the bucket is asked as ever."""
+    store = failing.stores[0]
+    commit_two_files(failing.straight)
+    point(failing.straight, "x", commit(failing.straight, b"x"))
+    with (
+        failing.proxy.failing(Fault("hung", "GET", "files/")),
+        patch("app.catalog.bucket.READ_S", 0.5),  # what hangs longer silences the others
+        ThreadPoolExecutor(1) as pool,
+    ):
+        hanging = pool.submit(store.folder, TWO_FILES_VERSION)
+        while not hanging.done():
+            assert store.look("x").revision == 1
+            time.sleep(0.05)
+        assert isinstance(hanging.exception(), StoreUnavailable)
+        assert store.look("x").revision == 1
 
 
 def test_while_the_audit_hangs_what_has_moved_is_told(failing: Failing) -> None:

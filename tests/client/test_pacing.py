@@ -215,6 +215,8 @@ def test_a_change_is_asked_for_again_only_where_it_was_certainly_not_made() -> N
     assert was_not_done(told(503, "store_unavailable"))
     assert was_not_done(told(429, "overloaded"))
     assert was_not_done(NotConnected("no server"))
+    assert was_not_done(refused(429, {}))  # a proxy's: the server has not seen it
+    assert not was_not_done(refused(503, {}))  # a proxy's, when the server goes away in the middle
     assert not was_not_done(told(503, "change_unsure"))
     assert not was_not_done(told(504, "deadline_exceeded"))
     assert not was_not_done(Unreachable("the connection was lost"))

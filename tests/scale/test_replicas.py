@@ -76,8 +76,26 @@ def test_another_version_is_served_there_soon_and_at_once_to_who_asks_for_its_re
 @pytest.mark.parametrize(
     ("wish", "status"),
     [("1", 200), ("99", 412), ("listed=1", 200), ("listed=99", 412), ("other=99", 200)]
-    + [("99, listed=1", 200), ("other=1,listed=99", 412), ("listed=1, 99", 200)]
-    + [(wrong, 422) for wrong in ("one", "=1", "listed=", "listed=1,", "a=b", "-1", "1" * 17)],
+    + [
+        ("99, listed=1", 200),
+        ("other=1,listed=99", 412),
+        ("listed=1, 99", 200),
+        ("listed=99, listed=1", 412),
+    ]
+    + [
+        (wrong, 422)
+        for wrong in (
+            "one",
+            "=1",
+            "LISTED=1",
+            "listed@1=1",
+            "listed=",
+            "listed=1,",
+            "a=b",
+            "-1",
+            "1" * 17,
+        )
+    ],
 )
 def test_a_name_is_asked_for_at_its_own_revision_or_at_that_of_all_others(
     adapters: Adapters, here: httpx.Client, wish: str, status: int
@@ -464,6 +482,43 @@ def test_what_others_move_is_seen_while_many_versions_are_on_their_way(
         asked = fleet.proxies[1].counts["GET", "files"]
         assert 0 < asked <= len(cold)  # so that none has its second file yet
         assert {one.result().status_code for one in coming} == {200}
+
+
+def test_a_change_that_is_made_after_its_503_is_seen_at_both(
+    adapters: Adapters, fleet: Fleet, here: httpx.Client, there: httpx.Client
+) -> None:
+    """Whoever looks before they repeat it must see it."""
+    for i in (0, 1):
+        adapters.put(here, "late", i)
+    check(ask(there, "late"), adapters)
+    with fleet.proxies[1].failing(Fault("late", "PUT", "names/", seconds=12)):
+        unsure = there.post("/adapters/late/rollback", timeout=30)
+    assert (unsure.status_code, unsure.json()["error_type"]) == (503, "change_unsure")
+    for server in (there, here):
+        assert eventually(lambda at=server: at.get("/adapters/late").json()["revision"] == 3)
+
+
+def test_names_whose_new_versions_take_long_hold_up_no_other(
+    tiny_bert: Path,
+    adapters: Adapters,
+    fleet: Fleet,
+    here: httpx.Client,
+    there: httpx.Client,
+    tmp_path: Path,
+) -> None:
+    """More than there are threads for: they go on with what they have."""
+    slow = [f"moving{i}" for i in range(40)]
+    for name in (*slow, "leaves"):
+        adapters.put(here, name, 0)
+        check(ask(there, name), adapters)
+    new = make_adapter(tiny_bert, tmp_path / "new", 900)
+    with fleet.proxies[1].failing(Fault("slow", "GET", "files/", seconds=30)):
+        for name in slow:
+            here.put(f"/adapters/{name}", files=files_of(new)).raise_for_status()
+        time.sleep(2.5)  # all of them have been seen to move
+        assert here.delete("/adapters/leaves").status_code == 204
+        assert eventually(lambda: ask(there, "leaves").status_code == 404, within_s=8)
+        assert {ask(there, name).status_code for name in slow} == {200}
 
 
 def test_labels_for_a_name_that_others_move_are_a_new_version_of_what_it_has_become(
