@@ -35,7 +35,8 @@ Action = Literal[
     "folder",
     "folder_gone",
 ]
-Outcome = Literal["changed", "unchanged", "refused"]
+Outcome = Literal["changed", "unchanged", "refused", "unsure"]
+UNSURE = "change_unsure"  # the error type of a change of which nobody knows if it was made
 
 
 @dataclass(eq=False)
@@ -61,7 +62,9 @@ class Change:
 
     def record(self, error_type: str | None) -> Json:
         """As the log and the audit have it."""
-        outcome: Outcome = "changed" if self.done else "refused" if error_type else "unchanged"
+        outcome: Outcome = "changed" if self.done else "unchanged"
+        if not self.done and error_type is not None:
+            outcome = "unsure" if error_type == UNSURE else "refused"
         return {
             "action": self.action,
             "name": self.name,
@@ -88,7 +91,7 @@ def write_down(
     reason: of a refusal, for the log.
     """
     record = change.record(error_type)
-    if record["outcome"] == "refused":
+    if record["outcome"] in ("refused", "unsure"):
         log.warning(LINE + REFUSED + REQUEST, record | {"reason": reason})
     else:
         log.info(LINE + REQUEST, record)

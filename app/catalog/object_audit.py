@@ -44,6 +44,8 @@ class ObjectAudit:
         id_ = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
         path, body = _path(id_), json.dumps({"id": id_, **record}).encode()
         try:
+            if self._flushing is not None and not self._flushing.done():  # perhaps it hangs
+                raise StoreUnavailable("earlier records are being written")
             self._bucket.overwrite(path, body)
         except StoreUnavailable:
             self._waiting.append((path, body))

@@ -494,6 +494,12 @@ def test_a_change_that_is_made_after_its_503_is_seen_at_both(
     with fleet.proxies[1].failing(Fault("late", "PUT", "names/", seconds=12)):
         unsure = there.post("/adapters/late/rollback", timeout=30)
     assert (unsure.status_code, unsure.json()["error_type"]) == (503, "change_unsure")
+
+    def newest() -> str:
+        audit = here.get("/audit", params={"name": "late", "limit": 1}).json()
+        return str(audit["records"][0]["outcome"])
+
+    assert eventually(lambda: newest() == "unsure")
     for server in (there, here):
         assert eventually(lambda at=server: at.get("/adapters/late").json()["revision"] == 3)
 
