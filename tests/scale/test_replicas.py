@@ -489,19 +489,19 @@ def test_a_change_that_is_made_after_its_503_is_seen_at_both(
 ) -> None:
     """Whoever looks before they repeat it must see it."""
     for i in (0, 1):
-        adapters.put(here, "late", i)
-    check(ask(there, "late"), adapters)
+        adapters.put(here, "made-late", i)
+    check(ask(there, "made-late"), adapters)
     with fleet.proxies[1].failing(Fault("late", "PUT", "names/", seconds=12)):
-        unsure = there.post("/adapters/late/rollback", timeout=30)
+        unsure = there.post("/adapters/made-late/rollback", timeout=30)
     assert (unsure.status_code, unsure.json()["error_type"]) == (503, "change_unsure")
 
     def newest() -> str:
-        audit = here.get("/audit", params={"name": "late", "limit": 1}).json()
+        audit = here.get("/audit", params={"name": "made-late", "limit": 1}).json()
         return str(audit["records"][0]["outcome"])
 
     assert eventually(lambda: newest() == "unsure")
     for server in (there, here):
-        assert eventually(lambda at=server: at.get("/adapters/late").json()["revision"] == 3)
+        assert eventually(lambda at=server: at.get("/adapters/made-late").json()["revision"] == 3)
 
 
 def test_names_whose_new_versions_take_long_hold_up_no_other(
@@ -514,7 +514,7 @@ def test_names_whose_new_versions_take_long_hold_up_no_other(
 ) -> None:
     """More than there are threads for: they go on with what they have."""
     slow = [f"moving{i}" for i in range(40)]
-    for name in (*slow, "leaves"):
+    for name in (*slow, "leaves-soon"):
         adapters.put(here, name, 0)
         check(ask(there, name), adapters)
     new = make_adapter(tiny_bert, tmp_path / "new", 900)
@@ -522,8 +522,8 @@ def test_names_whose_new_versions_take_long_hold_up_no_other(
         for name in slow:
             here.put(f"/adapters/{name}", files=files_of(new)).raise_for_status()
         time.sleep(2.5)  # all of them have been seen to move
-        assert here.delete("/adapters/leaves").status_code == 204
-        assert eventually(lambda: ask(there, "leaves").status_code == 404, within_s=8)
+        assert here.delete("/adapters/leaves-soon").status_code == 204
+        assert eventually(lambda: ask(there, "leaves-soon").status_code == 404, within_s=8)
         assert {ask(there, name).status_code for name in slow} == {200}
 
 
