@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from bert_lora import AsyncClient, Client, Conflict, NotFound, Unreadable
+from bert_lora import AsyncClient, Client, Conflict, NotFound, Unavailable, Unreadable
+from bert_lora.errors import refused
 from tests.api.test_tutorial import trained
 from tests.client.conftest import Served
 from tests.oracles import (
@@ -178,3 +180,24 @@ def test_a_store_that_has_gone_back_is_not_held_against_the_server(
         ask()
         assert client.core._revisions.within(["back"]) == {}
     assert np.array_equal(client.embed(TEXTS, adapter="back"), wanted)
+
+
+@pytest.mark.parametrize(("error_type", "times"), [("change_unsure", 1), ("store_unavailable", 2)])
+def test_an_upload_is_repeated_unless_it_may_have_been_made(
+    served: Served, client: Client, monkeypatch: pytest.MonkeyPatch, error_type: str, times: int
+) -> None:
+    """Others may have changed the name in between: a repetition would undo that."""
+    assert isinstance(client.core, AsyncClient)
+    server, send, seen = client.core._server, client.core._server.send, []
+
+    async def refuses_first(*args: Any, **more: Any) -> Any:
+        seen.append(args)
+        if len(seen) == 1:
+            raise refused(503, {"error_type": error_type, "error": "?"})
+        return await send(*args, **more)
+
+    client.get("rank")  # the server is known, and waited for
+    monkeypatch.setattr(server, "send", refuses_first)
+    with contextlib.nullcontext() if times == 2 else pytest.raises(Unavailable):
+        client.put("again", served.folders["rank"])
+    assert len(seen) == times
