@@ -22,7 +22,7 @@ from app.catalog.nearest import LONGEST
 from app.catalog.pointer import Pointer, valid_name
 from app.catalog.registry import Name, Registry
 from app.catalog.store import CacheUnusable, Moves, NameUnreadable, Store, StoreUnavailable
-from app.catalog.stored_names import WHOLE, StoredNames
+from app.catalog.stored_names import READERS, WHOLE, StoredNames
 
 log = logging.getLogger(__name__)
 EVERY_S = 1.0  # between two looks at what has moved
@@ -53,10 +53,14 @@ class Names:
     _absent: Absent = field(default_factory=Absent)
     _read_at: dict[str, float] = field(default_factory=dict)
     _moved: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    _back: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: set[str] = field(default_factory=set)  # what is in that queue
     # Threads apart: what strangers ask for delays neither moves nor the looks at them.
     _askers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(ASKERS, "ask"))
     _poller: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "moves"))
+    _readers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(READERS, "look")
+    )
 
     async def get(self, name: str, at_least: int = 0, holding: str | None = None) -> Name:
         """The name, at a revision of `at_least` or a later one.
@@ -138,11 +142,11 @@ class Names:
         if not looking.cancelled():
             looking.exception()  # whoever waits has it; nobody need wait
 
-    async def _look(self, name: str, threads: ThreadPoolExecutor | None = None) -> None:
+    async def _look(self, name: str, threads: ThreadPoolExecutor) -> None:
         """Make the registry know what the store says, unless this server moves the name meanwhile:
-        then look again. Raises StoreUnavailable. threads: None: the fetcher's.
+        then look again. Raises StoreUnavailable.
         """
-        loop, threads = asyncio.get_running_loop(), threads or self.fetcher.threads
+        loop = asyncio.get_running_loop()
         while True:
             before = self.registry.names.get(name)
             seen = before.pointer if before else None
@@ -262,11 +266,13 @@ class Names:
 
     async def _read_again(self, name: str) -> None:
         try:
-            await self._look(name)
+            await self._look(name, self._readers)
         except NameUnreadable as error:
             self._leave(name, error)
         except StoreUnavailable:
             await asyncio.sleep(EVERY_S)
+            if self.unreachable is not None:  # of thousands none asks before it answers again
+                await self._back.wait()
             self._read_soon(name)
         except Exception:  # one name must not keep the others from being followed
             log.exception("the name %(name)s cannot be followed", {"name": name})
@@ -282,9 +288,11 @@ class Names:
         if self.unreachable is None:
             log.error("what is known is served, and nothing else: %(why)s", {"why": why})
         self.unreachable = why
+        self._back.clear()
 
     def _found(self) -> None:
         if self.unreachable is not None:
             log.info("the store answers again")
             self._read_at = dict.fromkeys(self._read_at, time.monotonic())  # else all are forgotten
         self.unreachable, self.met = None, True
+        self._back.set()

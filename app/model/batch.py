@@ -129,10 +129,8 @@ class Batch:
         """0, then where each sequence ends; in a bucket as many as fit in it, and the padding's."""
         ends, bucket = [*self.starts, self.tokens], self.bucket
         if bucket is not None:
-            left, padding = (
-                bucket.sequences + bucket.spare - len(self.starts),
-                bucket.tokens - self.tokens,
-            )
+            left = bucket.sequences + bucket.spare - len(self.starts)
+            padding = bucket.tokens - self.tokens
             ends += [self.tokens + padding * (i + 1) // left for i in range(left)]
         return ends
 

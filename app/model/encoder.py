@@ -47,7 +47,7 @@ class Encoder:
 
     version: the base itself, for sequences that no adapter changes; its digest is sha256 over every
     parameter and buffer at load. max_length: tokens per sequence. slow_paths: see FastPaths.slow.
-    graphs: on a GPU, for few texts.
+    graphs: on a GPU.
     """
 
     files: BaseFiles
